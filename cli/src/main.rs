@@ -1,0 +1,2 @@
+//! The globalfs command.
+fn main() {}

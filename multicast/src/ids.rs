@@ -1,0 +1,146 @@
+//! Identities that every crate shares. Each is a newtype: an index of one kind never passes for another.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A replica group: the replicas that order and hold one part of the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct GroupId(pub u16);
+
+impl GroupId {
+    /// The group that holds the root directory.
+    pub const GLOBAL: GroupId = GroupId(0);
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "g{}", self.0)
+    }
+}
+
+/// One member of a group, unique in the cluster's life for its group: it is the number of the node that hosts it, and a
+/// node whose disk was lost comes back under a new number (a voter that forgot its promises must not vote again).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReplicaId(pub u32);
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "r{}", self.0)
+    }
+}
+
+/// A Paxos round. Totally ordered; durable before it is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Ballot {
+    /// The round; higher wins.
+    pub round: u64,
+    /// Breaks ties between voters that chose the same round. `None` only in the ballot before the first.
+    pub owner: Option<ReplicaId>,
+}
+
+/// A slot in one group's log, from 1, dense. Zero is "before the first entry".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LogIndex(pub u64);
+
+impl LogIndex {
+    /// Before the first entry.
+    pub const ZERO: LogIndex = LogIndex(0);
+
+    /// The slot after this one.
+    #[must_use]
+    pub fn next(self) -> LogIndex {
+        LogIndex(self.0 + 1)
+    }
+}
+
+impl fmt::Display for LogIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A group's proposal for a command's place in the order (Skeen 1985); the final one is the maximum over destinations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Timestamp(pub u64);
+
+/// A client's session: drawn at random by the client (64 bits), registered in a group by a logged command before use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionId(pub u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// What makes a command execute exactly once: its session and the session's own counter, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CommandId {
+    /// Who asked.
+    pub session: SessionId,
+    /// The how-manieth command of that session, over all groups.
+    pub sequence: u64,
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.session, self.sequence)
+    }
+}
+
+/// "Has seen": group → log index. A missing group stands for index zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VectorClock(BTreeMap<GroupId, LogIndex>);
+
+impl VectorClock {
+    /// A clock that has seen nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How far this clock has seen `group`'s log.
+    #[must_use]
+    pub fn index(&self, group: GroupId) -> LogIndex {
+        self.0.get(&group).copied().unwrap_or(LogIndex::ZERO)
+    }
+
+    /// Notes that `group`'s log has been seen up to `index`; never goes back. True if that was news.
+    pub fn advance(&mut self, group: GroupId, index: LogIndex) -> bool {
+        if index <= self.index(group) {
+            return false;
+        }
+        self.0.insert(group, index);
+        true
+    }
+
+    /// Takes the larger index of each group.
+    pub fn merge(&mut self, other: &VectorClock) {
+        for (&group, &index) in &other.0 {
+            self.advance(group, index);
+        }
+    }
+
+    /// True if this clock has seen all that `other` has.
+    #[must_use]
+    pub fn covers(&self, other: &VectorClock) -> bool {
+        other.0.iter().all(|(&group, &index)| self.index(group) >= index)
+    }
+
+    /// The components, by group.
+    pub fn iter(&self) -> impl Iterator<Item = (GroupId, LogIndex)> + '_ {
+        self.0.iter().map(|(&group, &index)| (group, index))
+    }
+}
+
+impl FromIterator<(GroupId, LogIndex)> for VectorClock {
+    fn from_iter<T: IntoIterator<Item = (GroupId, LogIndex)>>(components: T) -> Self {
+        let mut clock = VectorClock::new();
+        for (group, index) in components {
+            clock.advance(group, index);
+        }
+        clock
+    }
+}

@@ -1,0 +1,33 @@
+//! Bytes and connections, no meaning: QUIC with mutual TLS from one cluster's own authority, ordered
+//! channels of frames, links that reconnect, and emulation of wide-area distances.
+//!
+//! * [`pki`]: the cluster's authority and the certificates of nodes and clients.
+//! * [`Endpoint`]: one UDP socket that dials nodes and accepts whoever the authority vouches for.
+//! * A channel ([`FrameSender`], [`FrameReceiver`]): one bidirectional stream of length-prefixed frames,
+//!   in order, bounded on both sides.
+//! * [`PeerLink`]: a channel to one node that is kept alive; sending never blocks.
+//! * [`rpc`]: request ids over a channel. [`codec`]: versioned postcard with a limit.
+//! * [`wan`]: delays, jitter, loss and cuts between regions, changed while the processes run.
+//!
+//! Nothing here knows what a frame means, and nothing a peer sends can make it panic or grow without bound.
+
+pub mod codec;
+pub mod pki;
+pub mod rpc;
+pub mod wan;
+
+mod channel;
+mod endpoint;
+mod error;
+mod frame;
+mod hello;
+mod link;
+mod socket;
+mod tls;
+
+pub use channel::{FrameReceiver, FrameSender, TrySendError};
+pub use endpoint::{Connection, Endpoint, EndpointConfig, Incoming, Limits, Tuning};
+pub use error::{Error, ErrorClass, Result};
+pub use hello::{ChannelKind, WIRE_VERSION};
+pub use link::{LinkConfig, LinkReceiver, LinkStatus, PeerLink};
+pub use pki::{ClusterCa, Fingerprint, Identity, PeerName, Role};
