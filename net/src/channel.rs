@@ -75,8 +75,7 @@ impl FrameSender {
             senders: 1,
             closed: None,
         };
-        let shared =
-            Arc::new(Shared { queue: Mutex::new(queue), work: Notify::new(), space: Notify::new(), limits });
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), work: Notify::new(), space: Notify::new(), limits });
         tokio::spawn(write(shared.clone(), stream, first));
         FrameSender { shared }
     }
@@ -231,11 +230,11 @@ async fn write_batches(shared: &Shared, stream: &mut SendStream, first: Bytes) -
             }
             Work::Wait => tokio::select! {
                 () = shared.work.notified() => {}
-                stopped = &mut stopped => return match stopped {
-                    Ok(code) => Err(WriteError::Stopped(code.unwrap_or_default())),
-                    Err(quinn::StoppedError::ConnectionLost(error)) => Err(WriteError::ConnectionLost(error)),
-                    Err(quinn::StoppedError::ZeroRttRejected) => Err(WriteError::ZeroRttRejected),
-                },
+                stopped = &mut stopped => {
+                    return Err(stopped.map_or_else(WriteError::from, |code| {
+                        WriteError::Stopped(code.unwrap_or_default())
+                    }));
+                }
             },
             Work::Finish => return Ok(()),
         }

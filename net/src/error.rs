@@ -109,11 +109,9 @@ impl Error {
     /// What to do about it.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Error::Connect { .. }
-            | Error::Resolve { .. }
-            | Error::Lost(_)
-            | Error::Timeout { .. }
-            | Error::Full(_) => ErrorClass::Retry,
+            Error::Connect { .. } | Error::Resolve { .. } | Error::Lost(_) | Error::Timeout { .. } | Error::Full(_) => {
+                ErrorClass::Retry
+            }
             Error::File { .. }
             | Error::BadFile { .. }
             | Error::Invalid(_)
@@ -121,9 +119,7 @@ impl Error {
             | Error::Tls(_)
             | Error::Socket { .. }
             | Error::Encode(_) => ErrorClass::Caller,
-            Error::Refused(_) | Error::FrameTooLong { .. } | Error::Protocol(_) | Error::Decode(_) => {
-                ErrorClass::Peer
-            }
+            Error::Refused(_) | Error::FrameTooLong { .. } | Error::Protocol(_) | Error::Decode(_) => ErrorClass::Peer,
         }
     }
 }

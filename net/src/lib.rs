@@ -31,3 +31,10 @@ pub use error::{Error, ErrorClass, Result};
 pub use hello::{ChannelKind, WIRE_VERSION};
 pub use link::{LinkConfig, LinkReceiver, LinkStatus, PeerLink};
 pub use pki::{ClusterCa, Fingerprint, Identity, PeerName, Role};
+
+/// A well-mixed function of a counter: enough randomness for pauses and emulated losses.
+pub(crate) fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}

@@ -12,7 +12,10 @@ use rustls::{
 };
 use rustls_pki_types::{ServerName, UnixTime};
 
-use crate::{Error, Result, pki::{Identity, Role}};
+use crate::{
+    Error, Result,
+    pki::{Identity, Role},
+};
 
 const ALPN: &[u8] = b"globalfs/1";
 
