@@ -21,6 +21,7 @@ mod fetch;
 mod folder;
 mod id;
 mod link;
+mod lru;
 mod store;
 mod uploader;
 

@@ -1,0 +1,1 @@
+//! Buckets with faults, for tests.
