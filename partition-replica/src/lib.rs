@@ -1,1 +1,19 @@
-//! placeholder
+//! A GlobalFS node: the replicas of several groups over one write-ahead log and one state store, the server that answers
+//! clients' updates and reads, and the streams that keep clients' caches right.
+//!
+//! * [`Node`], [`NodeConfig`], [`NodeStatus`]: all that a process needs to run one.
+//! * `storage`: the log shared by the node's groups, and RocksDB (named nowhere else).
+//! * `group`: one thread per replica that owns the ordering core and the namespace.
+//! * `server`: peers' and clients' channels, sessions, reads, invalidation streams.
+
+pub mod config;
+pub mod error;
+pub mod status;
+pub mod storage;
+
+mod node;
+
+pub use config::{GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
+pub use error::{Error, ErrorClass, Result};
+pub use node::Node;
+pub use status::{GroupStatus, NodeStatus, StorageStatus, UnfinishedStatus};

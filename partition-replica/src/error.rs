@@ -1,0 +1,114 @@
+//! The crate's one error type, sorted by what the caller should do.
+
+use std::io;
+use std::path::PathBuf;
+
+use multicast::ids::GroupId;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a node cannot start or cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process works on the data directory.
+    #[error("{}: another node process is running on this data directory", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The data directory belongs to another node or cluster, or has another format.
+    #[error("{}: {problem}", path.display())]
+    ForeignData {
+        /// The directory.
+        path: PathBuf,
+        /// What differs.
+        problem: String,
+    },
+    /// What is on disk is not what was written.
+    #[error("{file} at offset {offset}: {problem}; restore this node from its peers under a new number")]
+    Corrupt {
+        /// The file.
+        file: String,
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A write to the log or its flush failed: what is on disk is not known any more, so the node must not go on.
+    #[error("the write-ahead log failed at {file}: {source}")]
+    LogFailed {
+        /// The file.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state store failed.
+    #[error("the state store failed: {0}")]
+    State(String),
+    /// The state of a group makes no sense.
+    #[error("the state of group {group} is damaged: {problem}")]
+    DamagedState {
+        /// The group.
+        group: GroupId,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The configuration makes no sense.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// The network layer refused.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// A thread could not be started.
+    #[error("starting {what}: {source}")]
+    Thread {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// What a caller should do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// Try again later.
+    Retry,
+    /// The caller's settings or files are at fault.
+    Caller,
+    /// Data are damaged: a human must look.
+    Corrupt,
+    /// This process must end; a restart recovers.
+    Fatal,
+}
+
+impl Error {
+    /// What to do about it.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Error::Locked { .. } | Error::Stopping => ErrorClass::Retry,
+            Error::File { .. } | Error::ForeignData { .. } | Error::Config(_) | Error::Net(_) => ErrorClass::Caller,
+            Error::Corrupt { .. } | Error::DamagedState { .. } => ErrorClass::Corrupt,
+            Error::LogFailed { .. } | Error::State(_) | Error::Thread { .. } => ErrorClass::Fatal,
+        }
+    }
+
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::File { path, source }
+    }
+}

@@ -1,0 +1,250 @@
+//! The write-ahead log of a node, shared by its groups: one thread writes, one flush per batch, and a batch is whatever
+//! came while the previous flush ran.
+
+mod format;
+mod index;
+mod recovery;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use multicast::ids::{Ballot, GroupId, LogIndex};
+use parking_lot::{Condvar, Mutex};
+
+pub use self::format::WalRecord;
+pub use self::index::{LogEntry, LogState};
+pub use self::writer::WalConfig;
+use self::writer::{Segment, Tables, Writer};
+use crate::error::{Error, Result};
+use crate::storage::disk::{Disk, DiskFile};
+
+/// Called by the log's thread when a write is durable. Must be quick and must not wait for the log.
+pub type Done = Box<dyn FnOnce() + Send>;
+
+/// Called once when the log has failed; nothing is written any more from then on.
+pub type OnFailure = Box<dyn FnOnce(Error) + Send>;
+
+/// Bytes that may wait for the writer; whoever comes then waits.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// Figures for people.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WalFigures {
+    /// Bytes of segments on disk.
+    pub bytes: u64,
+    /// Segments on disk.
+    pub segments: u64,
+    /// Flushes since the start.
+    pub flushes: u64,
+    /// Records since the start.
+    pub records: u64,
+    /// Bytes of entries in memory.
+    pub cache_bytes: u64,
+}
+
+/// The log of one node.
+pub struct Wal {
+    queue: Arc<Queue>,
+    tables: Arc<Mutex<Tables>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<QueueState>,
+    work: Condvar,
+    space: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    records: Vec<WalRecord>,
+    done: Vec<Done>,
+    bytes: usize,
+    stop: bool,
+    failed: bool,
+}
+
+impl Wal {
+    /// Reads the log back and starts its thread.
+    pub fn open(disk: Arc<dyn Disk>, config: WalConfig, on_failure: OnFailure) -> Result<Wal> {
+        let (tables, tail) = recovery::recover(&*disk, &config)?;
+        let tables = Arc::new(Mutex::new(tables));
+        let writer = Writer::new(disk, config, tables.clone(), tail)?;
+        let queue = Arc::new(Queue::default());
+        let run = {
+            let queue = queue.clone();
+            move || run(&queue, writer, on_failure)
+        };
+        let thread = std::thread::Builder::new()
+            .name("log".into())
+            .spawn(run)
+            .map_err(|source| Error::Thread { what: "the log's thread", source })?;
+        Ok(Wal { queue, tables, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Writes records of one group; `done` is called when they are durable. Writes become durable in the order of these
+    /// calls. Waits only if very much is queued. After a failure or [`Wal::stop`] nothing happens any more.
+    pub fn submit(&self, records: Vec<WalRecord>, done: Done) {
+        let bytes: usize = records.iter().map(WalRecord::encoded_len_max).sum();
+        let mut state = self.queue.state.lock();
+        while state.bytes > QUEUE_BYTES_MAX && !state.stop && !state.failed {
+            self.queue.space.wait(&mut state);
+        }
+        if state.stop || state.failed {
+            return;
+        }
+        let idle = state.done.is_empty();
+        if state.records.is_empty() {
+            state.records = records;
+        } else {
+            state.records.extend(records);
+        }
+        state.done.push(done);
+        state.bytes += bytes;
+        drop(state);
+        if idle {
+            self.queue.work.notify_one();
+        }
+    }
+
+    /// What a group's log holds.
+    #[must_use]
+    pub fn state(&self, group: GroupId) -> LogState {
+        self.tables.lock().logs.get(&group).map(index::GroupLog::state).unwrap_or_default()
+    }
+
+    /// The ballot of a durable entry (or of the last trimmed one).
+    #[must_use]
+    pub fn ballot(&self, group: GroupId, index: LogIndex) -> Option<Ballot> {
+        self.tables.lock().logs.get(&group)?.ballot(index)
+    }
+
+    /// Durable entries from `from` to `through`, at least one and at most `bytes_max` bytes if there are any. Empty if
+    /// `from` is trimmed or not yet durable.
+    pub fn read(
+        &self,
+        group: GroupId,
+        from: LogIndex,
+        through: LogIndex,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>> {
+        let (mut entries, mut reads) = (Vec::new(), Vec::new());
+        {
+            let tables = self.tables.lock();
+            let Some(log) = tables.logs.get(&group) else { return Ok(entries) };
+            let (mut index, mut bytes) = (from, 0);
+            while index <= through {
+                let (Some(position), Some(ballot)) = (log.position(index), log.ballot(index)) else { break };
+                bytes += position.len as usize;
+                if bytes > bytes_max && !entries.is_empty() {
+                    break;
+                }
+                let cached = log.cached(index).cloned();
+                if cached.is_none() {
+                    let segment = tables.segments.get(&u64::from(position.segment)).cloned();
+                    let segment = segment.expect("a segment with live entries is kept");
+                    reads.push((entries.len(), segment, position));
+                }
+                entries.push(LogEntry { index, ballot, bytes: cached.unwrap_or_default() });
+                index = index.next();
+            }
+        }
+        for (slot, segment, position) in reads {
+            let mut bytes = vec![0; position.len as usize];
+            let file: &Arc<dyn DiskFile> = &segment.file;
+            file.read_at(u64::from(position.offset), &mut bytes)
+                .map_err(|source| Error::LogFailed { file: Segment::name(segment.header.number), source })?;
+            entries[slot].bytes = bytes.into();
+        }
+        Ok(entries)
+    }
+
+    /// Figures for people.
+    #[must_use]
+    pub fn figures(&self) -> WalFigures {
+        let tables = self.tables.lock();
+        WalFigures {
+            bytes: tables.segments.values().map(|segment| segment.file.len()).sum(),
+            segments: tables.segments.len() as u64,
+            flushes: tables.flushes,
+            records: tables.records,
+            cache_bytes: tables.logs.values().map(|log| log.cache_bytes() as u64).sum(),
+        }
+    }
+
+    /// Writes what is queued and ends the thread.
+    pub fn stop(&self) {
+        self.end(false);
+    }
+
+    /// Ends the thread without writing what is queued, as a crash would.
+    pub fn abandon(&self) {
+        self.end(true);
+    }
+
+    fn end(&self, drop_queued: bool) {
+        {
+            let mut state = self.queue.state.lock();
+            state.stop = true;
+            if drop_queued {
+                state.records.clear();
+                state.done.clear();
+            }
+        }
+        self.queue.work.notify_one();
+        self.queue.space.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Wal {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}
+
+fn run(queue: &Queue, mut writer: Writer, on_failure: OnFailure) {
+    while let Some((records, done)) = next_batch(queue) {
+        if let Err(error) = writer.write(&records) {
+            tracing::error!(%error, "stopping: the log cannot be written");
+            let mut state = queue.state.lock();
+            state.failed = true;
+            state.records.clear();
+            state.done.clear();
+            drop(state);
+            queue.space.notify_all();
+            on_failure(error);
+            return;
+        }
+        for done in done {
+            done();
+        }
+        if records.iter().any(|record| matches!(record, WalRecord::Trim { .. }))
+            && let Err(error) = writer.remove_unneeded()
+        {
+            // Nothing is lost by a segment too many; the next trim tries again.
+            tracing::warn!(%error, "an old log segment could not be removed");
+        }
+    }
+}
+
+fn next_batch(queue: &Queue) -> Option<(Vec<WalRecord>, Vec<Done>)> {
+    let mut state = queue.state.lock();
+    while state.done.is_empty() {
+        if state.stop {
+            return None;
+        }
+        queue.work.wait(&mut state);
+    }
+    state.bytes = 0;
+    let batch = (std::mem::take(&mut state.records), std::mem::take(&mut state.done));
+    drop(state);
+    queue.space.notify_all();
+    Some(batch)
+}
