@@ -1,1 +1,19 @@
-//! placeholder
+//! The mount: causal cache, routing, write buffering, FUSE.
+//!
+//! * [`Mount`]: a tree behind a mount point. [`Client`]: the same tree by paths, without FUSE.
+//! * `session`: who is asked, in which order, again and again until the deadline; clocks and streams.
+//! * `cache`: what may be answered without asking.
+//! * `fs`: POSIX operations over inodes. `fuse` is the only module that names fuser.
+
+pub mod config;
+pub mod errno;
+pub mod error;
+
+mod client;
+mod mount;
+
+pub use client::{Client, Explanation, Placed};
+pub use config::{ClientConfig, GroupInfo, Limits, MountConfig, MountOptions, NodeInfo, Timeouts};
+pub use errno::Errno;
+pub use error::{Error, ErrorClass, Result};
+pub use mount::{Mount, check_mountpoint};
