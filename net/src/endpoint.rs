@@ -15,7 +15,7 @@ use quinn::{
     TokioRuntime, TransportConfig, VarInt, congestion::CubicConfig,
 };
 use rustls_pki_types::CertificateDer;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     ChannelKind, Error, Fingerprint, FrameReceiver, FrameSender, Identity, PeerName, Result, Role,
@@ -151,10 +151,13 @@ impl EndpointConfig {
     }
 }
 
-/// One UDP socket of one member. Clones are handles; [`Endpoint::close`] ends all.
+/// One UDP socket of one member. Clones are handles; [`Endpoint::close`] ends all. When the last handle is
+/// dropped nothing more is accepted, and the socket is closed with the last connection.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     shared: Arc<Shared>,
+    /// Ends the accepting tasks when dropped.
+    _alive: Arc<watch::Sender<()>>,
 }
 
 #[derive(Debug)]
@@ -212,10 +215,11 @@ impl Endpoint {
             client_connections: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
         });
+        let (alive, ended) = watch::channel(());
         if accepts {
-            tokio::spawn(accept_connections(shared.quic.clone(), Arc::downgrade(&shared), accepted));
+            tokio::spawn(accept_connections(shared.clone(), accepted, ended));
         }
-        Ok(Endpoint { shared })
+        Ok(Endpoint { shared, _alive: Arc::new(alive) })
     }
 
     /// The address bound.
@@ -383,40 +387,46 @@ pub struct Incoming {
 }
 
 /// Takes new connections as fast as the limits allow.
-async fn accept_connections(quic: quinn::Endpoint, shared: std::sync::Weak<Shared>, accepted: mpsc::Sender<Incoming>) {
-    let mut rate: Option<Rate> = None;
-    while let Some(incoming) = quic.accept().await {
-        let Some(shared) = shared.upgrade() else { return };
-        let limits = &shared.limits;
-        let per_s = f64::from(limits.handshakes_per_s_max);
+async fn accept_connections(shared: Arc<Shared>, accepted: mpsc::Sender<Incoming>, mut ended: watch::Receiver<()>) {
+    let limits = &shared.limits;
+    let mut rate = Rate::new(limits.handshakes_per_s_max.into());
+    loop {
+        let incoming = tokio::select! {
+            incoming = shared.quic.accept() => incoming,
+            _ = ended.changed() => return,
+        };
+        let Some(incoming) = incoming else { return };
         let busy = shared.handshakes.load(Ordering::Relaxed);
         let crowded = shared.connections.load(Ordering::Relaxed) + busy >= limits.connections_max;
-        if busy >= limits.handshakes_max || crowded || !rate.get_or_insert_with(|| Rate::new(per_s)).take(per_s) {
+        if busy >= limits.handshakes_max || crowded || !rate.take() {
             tracing::debug!(address = %incoming.remote_address(), "connection refused: too many");
             incoming.refuse();
         } else if busy >= limits.handshakes_max / 4 && incoming.may_retry() && !incoming.remote_address_validated() {
             let _ = incoming.retry();
         } else {
-            tokio::spawn(serve(shared.clone(), incoming, accepted.clone()));
+            // Counted here: many may come before the first task runs.
+            shared.handshakes.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(serve(shared.clone(), incoming, accepted.clone(), ended.clone()));
         }
     }
 }
 
 /// A bucket that holds two seconds' worth, and is full at first: after a restart everybody returns at once.
 struct Rate {
+    per_s: f64,
     tokens: f64,
     at: Instant,
 }
 
 impl Rate {
     fn new(per_s: f64) -> Self {
-        Rate { tokens: 2.0 * per_s, at: Instant::now() }
+        Rate { per_s, tokens: 2.0 * per_s, at: Instant::now() }
     }
 
-    fn take(&mut self, per_s: f64) -> bool {
+    fn take(&mut self) -> bool {
         let now = Instant::now();
-        let fresh = now.duration_since(self.at).as_secs_f64() * per_s;
-        self.tokens = (self.tokens + fresh).min(2.0 * per_s);
+        let fresh = now.duration_since(self.at).as_secs_f64() * self.per_s;
+        self.tokens = (self.tokens + fresh).min(2.0 * self.per_s);
         self.at = now;
         if self.tokens < 1.0 {
             return false;
@@ -426,7 +436,7 @@ impl Rate {
     }
 }
 
-/// Counts something while it lives.
+/// One of a count; taken off when dropped.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
@@ -443,9 +453,14 @@ impl Drop for Counted<'_> {
 }
 
 /// One accepted connection, from handshake to end.
-async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, accepted: mpsc::Sender<Incoming>) {
+async fn serve(
+    shared: Arc<Shared>,
+    incoming: quinn::Incoming,
+    accepted: mpsc::Sender<Incoming>,
+    mut ended: watch::Receiver<()>,
+) {
     let address = incoming.remote_address();
-    let handshake = Counted::new(&shared.handshakes);
+    let handshake = Counted(&shared.handshakes);
     let connected = async { incoming.accept()?.await };
     let quic = match tokio::time::timeout(shared.limits.handshake_timeout, connected).await {
         Ok(Ok(quic)) => quic,
@@ -468,22 +483,30 @@ async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, accepted: mpsc::S
         return quic.close(BUSY, b"too many clients");
     }
     let connection = shared.connection(quic, peer);
-    let error = loop {
+    tokio::select! {
+        error = accept_channels(&connection, &accepted) => {
+            let peer = &connection.peer;
+            if connection.is_closed() {
+                return tracing::debug!(%address, %peer, %error, "connection ended");
+            }
+            tracing::warn!(%address, %peer, %error, "connection dropped");
+            connection.quic.close(BROKEN, error.to_string().as_bytes());
+        }
+        _ = ended.changed() => {}
+    }
+}
+
+/// Hands over the channels of a connection until it ends or the peer breaks the rules.
+async fn accept_channels(connection: &Connection, accepted: &mpsc::Sender<Incoming>) -> Error {
+    loop {
         match connection.accept().await {
             Ok(incoming) => {
                 if accepted.send(incoming).await.is_err() {
-                    return connection.close("closed");
+                    return Error::Lost("endpoint closed".into());
                 }
             }
-            Err(error) => break error,
+            Err(error) => return error,
         }
-    };
-    let peer = &connection.peer;
-    if connection.is_closed() {
-        tracing::debug!(%address, %peer, %error, "connection ended");
-    } else {
-        tracing::warn!(%address, %peer, %error, "connection dropped");
-        connection.quic.close(BROKEN, error.to_string().as_bytes());
     }
 }
 

@@ -159,6 +159,9 @@ impl ClusterCa {
         let cluster = cluster_of(&der).map_err(|problem| bad(certificate, problem))?;
         let key_pair = KeyPair::from_pem(&read_text(key)?).map_err(|error| bad(key, error.to_string()))?;
         let holder = EndEntityCert::try_from(&der).map_err(|error| bad(certificate, error.to_string()))?;
+        if holder.valid_dns_names().next().is_some() {
+            return Err(bad(certificate, "is a member's certificate, not the authority's".into()));
+        }
         if holder.subject_public_key_info().as_ref() != rcgen::PublicKeyData::subject_public_key_info(&key_pair) {
             return Err(bad(key, format!("does not belong to {}", certificate.display())));
         }
