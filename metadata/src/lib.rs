@@ -3,8 +3,19 @@
 //!
 //! This crate is pure: no clock, thread, I/O or ambient randomness.
 
+pub mod codec;
+pub mod error;
+pub mod footprint;
+pub mod keys;
+pub mod namespace;
 pub mod op;
 pub mod outcome;
 pub mod protocol;
 pub mod read;
+pub mod rows;
+pub mod store;
 pub mod types;
+
+pub use error::Error;
+pub use namespace::{Changes, Namespace};
+pub use store::{MemStore, Overlay, Store, StoreMut, WriteSet};

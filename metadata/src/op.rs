@@ -68,7 +68,9 @@ pub struct SetAttr {
 /// New content for a range of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
-    /// These bytes; only while the file stays within the inline limit, else [`Change::Blob`].
+    /// These bytes, held in the metadata. All inline bytes of a file together stay within the volume's inline limit: an
+    /// update that would exceed it is `Stale` with the file's attributes, and the client sends its bytes as
+    /// [`Change::Blob`]. Blobs and inline ranges live side by side in one file: nobody has to rewrite another's bytes.
     Inline {
         /// Where in the file.
         offset: u64,
@@ -94,14 +96,16 @@ pub enum Change {
         /// How many bytes.
         len: u64,
     },
-    /// Make the range zeros that hold space (`FALLOC_FL_ZERO_RANGE`).
+    /// Make the range zeros that hold space (`FALLOC_FL_ZERO_RANGE`). Does not lengthen the file: `size_min` does, unless
+    /// the caller said `FALLOC_FL_KEEP_SIZE`.
     Zero {
         /// Where in the file.
         offset: u64,
         /// How many bytes.
         len: u64,
     },
-    /// Preallocate: holes in the range become zeros that hold space.
+    /// Preallocate: holes in the range become zeros that hold space. Does not lengthen the file: `size_min` does, unless
+    /// the caller said `FALLOC_FL_KEEP_SIZE`.
     Allocate {
         /// Where in the file.
         offset: u64,

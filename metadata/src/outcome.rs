@@ -51,6 +51,8 @@ pub enum Errno {
     Busy,
     /// EIO: the payload could not be understood.
     Malformed,
+    /// ENOLCK: too many byte-range locks on one inode.
+    NoLocks,
 }
 
 /// Why an update changed nothing.

@@ -5,7 +5,9 @@ use multicast::ids::SessionId;
 use serde::{Deserialize, Serialize};
 
 use crate::op::{LockKind, LockRange};
-use crate::outcome::OpError;
+use crate::error::Error;
+use crate::outcome::{Errno, OpError};
+use crate::store::Store;
 use crate::types::{Attr, Content, Dirent, InodeId};
 
 /// A question to a replica of the group that holds the inode named first.
@@ -147,3 +149,8 @@ pub enum ReadAnswer {
 
 /// The result of a read. Of [`OpError`] only `Errno` and `Moved` occur.
 pub type ReadResult = Result<ReadAnswer, OpError>;
+
+/// Answers a read from a group's rows. Bounded work; called by many threads at once on one store.
+pub fn answer<S: Store + ?Sized>(_store: &S, _op: &ReadOp) -> Result<ReadResult, Error> {
+    Ok(Err(OpError::Errno(Errno::NotSupported)))
+}

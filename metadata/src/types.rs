@@ -173,4 +173,13 @@ pub enum Content {
         /// True if the answer was cut at its limit: ask again from the end of the last one.
         more: bool,
     },
+    /// As `Extents`, and some ranges are held in the metadata: the two never overlap.
+    Mixed {
+        /// In order of their offsets.
+        extents: Vec<Extent>,
+        /// Offsets and bytes of the ranges held in the metadata, in order. All together within the inline limit.
+        inline: Vec<(u64, Bytes)>,
+        /// True if the answer was cut at its limit: ask again from the end of the last one of either.
+        more: bool,
+    },
 }

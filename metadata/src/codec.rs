@@ -1,0 +1,87 @@
+//! Bytes of operations, outcomes and messages: one version byte (but for messages of a channel, whose hello compares
+//! versions), then postcard. Nothing longer than its limit is looked at, nothing may be left over.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+use crate::op::FsOp;
+use crate::outcome::Outcome;
+use crate::protocol::{ToClient, ToNode};
+
+/// Longest encoded operation.
+pub const OP_BYTES_MAX: usize = 1 << 20;
+/// Longest encoded outcome: a directory's chain of stale ancestors is the worst.
+pub const OUTCOME_BYTES_MAX: usize = 1 << 20;
+/// Longest message between a client and a node.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// Longest contribution of one group to a command's verdict.
+pub const CONTRIBUTION_BYTES_MAX: usize = 8 << 20;
+
+const VERSION: u8 = 1;
+
+/// A command's payload.
+#[must_use]
+pub fn encode_op(op: &FsOp) -> Bytes {
+    encode_versioned(op)
+}
+
+/// An operation from a command's payload.
+pub fn decode_op(bytes: &[u8]) -> Result<FsOp, Error> {
+    decode_versioned(bytes, OP_BYTES_MAX)
+}
+
+/// The bytes that executing a command gives.
+#[must_use]
+pub fn encode_outcome(outcome: &Outcome) -> Bytes {
+    encode_versioned(outcome)
+}
+
+/// An outcome from the bytes that executing a command gave.
+pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, Error> {
+    decode_versioned(bytes, OUTCOME_BYTES_MAX)
+}
+
+/// A client's message.
+#[must_use]
+pub fn encode_to_node(message: &ToNode) -> Bytes {
+    Bytes::from(postcard::to_allocvec(message).expect("a message in memory always encodes"))
+}
+
+/// A client's message from its bytes.
+pub fn decode_to_node(bytes: &[u8]) -> Result<ToNode, Error> {
+    decode_plain(bytes, MESSAGE_BYTES_MAX)
+}
+
+/// A node's message to a client.
+#[must_use]
+pub fn encode_to_client(message: &ToClient) -> Bytes {
+    Bytes::from(postcard::to_allocvec(message).expect("a message in memory always encodes"))
+}
+
+/// A node's message to a client from its bytes.
+pub fn decode_to_client(bytes: &[u8]) -> Result<ToClient, Error> {
+    decode_plain(bytes, MESSAGE_BYTES_MAX)
+}
+
+pub(crate) fn encode_versioned<T: Serialize>(value: &T) -> Bytes {
+    Bytes::from(postcard::to_extend(value, vec![VERSION]).expect("a value in memory always encodes"))
+}
+
+pub(crate) fn decode_versioned<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, Error> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => decode_plain(body, bytes_max),
+        _ => Err(Error::Undecodable { bytes: bytes.len() }),
+    }
+}
+
+fn decode_plain<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, Error> {
+    if bytes.len() > bytes_max {
+        return Err(Error::TooLong { bytes: bytes.len(), bytes_max });
+    }
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(Error::Undecodable { bytes: bytes.len() }),
+    }
+}
