@@ -70,6 +70,12 @@ impl Bucket {
         Bucket { url: url.into(), store, verify_length }
     }
 
+    /// The same bucket with another store in front of its own.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn behind(&self, front: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>) -> Bucket {
+        Bucket { store: front(Arc::clone(&self.store)), ..self.clone() }
+    }
+
     /// The bucket as configured; holds no secrets.
     #[must_use]
     pub fn url(&self) -> &str {
@@ -85,7 +91,11 @@ impl Bucket {
         let read = self
             .check_step("read from it", async || {
                 let read = self.read(&path, content.len() as u64, CHECK_STEP_TIMEOUT).await?;
-                if read == content { Ok(()) } else { Err(Failure::corrupt("it returned other bytes than were written")) }
+                if read == content {
+                    Ok(())
+                } else {
+                    Err(Failure::corrupt("it returned other bytes than were written"))
+                }
             })
             .await;
         let deleted = self.check_step("delete from it", async || self.delete_one(&path).await).await;
@@ -324,10 +334,7 @@ fn is_permission_error(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return matches!(
-                io.kind(),
-                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
-            );
+            return matches!(io.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem);
         }
         cause = error.source();
     }

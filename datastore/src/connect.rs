@@ -95,7 +95,9 @@ fn check_endpoint(config: &BucketConfig, shown: &str) -> Result<()> {
     match url.scheme() {
         "https" => Ok(()),
         "http" if config.allow_http => Ok(()),
-        "http" => Err(invalid(shown, "`endpoint` is http://, not encrypted; if that is meant, set `allow_http = true`")),
+        "http" => {
+            Err(invalid(shown, "`endpoint` is http://, not encrypted; if that is meant, set `allow_http = true`"))
+        }
         _ => Err(invalid(shown, "`endpoint` must begin with https:// or http://")),
     }
 }

@@ -30,7 +30,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags, flock, linkat, renam
 const STORE: &str = "folder";
 /// Where files are written before they get their names.
 const TEMPORARY: &str = "tmp";
-/// How often a put starts again when another process cleans up between its steps.
+/// How often a put starts again when somebody removes folders between its steps.
 const PUT_ATTEMPTS_MAX: u32 = 3;
 /// Sub-folders remembered as durable; blobs need 256.
 const DURABLE_FOLDERS_MAX: usize = 1024;
@@ -70,7 +70,7 @@ impl Folder {
         loop {
             self.ensure_present()?;
             match self.put_once(parent, target, payload, overwrite) {
-                // The temporary file or a sub-folder was removed by someone who cleaned up.
+                // A sub-folder was removed by someone who tidied up.
                 Err(error) if error.kind() == ErrorKind::NotFound && attempts < PUT_ATTEMPTS_MAX => {
                     self.durable.lock().clear();
                     attempts += 1;
@@ -80,13 +80,7 @@ impl Folder {
         }
     }
 
-    fn put_once(
-        &self,
-        parent: &FilePath,
-        target: &FilePath,
-        payload: &PutPayload,
-        overwrite: bool,
-    ) -> io::Result<()> {
+    fn put_once(&self, parent: &FilePath, target: &FilePath, payload: &PutPayload, overwrite: bool) -> io::Result<()> {
         self.make_durable_folder(parent)?;
         let temporary = Temporary::create(&self.root.join(TEMPORARY))?;
         for piece in payload.iter() {
@@ -133,7 +127,13 @@ impl Folder {
     }
 
     fn remove_leftovers(&self) {
-        let Ok(entries) = std::fs::read_dir(self.root.join(TEMPORARY)) else { return };
+        let folder = self.root.join(TEMPORARY);
+        // Keeps writers out that have created their file and not yet locked it.
+        let Ok(gate) = File::open(&folder) else { return };
+        if flock(&gate, FlockOperation::LockExclusive).is_err() {
+            return;
+        }
+        let Ok(entries) = std::fs::read_dir(&folder) else { return };
         for entry in entries.flatten() {
             let Ok(file) = File::open(entry.path()) else { continue };
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -152,19 +152,20 @@ struct Temporary {
 
 impl Temporary {
     fn create(folder: &FilePath) -> io::Result<Temporary> {
-        let path = folder.join(format!("{:032x}", rand::random::<u128>()));
-        let open = || OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = match open() {
+        let gate = match File::open(folder) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // Never the root itself: it would come to life on the disk below a mount point.
                 match std::fs::create_dir(folder) {
                     Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                    _ => open()?,
+                    _ => File::open(folder)?,
                 }
             }
             other => other?,
         };
-        // Not every file system has locks; without them leftovers stay (their lock cannot be taken either).
+        // Not every file system has locks; without them leftovers stay, because their locks cannot be taken either.
+        let _ = flock(&gate, FlockOperation::LockShared);
+        let path = folder.join(format!("{:032x}", rand::random::<u128>()));
+        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
         let _ = flock(&file, FlockOperation::LockExclusive);
         Ok(Temporary { file, path })
     }

@@ -137,9 +137,9 @@ mod tests {
     #[test]
     fn object_path_golden() {
         let id = BlobId::new(Region(1), 42, 7);
-        assert_eq!(id.object_path(), "blobs/GOLD/0001-000000000000002a-0000000000000007");
+        assert_eq!(id.object_path(), "blobs/fd/0001-000000000000002a-0000000000000007");
         let id = BlobId::new(Region(u16::MAX), u64::MAX, u64::MAX);
-        assert_eq!(id.object_path(), "blobs/GOLD/ffff-ffffffffffffffff-ffffffffffffffff");
+        assert_eq!(id.object_path(), "blobs/cc/ffff-ffffffffffffffff-ffffffffffffffff");
     }
 
     #[test]

@@ -23,6 +23,8 @@ mod id;
 mod link;
 mod lru;
 mod store;
+#[cfg(test)]
+mod testing;
 mod uploader;
 
 pub use bucket::{Bucket, Listed};

@@ -19,9 +19,7 @@ use crate::breaker::{Admission, Breaker};
 use crate::bucket::{Failure, FailureKind};
 use crate::fetch::Flights;
 use crate::lru::Lru;
-use crate::{
-    BLOB_LEN_BYTES_MAX, BlobId, BlobRef, Bucket, Cache, Error, ErrorClass, Link, Listed, Region, Result,
-};
+use crate::{BLOB_LEN_BYTES_MAX, BlobId, BlobRef, Bucket, Cache, Error, ErrorClass, Link, Listed, Region, Result};
 
 /// How often data that is not what was expected is asked for again at one bucket: the line may have changed it.
 pub(crate) const CORRUPT_ATTEMPTS_MAX: u32 = 2;
@@ -301,7 +299,8 @@ impl Shared {
         let mut state = PutState { overwrite: false, different: 0 };
         let mut attempts = 0;
         loop {
-            let Some(attempt) = self.request(place, deadline, 0, self.put_once(place, &path, blob, &data, &mut state)).await
+            let Some(attempt) =
+                self.request(place, deadline, 0, self.put_once(place, &path, blob, &data, &mut state)).await
             else {
                 let failure = Failure::new(FailureKind::Transient, place.last_reason());
                 return Err(put_error(blob, place, attempts, started, failure));

@@ -78,10 +78,8 @@ impl Uploader {
     #[must_use]
     pub fn new(store: BlobStore, config: UploaderConfig) -> Uploader {
         // One blob must always fit.
-        let buffer_bytes_max = config
-            .buffer_bytes_max
-            .max(store.shared.limits.blob_len_bytes_max as usize)
-            .min(u32::MAX as usize);
+        let buffer_bytes_max =
+            config.buffer_bytes_max.max(store.shared.limits.blob_len_bytes_max as usize).min(u32::MAX as usize);
         let config = UploaderConfig { buffer_bytes_max, ..config };
         Uploader {
             shared: Arc::new(Shared {
