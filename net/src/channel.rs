@@ -37,6 +37,12 @@ pub enum TrySendError {
     Closed,
 }
 
+pub(crate) enum Refused {
+    Full(Bytes),
+    TooLong,
+    Closed(Bytes),
+}
+
 /// The sending half of a channel. Clones share one queue and keep its order. When the last clone is dropped,
 /// what is queued is still sent and the peer then sees the end.
 #[derive(Debug)]
@@ -104,18 +110,27 @@ impl FrameSender {
         }
     }
 
-    /// Queues a frame if there is space. Never waits.
+    /// Queues a frame if there is space. Never waits, and may be called from any thread.
     pub fn try_send(&self, frame: Bytes) -> Result<(), TrySendError> {
+        self.offer(frame).map_err(|refused| match refused {
+            Refused::Full(frame) => TrySendError::Full(frame),
+            Refused::TooLong => TrySendError::TooLong,
+            Refused::Closed(_) => TrySendError::Closed,
+        })
+    }
+
+    /// As [`FrameSender::try_send`], but also hands the frame back if the channel is gone.
+    pub(crate) fn offer(&self, frame: Bytes) -> Result<(), Refused> {
         let limits = &self.shared.limits;
         if frame.len() > limits.frame_len_bytes_max {
-            return Err(TrySendError::TooLong);
+            return Err(Refused::TooLong);
         }
         let mut queue = self.shared.queue.lock();
         if queue.closed.is_some() {
-            return Err(TrySendError::Closed);
+            return Err(Refused::Closed(frame));
         }
         if !queue.has_space(limits, frame.len()) {
-            return Err(TrySendError::Full(frame));
+            return Err(Refused::Full(frame));
         }
         queue.frames_held += 1;
         queue.bytes_held += frame.len();

@@ -398,11 +398,17 @@ async fn accept_connections(shared: Arc<Shared>, accepted: mpsc::Sender<Incoming
         let Some(incoming) = incoming else { return };
         let busy = shared.handshakes.load(Ordering::Relaxed);
         let crowded = shared.connections.load(Ordering::Relaxed) + busy >= limits.connections_max;
-        if busy >= limits.handshakes_max || crowded || !rate.take() {
+        // Forged addresses may use up half of the allowance; from then on addresses must prove themselves first,
+        // which costs us nothing to remember.
+        let strained = busy >= limits.handshakes_max / 4 || rate.is_half_used();
+        if busy >= limits.handshakes_max || crowded {
             tracing::debug!(address = %incoming.remote_address(), "connection refused: too many");
             incoming.refuse();
-        } else if busy >= limits.handshakes_max / 4 && incoming.may_retry() && !incoming.remote_address_validated() {
+        } else if strained && incoming.may_retry() && !incoming.remote_address_validated() {
             let _ = incoming.retry();
+        } else if !rate.take() {
+            tracing::debug!(address = %incoming.remote_address(), "connection refused: too fast");
+            incoming.refuse();
         } else {
             // Counted here: many may come before the first task runs.
             shared.handshakes.fetch_add(1, Ordering::Relaxed);
@@ -423,11 +429,15 @@ impl Rate {
         Rate { per_s, tokens: 2.0 * per_s, at: Instant::now() }
     }
 
-    fn take(&mut self) -> bool {
+    fn is_half_used(&mut self) -> bool {
         let now = Instant::now();
         let fresh = now.duration_since(self.at).as_secs_f64() * self.per_s;
         self.tokens = (self.tokens + fresh).min(2.0 * self.per_s);
         self.at = now;
+        self.tokens < self.per_s
+    }
+
+    fn take(&mut self) -> bool {
         if self.tokens < 1.0 {
             return false;
         }

@@ -13,10 +13,10 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 
 use crate::{
-    ChannelKind, Connection, Endpoint, Error, FrameReceiver, FrameSender, Incoming, Result, channel::TrySendError,
+    ChannelKind, Connection, Endpoint, Error, FrameReceiver, FrameSender, Incoming, PeerName, Result, channel::Refused,
 };
 
 /// How a [`PeerLink`] behaves.
@@ -26,6 +26,9 @@ pub struct LinkConfig {
     pub backlog_frames_max: usize,
     /// Bytes kept while there is no connection; the oldest give way. Default 4 MiB.
     pub backlog_bytes_max: usize,
+    /// An attempt to connect is given up after so long: after a cut a new one is faster than the old one's
+    /// next retransmission. Default 2 s.
+    pub connect_timeout: Duration,
     /// First pause between attempts to connect. Default 50 ms.
     pub pause_min: Duration,
     /// Longest pause between attempts. Default 1 s.
@@ -37,6 +40,7 @@ impl Default for LinkConfig {
         LinkConfig {
             backlog_frames_max: 1024,
             backlog_bytes_max: 4 << 20,
+            connect_timeout: Duration::from_secs(2),
             pause_min: Duration::from_millis(50),
             pause_max: Duration::from_secs(1),
         }
@@ -78,8 +82,9 @@ pub struct PeerLink {
 /// Frames that arrive on a [`PeerLink`], across connections.
 #[derive(Debug)]
 pub struct LinkReceiver {
-    connections: mpsc::Receiver<FrameReceiver>,
+    shared: Arc<Shared>,
     current: Option<FrameReceiver>,
+    ended: watch::Receiver<()>,
 }
 
 #[derive(Debug)]
@@ -88,7 +93,8 @@ struct Shared {
     config: LinkConfig,
     state: Mutex<State>,
     dropped: AtomicU64,
-    receivers: mpsc::Sender<FrameReceiver>,
+    /// Wakes the [`LinkReceiver`] for a new connection.
+    next: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +105,10 @@ struct State {
     since: Option<Instant>,
     connects: u64,
     last_error: Option<String>,
+    /// The newest connection's frames, until the [`LinkReceiver`] takes them.
+    receiver: Option<FrameReceiver>,
+    /// There is no [`LinkReceiver`] any more.
+    unread: bool,
 }
 
 impl PeerLink {
@@ -121,20 +131,24 @@ impl PeerLink {
         (link, receiver)
     }
 
-    /// Takes over a channel opened by the peer, in place of the one before.
-    pub fn attach(&self, incoming: Incoming) {
-        let Incoming { sender, receiver, connection, .. } = incoming;
-        self.shared.become_connected(sender, &connection);
+    /// Takes over a channel opened by the peer, in place of the one before. False, and the connection is
+    /// closed, if the peer is not this link's node.
+    pub fn attach(&self, incoming: Incoming) -> bool {
+        let Incoming { peer, sender, receiver, connection, .. } = incoming;
+        if peer != PeerName::node(&self.shared.node) {
+            tracing::warn!(peer = self.shared.node, found = %peer, "channel of another member refused");
+            connection.close("not the node expected");
+            return false;
+        }
+        self.shared.become_connected(sender, receiver, &connection);
         let (shared, mut ended) = (self.shared.clone(), self._alive.subscribe());
         tokio::spawn(async move {
-            if shared.receivers.send(receiver).await.is_err() {
-                tracing::debug!(peer = shared.node, "link without receiver");
-            }
             tokio::select! {
                 error = connection.closed() => shared.become_disconnected(&connection, &error),
                 _ = ended.changed() => connection.close("link dropped"),
             }
         });
+        true
     }
 
     /// Sends a frame, or keeps it until there is a connection. Never blocks. False if a frame was dropped: this
@@ -143,9 +157,11 @@ impl PeerLink {
         let mut state = self.shared.state.lock();
         let frame = match &state.current {
             None => frame,
-            Some((sender, _)) => match sender.try_send(frame) {
+            Some((sender, _)) => match sender.offer(frame) {
                 Ok(()) => return true,
-                Err(TrySendError::Full(_) | TrySendError::TooLong | TrySendError::Closed) => {
+                // The connection's end has not been noticed yet.
+                Err(Refused::Closed(frame)) => frame,
+                Err(Refused::Full(_) | Refused::TooLong) => {
                     self.shared.dropped.fetch_add(1, Ordering::Relaxed);
                     return false;
                 }
@@ -183,10 +199,11 @@ impl PeerLink {
     }
 
     fn new(node: String, config: LinkConfig) -> (PeerLink, LinkReceiver, watch::Receiver<()>) {
-        let (receivers, connections) = mpsc::channel(1);
         let (alive, ended) = watch::channel(());
-        let shared = Arc::new(Shared { node, config, state: Mutex::default(), dropped: AtomicU64::new(0), receivers });
-        (PeerLink { shared, _alive: alive }, LinkReceiver { connections, current: None }, ended)
+        let (state, dropped, next) = (Mutex::default(), AtomicU64::new(0), Notify::new());
+        let shared = Arc::new(Shared { node, config, state, dropped, next });
+        let receiver = LinkReceiver { shared: shared.clone(), current: None, ended: ended.clone() };
+        (PeerLink { shared, _alive: alive }, receiver, ended)
     }
 }
 
@@ -195,13 +212,16 @@ impl LinkReceiver {
     /// link has been dropped. Safe to cancel.
     pub async fn recv_many(&mut self, frames: &mut Vec<Bytes>, count_max: usize) -> usize {
         loop {
-            if self.current.is_none() {
-                match self.connections.recv().await {
-                    Some(next) => self.current = Some(next),
-                    None => return 0,
+            let Some(current) = &mut self.current else {
+                self.current = self.shared.state.lock().receiver.take();
+                if self.current.is_none() {
+                    tokio::select! {
+                        () = self.shared.next.notified() => {}
+                        _ = self.ended.changed() => return 0,
+                    }
                 }
-            }
-            let Some(current) = &mut self.current else { continue };
+                continue;
+            };
             match current.recv_many(frames, count_max).await {
                 Ok(count) if count > 0 => return count,
                 Ok(_) => self.current = None,
@@ -224,8 +244,17 @@ impl LinkReceiver {
     }
 }
 
+impl Drop for LinkReceiver {
+    fn drop(&mut self) {
+        // Unread frames would fill the peer's queue: tell it to stop instead.
+        let mut state = self.shared.state.lock();
+        state.unread = true;
+        state.receiver = None;
+    }
+}
+
 impl Shared {
-    fn become_connected(&self, sender: FrameSender, connection: &Connection) {
+    fn become_connected(&self, sender: FrameSender, receiver: FrameReceiver, connection: &Connection) {
         let mut state = self.state.lock();
         state.backlog_bytes = 0;
         for frame in std::mem::take(&mut state.backlog) {
@@ -236,11 +265,13 @@ impl Shared {
         state.since = Some(Instant::now());
         state.connects += 1;
         state.last_error = None;
+        state.receiver = (!state.unread).then_some(receiver);
         let previous = state.current.replace((sender, connection.clone()));
         drop(state);
         if let Some((_, previous)) = previous {
             previous.close("replaced by a newer connection");
         }
+        self.next.notify_one();
         tracing::info!(peer = self.node, address = %connection.remote_address(), "link connected");
     }
 
@@ -313,14 +344,19 @@ async fn run(
 
 async fn establish(shared: &Shared, endpoint: &Endpoint, address: &str, kind: ChannelKind) -> Result<Connection> {
     let address = resolve(address, endpoint.local_addr()).await?;
-    let connection = endpoint.connect(address, &shared.node).await?;
-    let (sender, mut receiver) = connection.open(kind).await?;
-    // Only the acceptor's answer shows that it accepts our certificate.
-    receiver.established().await?;
-    shared.become_connected(sender, &connection);
-    if shared.receivers.send(receiver).await.is_err() {
-        tracing::debug!(peer = shared.node, "link without receiver");
-    }
+    let timeout = shared.config.connect_timeout;
+    let connect = async {
+        let connection = endpoint.connect(address, &shared.node).await?;
+        let (sender, mut receiver) = connection.open(kind).await?;
+        // Only the acceptor's answer shows that it accepts our certificate.
+        receiver.established().await?;
+        Ok((connection, sender, receiver))
+    };
+    let (connection, sender, receiver) = tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| {
+        let problem = format!("no answer within {timeout:?}");
+        Err(Error::Connect { node: shared.node.clone(), address, problem })
+    })?;
+    shared.become_connected(sender, receiver, &connection);
     Ok(connection)
 }
 

@@ -181,3 +181,42 @@ impl<T> Drop for Reply<T> {
         self.state.lock().waiting.remove(&self.id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn message_round_trips_and_golden_bytes_hold() {
+        let body = Bytes::from_static(b"x");
+        let request = Message::Request { id: RequestId(258), body: body.clone() };
+        assert_eq!(&request.encode()[..], b"\x00\x02\x01\0\0\0\0\0\0x");
+        for message in
+            [request, Message::Reply { id: RequestId(u64::MAX), body: body.clone() }, Message::Event { body }]
+        {
+            assert_eq!(Message::decode(message.encode()).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn reply_nobody_waits_for_is_not_taken() {
+        let calls = Calls::<u8>::new(2);
+        let (id, reply) = calls.begin().unwrap();
+        drop(reply);
+        assert!(!calls.complete(id, 1) && !calls.complete(RequestId(99), 1));
+        assert_eq!(calls.waiting(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn message_of_random_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let whole = Bytes::from(bytes);
+            if let Ok(message) = Message::decode(whole.clone()) {
+                prop_assert_eq!(message.encode(), whole);
+            }
+        }
+    }
+}

@@ -20,7 +20,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{
     Error, Result,
-    wan::{Job, WanSide},
+    wan::{Job, SLACK, WanSide},
 };
 
 /// Received datagrams held back; more are dropped like in a full socket buffer.
@@ -194,8 +194,9 @@ impl WanSocket {
         if inbox.waker.as_ref().is_none_or(|known| !known.will_wake(waker)) {
             inbox.waker = Some(waker.clone());
         }
-        let (now, mut count) = (Instant::now(), 0);
-        while count < bufs.len() && inbox.held.peek().is_some_and(|Reverse(first)| first.due <= now) {
+        // The same slack as the timer that wakes us: what it counted as due must be due here.
+        let (horizon, mut count) = (Instant::now() + SLACK, 0);
+        while count < bufs.len() && inbox.held.peek().is_some_and(|Reverse(first)| first.due <= horizon) {
             let Some(Reverse(received)) = inbox.held.pop() else { break };
             inbox.bytes -= received.contents.len();
             let fits = received.contents.len() <= bufs[count].len();
@@ -362,8 +363,9 @@ impl Job for WakeUp {
         }
     }
 
+    /// Nothing: a wake-up that does not fit would leave a datagram behind.
     fn len_bytes(&self) -> usize {
-        1
+        0
     }
 }
 

@@ -31,7 +31,7 @@ use std::{
 use parking_lot::RwLock;
 
 pub use matrix::{Matrix, PRESETS, parse_delay};
-pub(crate) use timer::{DelayQueue, Job};
+pub(crate) use timer::{DelayQueue, Job, SLACK};
 
 use crate::{Error, Result};
 

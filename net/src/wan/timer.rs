@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 /// Entries due this soon after the thread has woken are run with the others: saves wake-ups under load.
-const SLACK: Duration = Duration::from_micros(30);
+pub(crate) const SLACK: Duration = Duration::from_micros(30);
 /// More than this is dropped, like a router's full queue.
 const BYTES_MAX: usize = 64 << 20;
 

@@ -98,7 +98,7 @@ async fn passive_link_uses_the_connection_of_the_dialling_side() {
         PeerLink::dial(&first, second.local_addr().to_string(), "us-2", ECHO, LinkConfig::default());
     let (passive, mut at_second) = PeerLink::passive("us-1", LinkConfig::default());
     assert!(passive.send(frame("early")));
-    passive.attach(second.accept().await.unwrap());
+    assert!(passive.attach(second.accept().await.unwrap()));
     assert!(dialling.send(frame("ping")));
     assert_eq!(timeout(SOON, at_second.recv()).await.unwrap().unwrap(), frame("ping"));
     assert_eq!(timeout(SOON, at_first.recv()).await.unwrap().unwrap(), frame("early"));
@@ -110,7 +110,36 @@ async fn passive_link_uses_the_connection_of_the_dialling_side() {
     assert!(timeout(SOON, at_first.recv()).await.unwrap().is_none());
     let (again, _at_first) =
         PeerLink::dial(&first, second.local_addr().to_string(), "us-2", ECHO, LinkConfig::default());
-    passive.attach(timeout(SOON, second.accept()).await.unwrap().unwrap());
+    assert!(passive.attach(timeout(SOON, second.accept()).await.unwrap().unwrap()));
     assert!(again.send(frame("again")));
     assert_eq!(timeout(SOON, at_second.recv()).await.unwrap().unwrap(), frame("again"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn link_whose_frames_nobody_reads_still_reconnects() {
+    let cluster = Cluster::new();
+    let mut node = cluster.echo("us-2");
+    let own = cluster.node("us-1");
+    let address = node.local_addr();
+    let (link, _receiver) = PeerLink::dial(&own, address.to_string(), "us-2", ECHO, LinkConfig::default());
+    for connects in 1..4 {
+        until("it connects", || link.status().connects == connects && link.is_connected()).await;
+        link.send(frame("x"));
+        node.close().await;
+        drop(node);
+        until("the loss is noticed", || !link.is_connected()).await;
+        node = restart(&cluster, "us-2", address);
+        serve_echo(node.clone());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passive_link_refuses_another_member() {
+    let cluster = Cluster::new();
+    let (own, other) = (cluster.node("us-1"), cluster.node("us-3"));
+    let (passive, _receiver) = PeerLink::passive("us-2", LinkConfig::default());
+    let (dialling, _frames) = PeerLink::dial(&other, own.local_addr().to_string(), "us-1", ECHO, LinkConfig::default());
+    assert!(!passive.attach(own.accept().await.unwrap()));
+    assert!(!passive.is_connected());
+    until("the other side hears of it", || dialling.status().last_error.is_some()).await;
 }
