@@ -158,6 +158,12 @@ impl GroupLog {
         if from > self.last() {
             return Ok(());
         }
+        if from <= self.trimmed.0 && from > self.trim_proven {
+            // Behind a gap: the entries that stay were in segments that are gone.
+            self.trim(self.last(), Ballot::default());
+            self.trimmed = (LogIndex(from.0 - 1), Ballot::default());
+            return Ok(());
+        }
         if from <= self.trimmed.0 {
             return Err(format!("truncation from {from}, though all through {} is trimmed", self.trimmed.0));
         }

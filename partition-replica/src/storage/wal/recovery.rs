@@ -22,12 +22,14 @@ struct Recovery<'a> {
     end: Option<(u64, u64)>,
     /// Where the first invalid batch was found, and why it is invalid.
     torn: Option<(u64, u64, String)>,
+    /// What the torn batch left: (segment, from, to).
+    debris: Vec<(u64, u64, u64)>,
 }
 
 /// Reads all segments. No tail: there is no log yet.
 pub(super) fn recover(disk: &dyn Disk, config: &WalConfig) -> Result<(Tables, Option<Tail>)> {
     let mut recovery =
-        Recovery { config, tables: Tables::default(), next: None, end: None, torn: None };
+        Recovery { config, tables: Tables::default(), next: None, end: None, torn: None, debris: Vec::new() };
     recovery.open_segments(disk)?;
     for segment in recovery.tables.segments.values().cloned().collect::<Vec<_>>() {
         recovery.read_segment(&segment)?;
@@ -38,6 +40,7 @@ pub(super) fn recover(disk: &dyn Disk, config: &WalConfig) -> Result<(Tables, Op
     };
     let (number, offset) = recovery.end.unwrap_or((first, SEGMENT_HEADER_LEN));
     let segment = recovery.tables.segments[&number].clone();
+    recovery.clear_debris()?;
     // What a killed process wrote may be in the page cache only. It counts from now on, so it must be durable.
     for segment in recovery.tables.segments.values() {
         segment.file.sync().map_err(Error::file(Segment::name(segment.header.number)))?;
@@ -83,7 +86,21 @@ impl Recovery<'_> {
         if self.torn.is_none() {
             offset = self.read_batches(segment, &bytes)?;
         }
-        self.refuse_batches_behind_torn(segment, &bytes, offset)
+        self.refuse_batches_behind_torn(segment, &bytes, offset)?;
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        if let Some(last) = rest.iter().rposition(|&byte| byte != 0) {
+            self.debris.push((number, offset, offset + last as u64 + 1));
+        }
+        Ok(())
+    }
+
+    /// What is written next may be shorter than the torn batch, and the remains would then look like damage.
+    fn clear_debris(&self) -> Result<()> {
+        for &(number, from, to) in &self.debris {
+            let zeros = vec![0; usize::try_from(to - from).unwrap_or(usize::MAX)];
+            self.tables.segments[&number].file.write_at(from, &zeros).map_err(Error::file(Segment::name(number)))?;
+        }
+        Ok(())
     }
 
     /// Returns where the valid batches end.

@@ -1,0 +1,297 @@
+//! A random log is crashed behind every single write; what was acknowledged must be there, nothing half.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use multicast::ids::{Ballot, GroupId, LogIndex, ReplicaId};
+use parking_lot::Mutex;
+
+use super::recovery::recover;
+use super::writer::{Tables, Writer};
+use super::*;
+use crate::storage::disk::RealDisk;
+use crate::storage::sim_disk::SimDisk;
+
+const STAMP: u64 = 77;
+/// Twice what one random write can take, so that none is split.
+const SEGMENT_BYTES: u64 = 16 << 10;
+
+fn config(segment_bytes: u64) -> WalConfig {
+    WalConfig { segment_bytes, cache_bytes: 600, stamp: STAMP, prepare_ahead: false }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % below
+    }
+}
+
+fn ballot(round: u64) -> Ballot {
+    Ballot { round, owner: Some(ReplicaId(round as u32 % 3)) }
+}
+
+/// What a group's log must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    promised: Ballot,
+    committed: u64,
+    trimmed: u64,
+    trimmed_ballot: Ballot,
+    /// Ballot, length and first byte.
+    entries: BTreeMap<u64, (Ballot, usize, Option<u8>)>,
+}
+
+type Models = BTreeMap<GroupId, Model>;
+
+impl Model {
+    fn last(&self) -> u64 {
+        self.entries.keys().next_back().copied().unwrap_or(self.trimmed)
+    }
+
+    /// A few random changes, as records and in the model.
+    fn step(&mut self, group: GroupId, random: &mut Random, records: &mut Vec<WalRecord>) {
+        match random.next(10) {
+            0 => {
+                self.promised.round += random.next(3);
+                self.promised = ballot(self.promised.round);
+                self.committed = self.committed.max(self.trimmed + random.next(self.last() - self.trimmed + 1));
+                let (promised, committed) = (self.promised, LogIndex(self.committed));
+                records.push(WalRecord::HardState { group, promised, committed });
+            }
+            1 if self.committed > self.trimmed => {
+                let through = self.trimmed + 1 + random.next(self.committed - self.trimmed);
+                self.trimmed_ballot = self.entries[&through].0;
+                self.trimmed = through;
+                self.entries.retain(|&index, _| index > through);
+                records.push(WalRecord::Trim { group, through: LogIndex(through), ballot: self.trimmed_ballot });
+            }
+            2 if self.last() > self.committed.max(self.trimmed) => {
+                let floor = self.committed.max(self.trimmed);
+                let from = floor + 1 + random.next(self.last() - floor);
+                self.entries.retain(|&index, _| index < from);
+                records.push(WalRecord::Truncate { group, from: LogIndex(from) });
+            }
+            _ => {
+                let floor = self.committed.max(self.trimmed);
+                let from = if random.next(8) == 0 { floor + random.next(self.last() - floor + 1) } else { self.last() };
+                self.entries.retain(|&index, _| index <= from);
+                for index in from + 1..=from + 1 + random.next(3) {
+                    let bytes = Bytes::from(vec![index as u8; random.next(500) as usize]);
+                    let ballot = self.promised;
+                    self.entries.insert(index, (ballot, bytes.len(), bytes.first().copied()));
+                    records.push(WalRecord::Append { group, index: LogIndex(index), ballot, bytes });
+                }
+            }
+        }
+    }
+
+    fn of(wal: &Wal, group: GroupId) -> Model {
+        let state = wal.state(group);
+        let mut entries = BTreeMap::new();
+        for entry in wal.read(group, state.trimmed.0.next(), state.last.0, usize::MAX).unwrap() {
+            let bytes = entry.bytes;
+            assert!(bytes.iter().all(|&byte| byte == entry.index.0 as u8));
+            entries.insert(entry.index.0, (entry.ballot, bytes.len(), bytes.first().copied()));
+        }
+        let (trimmed, trimmed_ballot) = (state.trimmed.0.0, state.trimmed.1);
+        Model { promised: state.promised, committed: state.committed.0, trimmed, trimmed_ballot, entries }
+    }
+}
+
+fn recovered(disk: &SimDisk, segment_bytes: u64) -> Models {
+    let wal = Wal::open(Arc::new(disk.clone()), config(segment_bytes), Box::new(|_| {})).unwrap();
+    let models = (0..3).map(|group| (GroupId(group), Model::of(&wal, GroupId(group)))).collect();
+    wal.stop();
+    models
+}
+
+/// Runs `steps` writes on `disk` and returns (ops done, state) behind each.
+fn work(disk: &SimDisk, models: Models, steps: usize, random: &mut Random) -> Vec<(usize, Models)> {
+    let segment_bytes = SEGMENT_BYTES;
+    let (tables, tail) = recover(disk, &config(segment_bytes)).unwrap();
+    let tables = Arc::new(Mutex::new(tables));
+    let mut writer = Writer::new(Arc::new(disk.clone()), config(segment_bytes), tables, tail).unwrap();
+    let mut history = vec![(disk.op_count(), models)];
+    for _ in 0..steps {
+        let (_, mut models) = history.last().unwrap().clone();
+        let mut records = Vec::new();
+        for _ in 0..=random.next(2) {
+            let group = GroupId(random.next(3) as u16);
+            models.entry(group).or_default().step(group, random, &mut records);
+        }
+        writer.write(&records).unwrap();
+        history.push((disk.op_count(), models));
+        writer.remove_unneeded().unwrap();
+    }
+    history
+}
+
+fn empty() -> Models {
+    (0..3).map(|group| (GroupId(group), Model::default())).collect()
+}
+
+/// The state recovered behind `count` ops is the last one acknowledged, or that with the write under way.
+fn check_crash(
+    disk: &SimDisk,
+    history: &[(usize, Models)],
+    count: usize,
+    random: &mut Random,
+) -> (SimDisk, Models) {
+    let chance = random.next(3);
+    let crashed = disk.crash(count, &mut || chance == 2 || (chance == 1 && random.next(2) == 0));
+    let found = recovered(&crashed, SEGMENT_BYTES);
+    let acknowledged = history.iter().rposition(|&(ops, _)| ops <= count).unwrap_or(0);
+    let next = history.get(acknowledged + 1).map(|(_, models)| models);
+    assert!(
+        found == history[acknowledged].1 || Some(&found) == next,
+        "crash behind op {count}: {found:?}\nacknowledged: {:?}",
+        history[acknowledged].1
+    );
+    (crashed, found)
+}
+
+#[test]
+fn log_crashed_behind_any_write_keeps_what_was_acknowledged() {
+    for seed in 1..=12 {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let disk = SimDisk::default();
+        let history = work(&disk, empty(), 60, &mut random);
+        for count in 0..=disk.op_count() {
+            let (crashed, found) = check_crash(&disk, &history, count, &mut random);
+            // Life goes on after the crash, until the next one.
+            if count % 9 == 0 {
+                let again = work(&crashed, found, 10, &mut random);
+                for count in 0..=crashed.op_count() {
+                    check_crash(&crashed, &again, count, &mut random);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn log_segments_are_removed_when_all_groups_have_trimmed() {
+    let disk = SimDisk::default();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let mut writer = Writer::new(Arc::new(disk.clone()), config(SEGMENT_BYTES), tables.clone(), None).unwrap();
+    for index in 1..=200 {
+        let (group, index) = (GroupId(1), LogIndex(index));
+        let bytes = Bytes::from(vec![7; 500]);
+        let append = WalRecord::Append { group, index, ballot: ballot(1), bytes };
+        let trim = WalRecord::Trim { group, through: index, ballot: ballot(1) };
+        writer.write(&[append, trim]).unwrap();
+        writer.remove_unneeded().unwrap();
+        assert!(tables.lock().segments.len() <= 2);
+    }
+    let found = recovered(&disk, SEGMENT_BYTES);
+    assert_eq!(found[&GroupId(1)].trimmed, 200);
+}
+
+fn appended(disk: &SimDisk, count: u64) {
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let mut writer = Writer::new(Arc::new(disk.clone()), config(64 << 10), tables, None).unwrap();
+    for index in 1..=count {
+        let bytes = Bytes::from(vec![9; 1000]);
+        writer
+            .write(&[WalRecord::Append { group: GroupId(0), index: LogIndex(index), ballot: ballot(1), bytes }])
+            .unwrap();
+    }
+}
+
+fn open_error(disk: &SimDisk, stamp: u64) -> Error {
+    let config = WalConfig { stamp, ..config(64 << 10) };
+    recover(disk, &config).map(|_| ()).unwrap_err()
+}
+
+#[test]
+fn log_damaged_before_its_tail_is_refused_with_file_and_offset() {
+    let disk = SimDisk::default();
+    appended(&disk, 10);
+    disk.damage("log-0000000000000001", 512 + 3 * 1536 + 40);
+    let error = open_error(&disk, STAMP).to_string();
+    assert!(error.starts_with("log-0000000000000001 at offset 5120: "), "{error}");
+}
+
+#[test]
+fn log_damaged_in_an_earlier_segment_is_refused() {
+    let disk = SimDisk::default();
+    appended(&disk, 60);
+    assert_eq!(disk.list().unwrap().len(), 2);
+    disk.damage("log-0000000000000001", 512);
+    assert!(matches!(open_error(&disk, STAMP), Error::Corrupt { offset: 512, .. }));
+}
+
+#[test]
+fn log_without_its_first_segment_is_refused() {
+    let disk = SimDisk::default();
+    appended(&disk, 60);
+    disk.remove("log-0000000000000001").unwrap();
+    assert!(matches!(open_error(&disk, STAMP), Error::Corrupt { .. }));
+}
+
+#[test]
+fn log_of_another_node_is_refused() {
+    let disk = SimDisk::default();
+    appended(&disk, 1);
+    assert!(matches!(open_error(&disk, STAMP + 1), Error::ForeignData { .. }));
+}
+
+#[test]
+fn log_whose_disk_fails_acknowledges_nothing_and_says_so() {
+    let disk = SimDisk::default();
+    let (failed, failure) = mpsc::channel();
+    let on_failure = Box::new(move |error: Error| failed.send(error).unwrap());
+    let wal = Wal::open(Arc::new(disk.clone()), config(64 << 10), on_failure).unwrap();
+    let (done, acknowledged) = mpsc::channel();
+    let append = |index| WalRecord::Append {
+        group: GroupId(0),
+        index: LogIndex(index),
+        ballot: ballot(1),
+        bytes: Bytes::from_static(b"x"),
+    };
+    let sender = done.clone();
+    wal.submit(vec![append(1)], Box::new(move || sender.send(1).unwrap()));
+    assert_eq!(acknowledged.recv_timeout(Duration::from_secs(5)), Ok(1));
+    disk.fail_after(disk.op_count() + 1);
+    wal.submit(vec![append(2)], Box::new(move || done.send(2).unwrap()));
+    assert!(matches!(failure.recv_timeout(Duration::from_secs(5)), Ok(Error::LogFailed { .. })));
+    assert!(acknowledged.try_recv().is_err());
+}
+
+#[test]
+fn log_on_a_real_disk_is_read_back_from_memory_and_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = WalConfig { segment_bytes: 256 << 10, cache_bytes: 4096, stamp: STAMP, prepare_ahead: true };
+    let open = || {
+        let disk = Arc::new(RealDisk::open(folder.path().to_owned()).unwrap());
+        Wal::open(disk, config.clone(), Box::new(|_| {})).unwrap()
+    };
+    let wal = open();
+    let (done, acknowledged) = mpsc::channel();
+    for index in 1..=2000u64 {
+        let bytes = Bytes::from(vec![index as u8; 300]);
+        let record = WalRecord::Append { group: GroupId(1), index: LogIndex(index), ballot: ballot(2), bytes };
+        let done = done.clone();
+        wal.submit(vec![record], Box::new(move || done.send(index).unwrap()));
+    }
+    for index in 1..=2000 {
+        assert_eq!(acknowledged.recv().unwrap(), index);
+    }
+    assert!(wal.figures().flushes < 2000, "writes that come during a flush share the next one");
+    wal.abandon();
+    let wal = open();
+    let entries = wal.read(GroupId(1), LogIndex(1), LogIndex(2000), usize::MAX).unwrap();
+    assert_eq!(entries.len(), 2000);
+    assert!(entries.iter().all(|entry| entry.bytes == vec![entry.index.0 as u8; 300]));
+    assert_eq!(wal.read(GroupId(1), LogIndex(5), LogIndex(9), 700).unwrap().len(), 2);
+}

@@ -1,0 +1,393 @@
+//! The groups' states in RocksDB: one database per node, one column family per group. Nothing else names RocksDB.
+//!
+//! RocksDB's own log is off: every write carries the applied index, so after a crash a group's column family is some
+//! earlier state, whole, and the write-ahead log is replayed from its index. Therefore the log may be cut only below
+//! [`GroupState::flushed_index`].
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use metadata::keys::FOREIGN_KIND_MIN;
+use metadata::store::{Row, Store, WriteSet};
+use multicast::ids::{GroupId, LogIndex};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use rocksdb::{
+    BlockBasedOptions, BoundColumnFamily, Cache as BlockCache, ColumnFamilyDescriptor, DBCompressionType, DBWithThreadMode,
+    Direction, FlushOptions, IteratorMode, MultiThreaded, Options, ReadOptions, WriteBatch, WriteBufferManager,
+    WriteOptions,
+};
+
+use crate::error::{Error, Result};
+
+type Db = DBWithThreadMode<MultiThreaded>;
+
+/// Part of RocksDB's memory that holds writes not yet flushed.
+const BUFFER_SHARE: usize = 3;
+/// Part of the memory that holds single rows in use: executing a command then seldom asks RocksDB.
+const ROWS_SHARE: usize = 4;
+const OPEN_FILES_MAX: i32 = 256;
+
+/// Keys that begin so are the ordering's.
+const ORDER: u8 = 0x40;
+/// Keys that begin so are this module's own.
+const META: u8 = 0xf0;
+const APPLIED: &[u8] = &[META, 1];
+
+const _: () = assert!(ORDER >= FOREIGN_KIND_MIN && META >= FOREIGN_KIND_MIN);
+
+/// The states of a node's groups.
+pub struct StateDb {
+    db: Arc<Db>,
+    cache: BlockCache,
+    buffers: WriteBufferManager,
+    row_cache_bytes: usize,
+}
+
+/// Figures for people, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StateFigures {
+    /// Block cache.
+    pub cache_bytes: u64,
+    /// Write buffers.
+    pub buffer_bytes: u64,
+    /// Files on disk.
+    pub disk_bytes: u64,
+}
+
+impl StateDb {
+    /// Opens the database and a column family for each of `groups`.
+    pub fn open(folder: &Path, groups: &[GroupId], memory_bytes: usize) -> Result<StateDb> {
+        let row_cache_bytes = memory_bytes / ROWS_SHARE / groups.len().max(1);
+        let blocks = memory_bytes - memory_bytes / ROWS_SHARE;
+        let cache = BlockCache::new_lru_cache(blocks);
+        // Charged to the cache, so that both together stay within the setting.
+        let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
+            memory_bytes / BUFFER_SHARE,
+            false,
+            cache.clone(),
+        );
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_write_buffer_manager(&buffers);
+        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_max_background_jobs(2);
+        options.set_max_total_wal_size(1 << 20);
+        options.set_keep_log_file_num(2);
+        options.set_max_log_file_size(1 << 20);
+        options.set_stats_dump_period_sec(0);
+        let families = known_families(&options, folder)
+            .into_iter()
+            .chain(groups.iter().map(|&group| family_name(group)))
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, memory_bytes)));
+        let db = Db::open_cf_descriptors(&options, folder, families).map_err(failed)?;
+        Ok(StateDb { db: Arc::new(db), cache, buffers, row_cache_bytes })
+    }
+
+    /// One group's state.
+    pub fn group(&self, group: GroupId) -> Result<GroupState> {
+        let state = GroupState {
+            db: self.db.clone(),
+            family: family_name(group),
+            group,
+            flushed: Arc::new(AtomicU64::new(0)),
+            rows: Arc::new(Cache::with_weighter(
+                (self.row_cache_bytes / 200).max(64),
+                self.row_cache_bytes as u64,
+                RowWeight,
+            )),
+        };
+        let applied = state.applied_index()?;
+        // Nothing is in write buffers yet: what can be read is on disk.
+        state.flushed.store(applied.0, Ordering::Release);
+        Ok(state)
+    }
+
+    /// Figures for people.
+    #[must_use]
+    pub fn figures(&self) -> StateFigures {
+        let live = self.db.live_files().map(|files| files.iter().map(|file| file.size as u64).sum());
+        StateFigures {
+            cache_bytes: self.cache.get_usage() as u64,
+            buffer_bytes: self.buffers.get_usage() as u64,
+            disk_bytes: live.unwrap_or_default(),
+        }
+    }
+
+    /// Ends flushes and compactions, so that a process can end at once.
+    pub fn stop_background_work(&self) {
+        self.db.cancel_all_background_work(false);
+    }
+}
+
+/// One group's state. Clones are handles.
+#[derive(Clone)]
+pub struct GroupState {
+    db: Arc<Db>,
+    family: String,
+    group: GroupId,
+    flushed: Arc<AtomicU64>,
+    rows: Arc<RowCache>,
+}
+
+impl std::fmt::Debug for GroupState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GroupState({})", self.group)
+    }
+}
+
+impl GroupState {
+    /// A row's value, from memory if it was used lately.
+    fn row(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        if let Some(value) = self.rows.get(key) {
+            return Ok(Some(value));
+        }
+        let row = self.db.get_pinned_cf(&self.family()?, key).map_err(failed)?;
+        let Some(value) = row.map(|value| Bytes::copy_from_slice(&value)) else { return Ok(None) };
+        self.rows.insert(key.into(), value.clone());
+        Ok(Some(value))
+    }
+
+    /// The ordering's rows, all of them.
+    pub fn order_rows(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut rows = self.range(&[ORDER], &[ORDER], usize::MAX)?;
+        for (key, _) in &mut rows {
+            key.remove(0);
+        }
+        Ok(rows)
+    }
+
+    fn range(&self, prefix: &[u8], start: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut options = ReadOptions::default();
+        if let Some(end) = end_of(prefix) {
+            options.set_iterate_upper_bound(end);
+        }
+        options.set_auto_readahead_size(false);
+        let mode = IteratorMode::From(start.max(prefix), Direction::Forward);
+        let rows = self.db.iterator_cf_opt(&self.family()?, options, mode).take(limit);
+        rows.map(|row| row.map(|(key, value)| (key.into(), value.into())).map_err(failed)).collect()
+    }
+
+    /// Writes what a batch of log entries changed, atomically with the index that it leads to. Not durable before a flush;
+    /// see the module. Nobody may read in the meantime.
+    pub fn write(
+        &self,
+        namespace: WriteSet,
+        order: &[(Vec<u8>, Option<Vec<u8>>)],
+        applied: LogIndex,
+    ) -> Result<()> {
+        let family = self.family()?;
+        let mut batch = WriteBatch::default();
+        let mut key = vec![ORDER];
+        for (suffix, value) in order {
+            key.truncate(1);
+            key.extend_from_slice(suffix);
+            match value {
+                Some(value) => batch.put_cf(&family, &key, value),
+                None => batch.delete_cf(&family, &key),
+            }
+        }
+        for (key, value) in &namespace {
+            match value {
+                Some(value) => batch.put_cf(&family, key, value),
+                None => batch.delete_cf(&family, key),
+            }
+        }
+        batch.put_cf(&family, APPLIED, applied.0.to_le_bytes());
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.db.write_opt(batch, &options).map_err(failed)?;
+        for (key, value) in namespace {
+            match value {
+                Some(value) => self.rows.insert(key.into(), value.into()),
+                None => _ = self.rows.remove(key.as_slice()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The log index that the rows reflect.
+    pub fn applied_index(&self) -> Result<LogIndex> {
+        let Some(row) = self.db.get_pinned_cf(&self.family()?, APPLIED).map_err(failed)? else { return Ok(LogIndex::ZERO) };
+        let index: [u8; 8] = row[..].try_into().map_err(|_| self.damaged("the applied index is not a number"))?;
+        Ok(LogIndex(u64::from_le_bytes(index)))
+    }
+
+    /// Everything up to here is on disk without the log's help.
+    #[must_use]
+    pub fn flushed_index(&self) -> LogIndex {
+        LogIndex(self.flushed.load(Ordering::Acquire))
+    }
+
+    /// Flushes; waits until that is done. `applied` has been written before.
+    pub fn flush(&self, applied: LogIndex) -> Result<()> {
+        if applied <= self.flushed_index() {
+            return Ok(());
+        }
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.db.flush_cf_opt(&self.family()?, &options).map_err(failed)?;
+        self.flushed.fetch_max(applied.0, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The error for rows that make no sense.
+    #[must_use]
+    pub fn damaged(&self, problem: impl Into<String>) -> Error {
+        Error::DamagedState { group: self.group, problem: problem.into() }
+    }
+
+    fn family(&self) -> Result<Arc<BoundColumnFamily<'_>>> {
+        self.db.cf_handle(&self.family).ok_or_else(|| self.damaged("its column family is gone"))
+    }
+}
+
+impl Store for GroupState {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, metadata::error::Error> {
+        Ok(self.row(key).map_err(store_failed)?.map(Vec::from))
+    }
+
+    fn scan(&self, prefix: &[u8], start: &[u8], limit: usize) -> Result<Vec<Row>, metadata::error::Error> {
+        self.range(prefix, start, limit).map_err(store_failed)
+    }
+}
+
+fn store_failed(error: Error) -> metadata::error::Error {
+    metadata::error::Error::StoreFailed(error.to_string())
+}
+
+/// The first key behind all that begin with `prefix`.
+fn end_of(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
+}
+
+/// What a row costs in the cache of rows.
+#[derive(Clone)]
+struct RowWeight;
+
+impl Weighter<Box<[u8]>, Bytes> for RowWeight {
+    fn weight(&self, key: &Box<[u8]>, value: &Bytes) -> u64 {
+        (key.len() + value.len() + 96) as u64
+    }
+}
+
+type RowCache = Cache<Box<[u8]>, Bytes, RowWeight>;
+
+fn family_options(cache: &BlockCache, memory_bytes: usize) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(8 << 10);
+    table.set_bloom_filter(10.0, false);
+    // Index and filters count within the cache's bound too.
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(5);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size((memory_bytes / BUFFER_SHARE / 2).clamp(1 << 20, 64 << 20));
+    options.set_max_write_buffer_number(3);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options
+}
+
+fn known_families(options: &Options, folder: &Path) -> Vec<String> {
+    // Fails if there is no database yet; a damaged one makes the opening itself fail, with a better message.
+    Db::list_cf(options, folder).unwrap_or_default()
+}
+
+fn family_name(group: GroupId) -> String {
+    format!("group-{}", group.0)
+}
+
+fn failed(error: rocksdb::Error) -> Error {
+    Error::State(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const GROUP: GroupId = GroupId(3);
+
+    fn open(folder: &Path) -> (StateDb, GroupState) {
+        let db = StateDb::open(folder, &[GROUP], 16 << 20).unwrap();
+        let state = db.group(GROUP).unwrap();
+        (db, state)
+    }
+
+    fn put(state: &GroupState, key: &[u8], value: &[u8], applied: u64) {
+        let rows = WriteSet::from([(key.to_vec(), Some(value.to_vec()))]);
+        state.write(rows, &[(key.to_vec(), Some(value.to_vec()))], LogIndex(applied)).unwrap();
+    }
+
+    /// The folder as a crashed process leaves it: no destructor, which might flush, has run.
+    fn crash(folder: &Path, db: StateDb, state: GroupState) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+        std::mem::forget((state, db));
+        copy
+    }
+
+    #[test]
+    fn state_unflushed_is_lost_together_with_its_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let (db, state) = open(folder.path());
+        put(&state, b"a", b"1", 1);
+        state.flush(LogIndex(1)).unwrap();
+        put(&state, b"b", b"2", 2);
+        assert_eq!(state.flushed_index(), LogIndex(1));
+        assert_eq!(state.get(b"b").unwrap().unwrap(), b"2");
+        let copy = crash(folder.path(), db, state);
+        let (_db, state) = open(copy.path());
+        assert_eq!(state.applied_index().unwrap(), LogIndex(1));
+        assert_eq!(state.flushed_index(), LogIndex(1));
+        assert_eq!(state.get(b"a").unwrap().unwrap(), b"1");
+        assert_eq!(state.get(b"b").unwrap(), None);
+        assert_eq!(state.order_rows().unwrap(), [(b"a".to_vec(), b"1".to_vec())]);
+    }
+
+    #[test]
+    fn rows_written_replace_rows_in_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_db, state) = open(folder.path());
+        put(&state, b"a", b"1", 1);
+        put(&state, b"a", b"2", 2);
+        assert_eq!(state.get(b"a").unwrap().unwrap(), b"2");
+        state.write(WriteSet::from([(b"a".to_vec(), None)]), &[], LogIndex(3)).unwrap();
+        assert_eq!(state.get(b"a").unwrap(), None);
+    }
+
+    #[test]
+    fn scan_stays_within_prefix_start_and_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_db, state) = open(folder.path());
+        for key in [&b"a"[..], b"b1", b"b2", b"b3", b"c"] {
+            put(&state, key, key, 1);
+        }
+        let keys = |prefix: &[u8], start: &[u8], limit| {
+            let rows = state.scan(prefix, start, limit).unwrap();
+            rows.into_iter().map(|(key, _)| String::from_utf8(key).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(b"b", b"", 9), ["b1", "b2", "b3"]);
+        assert_eq!(keys(b"b", b"b2", 9), ["b2", "b3"]);
+        assert_eq!(keys(b"b", b"b2", 1), ["b2"]);
+        assert_eq!(keys(b"b", b"c", 9), [""; 0]);
+    }
+}
