@@ -1,6 +1,27 @@
 //! Replicated logs per group, and a conflict-aware atomic multicast over several groups.
 //!
-//! This crate is a pure core: no clock, socket, thread or ambient randomness.
+//! This crate is a pure core: no clock, socket, thread or ambient randomness. [`core::Core`] is one group's replica as a
+//! value: `handle_*` puts something in, `poll_output` takes out what the driver must do, `apply_next` executes what is
+//! committed. Everything that decides is here; the driver, or the simulator, only carries.
 
 pub mod command;
+pub mod config;
+pub mod core;
+pub mod error;
 pub mod ids;
+pub mod machine;
+pub mod message;
+pub mod order;
+pub mod output;
+pub mod record;
+pub mod time;
+
+pub use crate::core::Core;
+pub use config::{Config, Limits, Timing};
+pub use error::{Error, ErrorClass};
+pub use machine::{Context, Machine};
+pub use message::Message;
+pub use order::OrderState;
+pub use output::{Applied, Change, Decline, Event, Output, Reply, Writes};
+pub use record::{Entry, Position, Record, Refusal};
+pub use time::Time;

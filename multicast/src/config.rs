@@ -1,0 +1,154 @@
+//! Settings of one replica's core.
+
+use std::collections::BTreeMap;
+
+use crate::error::Error;
+use crate::ids::{GroupId, ReplicaId};
+
+/// Who a replica is, whom it knows, and how patient it is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The group that this replica belongs to.
+    pub group: GroupId,
+    /// This replica.
+    pub replica: ReplicaId,
+    /// The voters of every group of the cluster, this one included, the preferred primary first.
+    pub groups: BTreeMap<GroupId, Vec<ReplicaId>>,
+    /// Classic atomic multicast: every command conflicts with every other. For comparison and tests. Must be the same on
+    /// all voters of all groups.
+    pub classic: bool,
+    /// Seed of the jitter of election timeouts. Should differ between replicas.
+    pub seed: u64,
+    /// Patience.
+    pub timing: Timing,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// How long things may take. All in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A primary that has nothing to say says so this often. Default 100.
+    pub heartbeat_ms: u64,
+    /// A follower that has heard nothing from a primary for this long, plus up to as much again (drawn anew each time),
+    /// campaigns. At least three heartbeats and well above the round trip between voters. Default 1000.
+    pub election_timeout_ms: u64,
+    /// What another group's primary has not answered is sent again after this long, then after twice as long, and so on.
+    /// Must exceed the round trip between groups, else everything is sent twice. Default 600.
+    pub resend_ms: u64,
+    /// … but never more seldom than this. Default 5000.
+    pub resend_ms_max: u64,
+    /// A group whose primary has left questions unanswered for this long gets no new commands from here. Default 5000.
+    pub silence_ms: u64,
+    /// A primary that is not the first in the group's list hands over to the first one once that has been up to date for
+    /// this long. Zero: never. Default 10000.
+    pub return_ms: u64,
+    /// Ids that every destination has finished are forgotten by a log record at most this often. Default 200.
+    pub forget_ms: u64,
+}
+
+/// The most of each thing. Together they bound a core's memory to roughly `log_tail_bytes + in_flight_bytes × 2 +
+/// append_window_bytes × followers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Payload and footprint of one command. Default 1 MiB.
+    pub command_bytes_max: usize,
+    /// Commands accepted here and not executed yet; more are declined as overload. Default 16384.
+    pub in_flight_max: usize,
+    /// Their bytes. Default 64 MiB.
+    pub in_flight_bytes_max: usize,
+    /// Unfinished commands that concern one other group; more are declined as overload. Default 4096.
+    pub unfinished_per_group_max: usize,
+    /// Entries in one append, catch-up or log read. Default 1 MiB (one entry may exceed it).
+    pub append_batch_bytes: usize,
+    /// Appends that one follower has not acknowledged. Default 8 MiB.
+    pub append_window_bytes: usize,
+    /// Applied entries kept in memory for followers that lag; older ones are read back from disk. Default 32 MiB.
+    pub log_tail_bytes: usize,
+    /// Open sessions of the group. Default 65536.
+    pub sessions_max: usize,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            heartbeat_ms: 100,
+            election_timeout_ms: 1000,
+            resend_ms: 600,
+            resend_ms_max: 5000,
+            silence_ms: 5000,
+            return_ms: 10_000,
+            forget_ms: 200,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            command_bytes_max: 1 << 20,
+            in_flight_max: 16_384,
+            in_flight_bytes_max: 64 << 20,
+            unfinished_per_group_max: 4096,
+            append_batch_bytes: 1 << 20,
+            append_window_bytes: 8 << 20,
+            log_tail_bytes: 32 << 20,
+            sessions_max: 65_536,
+        }
+    }
+}
+
+impl Config {
+    /// A configuration with default timing and limits; the seed is the replica's number.
+    #[must_use]
+    pub fn new(group: GroupId, replica: ReplicaId, groups: BTreeMap<GroupId, Vec<ReplicaId>>) -> Self {
+        Config {
+            group,
+            replica,
+            groups,
+            classic: false,
+            seed: (u64::from(group.0) << 32) | u64::from(replica.0),
+            timing: Timing::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// The voters of this group.
+    #[must_use]
+    pub fn voters(&self) -> &[ReplicaId] {
+        self.groups.get(&self.group).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many voters of this group make a quorum: any two quorums share one.
+    #[must_use]
+    pub fn quorum_size(&self) -> usize {
+        self.voters().len() / 2 + 1
+    }
+
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] with the first contradiction.
+    pub fn check(&self) -> Result<(), Error> {
+        let fail = |reason: String| Err(Error::Configuration(reason));
+        if !self.voters().contains(&self.replica) {
+            return fail(format!("{} is no voter of {}", self.replica, self.group));
+        }
+        for (group, voters) in &self.groups {
+            let mut distinct = voters.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            if distinct.len() != voters.len() || !matches!(voters.len(), 1 | 3 | 5) {
+                return fail(format!("{group} has {} voters: 1, 3 or 5 different ones are possible", voters.len()));
+            }
+        }
+        let timing = &self.timing;
+        if timing.heartbeat_ms == 0 || timing.election_timeout_ms < timing.heartbeat_ms.saturating_mul(3) {
+            return fail("the election timeout must be at least three heartbeats".to_owned());
+        }
+        if timing.resend_ms == 0 || timing.resend_ms_max < timing.resend_ms || timing.forget_ms == 0 {
+            return fail("resend and forget intervals must not be zero, nor the longest below the first".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! One replica of one group as a value: log, order and sequencer together.
+//!
+//! # The driver's duties
+//! 1. Give every call the time, see [`Time`]. After a restart it must not be earlier than before.
+//! 2. Hand in what came: messages (decoded, with the sender that the connection proves), submissions, persisted tokens, and
+//!    [`Core::handle_timeout`] when [`Core::poll_timeout`] is due. Many inputs may be handed in before the next step; what
+//!    they append goes to disk and to each follower as one batch.
+//! 3. Then loop: take [`Core::poll_output`] until there is none and do each; call [`Core::apply_next`] until there is none.
+//!    Both may cause more of the other, so repeat until neither gives anything.
+//! 4. `Persist`: make durable what it names, in the order of the tokens, beside the loop; then call
+//!    [`Core::handle_persisted`]. If the disk fails, stop the process: never tell a token that is not durable.
+//! 5. `Send`: encode and send, in order per receiver; messages may be lost, never altered. Nothing needs to be held back.
+//! 6. `Reply`, `Declined`, and the reply in an [`Applied`]: to the client's session, if it is connected here.
+//! 7. Write the rows of the machine and of [`OrderState::drain_changes`] in one batch, whenever it likes after applying
+//!    entries, but whole entries only. The log is kept until that batch is durable.
+//! 8. On start: hand back the rows, and the log from disk as [`Durable`]: it must reach back to the applied index.
+//! 9. Drop log entries below [`Core::truncatable_below`] *and* below what the store has flushed, then call
+//!    [`Core::truncate_below`].
+//! 10. `ReadLog`: read entries back and call [`Core::handle_log_read`].
+
+use std::sync::Arc;
+
+use crate::command::Command;
+use crate::config::Config;
+use crate::error::Error;
+use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId};
+use crate::machine::Machine;
+use crate::message::Message;
+use crate::order::OrderState;
+use crate::output::{Applied, Output};
+use crate::record::Entry;
+use crate::time::Time;
+
+/// What the disk of a replica holds of its log.
+#[derive(Clone, Debug, Default)]
+pub struct Durable {
+    /// The highest ballot promised.
+    pub promised: Ballot,
+    /// The oldest entry that can be read back; zero or one if the log was never truncated.
+    pub first: LogIndex,
+    /// The end of the log, dense: all entries above the applied index at least, and the one at it unless that is zero.
+    pub entries: Vec<Entry>,
+}
+
+/// A change to the set of open sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionChange {
+    /// The client wants to begin. Its id is new: drawn at random and never used before.
+    Open(SessionId),
+    /// The client is done, or has not been heard of for too long.
+    Close(SessionId),
+}
+
+/// One replica of one group.
+#[derive(Debug)]
+pub struct Core {
+    config: Config,
+    order: OrderState,
+}
+
+impl Core {
+    /// A replica as it starts, from what its disk holds.
+    ///
+    /// # Errors
+    /// If the configuration contradicts itself, or the log does not reach the state's applied index.
+    pub fn new(now: Time, config: Config, durable: Durable, order: OrderState) -> Result<Self, Error> {
+        config.check()?;
+        let _ = (now, durable);
+        Ok(Core { config, order })
+    }
+
+    /// A message came. The connection must prove `from`; it is checked here against the configuration.
+    pub fn handle_message(&mut self, now: Time, from: (GroupId, ReplicaId), message: Message) {
+        let _ = (now, from, message);
+    }
+
+    /// A client asks for a command. The reply comes from [`Core::apply_next`], as an [`Output::Reply`] or as an
+    /// [`Output::Declined`].
+    pub fn handle_submit(&mut self, now: Time, command: Arc<Command>) {
+        let _ = (now, command);
+    }
+
+    /// A session is to be opened or closed. [`crate::Change::SessionOpened`] tells when it is done.
+    pub fn handle_session(&mut self, now: Time, change: SessionChange) {
+        let _ = (now, change);
+    }
+
+    /// Everything up to this token is durable.
+    pub fn handle_persisted(&mut self, now: Time, token: u64) {
+        let _ = (now, token);
+    }
+
+    /// The entries that [`Output::ReadLog`] asked for.
+    pub fn handle_log_read(&mut self, now: Time, entries: Vec<Entry>) {
+        let _ = (now, entries);
+    }
+
+    /// The time that [`Core::poll_timeout`] named has come. Harmless when early.
+    pub fn handle_timeout(&mut self, now: Time) {
+        let _ = now;
+    }
+
+    /// Moves the replicated time of an idle group by a log record. For a driver that needs deadlines in replicated state.
+    pub fn handle_tick(&mut self, now: Time) {
+        let _ = now;
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        None
+    }
+
+    /// When to call [`Core::handle_timeout`].
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        None
+    }
+
+    /// Applies the next committed entry to the state, if there is one.
+    pub fn apply_next(&mut self, now: Time, machine: &mut dyn Machine) -> Option<Applied> {
+        let _ = (now, machine);
+        None
+    }
+
+    /// The replicated state.
+    #[must_use]
+    pub fn order(&self) -> &OrderState {
+        &self.order
+    }
+
+    /// The replicated state, to drain its changed rows.
+    pub fn order_mut(&mut self) -> &mut OrderState {
+        &mut self.order
+    }
+
+    /// What this replica is at the moment.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status {
+            group: self.config.group,
+            replica: self.config.replica,
+            role: RoleName::Follower,
+            primary: None,
+            promised: Ballot::default(),
+            last: LogIndex::ZERO,
+            durable: LogIndex::ZERO,
+            committed: LogIndex::ZERO,
+            applied: self.order.applied(),
+            in_flight: 0,
+            followers: Vec::new(),
+            silent_groups: Vec::new(),
+        }
+    }
+
+    /// Commands of several groups that are not through, the oldest first, with what each waits for. Empty on followers.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<Unfinished> {
+        Vec::new()
+    }
+
+    /// Who is primary, as far as this replica knows.
+    #[must_use]
+    pub fn primary(&self) -> Option<ReplicaId> {
+        None
+    }
+
+    /// True if this replica is primary and takes commands.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        false
+    }
+
+    /// Entries below this index are on every voter's disk: as far as they are concerned, the log may be dropped below it.
+    #[must_use]
+    pub fn truncatable_below(&self) -> LogIndex {
+        LogIndex::ZERO
+    }
+
+    /// The driver has dropped the entries below this index from the disk.
+    pub fn truncate_below(&mut self, index: LogIndex) {
+        let _ = index;
+    }
+}
+
+/// A replica's state for display.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its group.
+    pub group: GroupId,
+    /// Its number.
+    pub replica: ReplicaId,
+    /// What it is.
+    pub role: RoleName,
+    /// Who is primary, as far as it knows.
+    pub primary: Option<ReplicaId>,
+    /// The highest ballot it promised.
+    pub promised: Ballot,
+    /// The end of its log.
+    pub last: LogIndex,
+    /// … on its disk.
+    pub durable: LogIndex,
+    /// … on a quorum.
+    pub committed: LogIndex,
+    /// … in its state.
+    pub applied: LogIndex,
+    /// Commands taken and not executed (primary only).
+    pub in_flight: usize,
+    /// How far each other voter is (primary only).
+    pub followers: Vec<FollowerStatus>,
+    /// Groups that leave questions unanswered, since when (primary only).
+    pub silent_groups: Vec<(GroupId, Time)>,
+}
+
+/// How far a follower is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowerStatus {
+    /// The voter.
+    pub replica: ReplicaId,
+    /// Its log equals the primary's up to here, on disk.
+    pub matched: LogIndex,
+    /// When it last answered.
+    pub heard: Time,
+}
+
+/// What a replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleName {
+    /// Follows a primary, or waits for one.
+    Follower,
+    /// Wants to be primary.
+    Candidate,
+    /// Is primary but has not applied everything from before.
+    Recovering,
+    /// Is primary and takes commands.
+    Primary,
+}
+
+/// A command of several groups that is not through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The command.
+    pub id: CommandId,
+    /// Its destinations.
+    pub groups: Vec<GroupId>,
+    /// Since when this primary knows it.
+    pub since: Time,
+    /// True while its keys are locked here.
+    pub locks_keys: bool,
+    /// What it waits for.
+    pub waits_for: Vec<Wait>,
+}
+
+/// What an unfinished command waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// A record of it to be committed in this group.
+    OwnLog,
+    /// That group's timestamp.
+    Timestamp(GroupId),
+    /// A conflicting command that comes first.
+    Conflict(CommandId),
+    /// That group's contribution.
+    Contribution(GroupId),
+    /// That group's word that it is through.
+    Close(GroupId),
+}

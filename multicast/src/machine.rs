@@ -1,0 +1,40 @@
+//! What executes commands: the state machine that a group replicates.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::command::Command;
+use crate::ids::{GroupId, LogIndex, SessionId, Timestamp};
+
+/// Where and when something executes: the same on every replica of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The group whose log this is.
+    pub group: GroupId,
+    /// The entry that is being applied.
+    pub index: LogIndex,
+    /// The command's place in the order. For a command of several groups it is the same in each.
+    pub timestamp: Timestamp,
+    /// The replicated time in nanoseconds since the Unix epoch, chosen by primaries: grows along every key's history and
+    /// is the same in every destination of a command. (Timestamps are hybrid clocks, so it is the timestamp's number.)
+    pub time_ns: u64,
+}
+
+/// A deterministic state machine. Everything that it does is a function of its state and of these arguments; it is total:
+/// a payload that makes no sense gives an outcome that says so, never a panic.
+pub trait Machine {
+    /// This group's share of what a command of several groups needs to know: may it execute here, what moves. Must not
+    /// change the state, depends only on keys of the command's footprint in this group, and may be empty.
+    fn contribute(&mut self, context: &Context, command: &Command) -> Bytes;
+
+    /// Executes a command and returns its encoded outcome. `contributions` is empty for a command of one group; else it
+    /// holds those of *all* destinations, this group's own included, and is the same map in every destination.
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes;
+
+    /// A session was opened in this group.
+    fn session_opened(&mut self, context: &Context, session: SessionId);
+
+    /// A session was closed or has expired in this group: what it held is free.
+    fn session_closed(&mut self, context: &Context, session: SessionId);
+}

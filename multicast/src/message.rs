@@ -1,0 +1,175 @@
+//! What replicas tell each other.
+//!
+//! Inside a group (voter to voter):
+//!
+//! | message | who, when | what it promises |
+//! | --- | --- | --- |
+//! | `Probe` | a voter that misses its primary, before it campaigns | nothing |
+//! | `ProbeAnswer` | the probed voter, at once | nothing; willing if it misses its primary too |
+//! | `Campaign` | a voter that a quorum is willing to follow; its own promise is durable | nothing |
+//! | `Promise` | a voter, once its promise is durable | takes nothing from lower ballots any more; its log ends there |
+//! | `Outbid` | a voter that promised a higher ballot | nothing; makes the sender give up |
+//! | `Fetch` | a candidate whose log is not the most advanced of its quorum | nothing |
+//! | `Fetched` | a voter that promised the candidate's ballot | these entries are in its log there |
+//! | `Append` | the primary: entries, heartbeat and commit index in one | everything up to `committed` is on a quorum |
+//! | `Appended` | a follower, once durable | its log equals the primary's up to `matched`, and is on disk |
+//! | `AppendRefused` | a follower that lacks the entry before the first | nothing; says where its log ends |
+//! | `TakeOver` | a primary to the preferred one, once that is up to date | nothing; asks it to campaign |
+//!
+//! Between groups (primary to primary); a fact is committed in the sender's log, so it holds whoever is primary:
+//!
+//! | message | who, when | what it promises |
+//! | --- | --- | --- |
+//! | `Propose` | a primary that takes or has prepared a command, to destinations that have not told their timestamp | nothing |
+//! | `Facts` | a destination, when a fact about a command is committed, or when asked | each fact in it, for ever |
+//! | `NotPrimary` | a replica that got either of these and is no primary | nothing; says who may be |
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::command::Command;
+use crate::error::Error;
+use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, Timestamp};
+use crate::record::{Contribution, Entry, Position, Refusal, decode_versioned};
+
+/// Version of the encoding of [`Message`], its first byte. Variants and fields are only ever appended with a new version.
+pub const MESSAGE_VERSION: u8 = 1;
+
+/// The most bytes that one encoded message may have.
+pub const MESSAGE_BYTES_MAX: usize = 20 << 20;
+
+/// One message. See the module's table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Would you follow me?
+    Probe {
+        /// The round of probing, to match answers.
+        ballot: Ballot,
+    },
+    /// Answers `Probe`.
+    ProbeAnswer {
+        /// The probe's.
+        ballot: Ballot,
+        /// Yes.
+        willing: bool,
+        /// The highest ballot that the answering voter has promised.
+        promised: Ballot,
+    },
+    /// Follow me in this ballot.
+    Campaign {
+        /// The ballot.
+        ballot: Ballot,
+    },
+    /// Answers `Campaign`.
+    Promise {
+        /// The campaign's.
+        ballot: Ballot,
+        /// The end of the voter's log.
+        last: Position,
+    },
+    /// Answers anything of a ballot below the promised one.
+    Outbid {
+        /// The higher ballot.
+        promised: Ballot,
+    },
+    /// Give me your log behind this index.
+    Fetch {
+        /// The candidate's ballot.
+        ballot: Ballot,
+        /// The last index that the candidate has of it.
+        after: LogIndex,
+    },
+    /// Answers `Fetch`.
+    Fetched {
+        /// The candidate's ballot.
+        ballot: Ballot,
+        /// Just before the first entry.
+        after: LogIndex,
+        /// The entries; none if they are on this disk no more.
+        entries: Vec<Entry>,
+    },
+    /// Entries, heartbeat, commit index.
+    Append {
+        /// The primary's ballot.
+        ballot: Ballot,
+        /// The position just before the first entry.
+        previous: Position,
+        /// The entries, dense. May be empty.
+        entries: Vec<Entry>,
+        /// Everything up to here is on a quorum.
+        committed: LogIndex,
+        /// Every voter has everything up to here on disk.
+        everywhere: LogIndex,
+    },
+    /// Answers `Append`.
+    Appended {
+        /// The append's.
+        ballot: Ballot,
+        /// The log equals the primary's up to here and is durable.
+        matched: LogIndex,
+    },
+    /// Answers `Append`.
+    AppendRefused {
+        /// The append's.
+        ballot: Ballot,
+        /// Where the append wanted to begin, to match answers.
+        previous: LogIndex,
+        /// The primary should try behind this index: it is in this log, or known to be committed.
+        retry_after: LogIndex,
+    },
+    /// Campaign now, without probing.
+    TakeOver {
+        /// The ballot of the primary that says so.
+        ballot: Ballot,
+    },
+    /// Prepare this, please.
+    Propose {
+        /// The command.
+        command: Arc<Command>,
+    },
+    /// What the sender's log says about a command.
+    Facts(Facts),
+    /// Not me.
+    NotPrimary {
+        /// Who, as far as known.
+        hint: Option<ReplicaId>,
+    },
+}
+
+/// What a destination's log says about a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The command.
+    pub id: CommandId,
+    /// What its id is bound to: destinations and content. Facts about another binding are not facts about this command.
+    pub binding: u64,
+    /// Prepared, with this proposal.
+    pub timestamp: Option<Timestamp>,
+    /// Committed, with this contribution.
+    pub contribution: Option<Contribution>,
+    /// Will never be prepared by the sender: it, or somebody whose refusal it has logged, refused.
+    pub refused: Option<(GroupId, Refusal)>,
+    /// The sender has executed or given up the command (or never had it) and needs nothing about it any more.
+    pub closed: bool,
+    /// The sender wants to know what the receiver's log says.
+    pub ask: bool,
+}
+
+impl Message {
+    /// The message as it travels.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let buffer = postcard::to_extend(self, vec![MESSAGE_VERSION]).expect("a message of plain data always encodes");
+        Bytes::from(buffer)
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// If the bytes are no message of this version, or too many.
+    pub fn decode(bytes: &[u8]) -> Result<Message, Error> {
+        decode_versioned("message", MESSAGE_VERSION, MESSAGE_BYTES_MAX, bytes)
+    }
+}

@@ -1,0 +1,167 @@
+//! What a core wants of its driver.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::command::Command;
+use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId};
+use crate::message::Message;
+use crate::record::{Entry, Refusal};
+
+/// One thing for the driver to do. In the order given.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Make durable, in the order of tokens, then tell [`crate::Core::handle_persisted`]. Nothing that depends on it is
+    /// given out before.
+    Persist {
+        /// Grows by one each time. Telling a token tells all before it.
+        token: u64,
+        /// What.
+        writes: Writes,
+    },
+    /// Send; may get lost.
+    Send {
+        /// To that replica of that group.
+        to: (GroupId, ReplicaId),
+        /// What.
+        message: Message,
+    },
+    /// A submitted command had been executed before: here is its reply again.
+    Reply(Reply),
+    /// A submitted command was not taken. Nothing of it was logged here; it may be submitted again, under the same id,
+    /// unless the reason says otherwise.
+    Declined {
+        /// The command.
+        id: CommandId,
+        /// Why.
+        reason: Decline,
+    },
+    /// Opening or closing a session was not taken.
+    SessionDeclined {
+        /// The session.
+        session: SessionId,
+        /// Why.
+        reason: Decline,
+    },
+    /// Read entries from the log on disk, from this index on, up to about so many bytes (at least one entry), and hand
+    /// them to [`crate::Core::handle_log_read`]; none if it cannot. One at a time.
+    ReadLog {
+        /// The first.
+        from: LogIndex,
+        /// About how many bytes.
+        bytes_max: usize,
+    },
+    /// For status, logs, tests.
+    Event(Event),
+}
+
+/// What must reach the disk together, before the token is told. In the order of the fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// The highest ballot promised.
+    pub promised: Option<Ballot>,
+    /// Entries from this index on are void.
+    pub truncate_from: Option<LogIndex>,
+    /// Entries to append, dense.
+    pub append: Vec<Entry>,
+}
+
+/// The reply to a client's command. Goes to the command's session, wherever that is connected now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The command.
+    pub id: CommandId,
+    /// The client's clock must cover this index of the group after the reply, beside the group's dependency vector.
+    pub index: LogIndex,
+    /// The machine's outcome; or it was not and will not be executed, under this id.
+    pub result: Result<Bytes, Refusal>,
+}
+
+/// Why a command or session was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decline {
+    /// This replica is not the primary; perhaps that one is.
+    NotPrimary {
+        /// Who, as far as known.
+        hint: Option<ReplicaId>,
+    },
+    /// This replica has just become primary and is not up to date yet. Ask again soon.
+    NotReady,
+    /// Too much is in flight. Ask again later.
+    Overloaded,
+    /// That destination has not answered for a while; new commands for it would only lock their keys.
+    Unavailable {
+        /// The silent one.
+        group: GroupId,
+    },
+    /// This group is not among the destinations.
+    WrongGroup,
+    /// Destinations or footprint are not sorted, name unknown groups, or are too large.
+    Malformed,
+    /// It will never be executed under this id.
+    Refused(Refusal),
+}
+
+/// A change of state that is worth telling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// This replica is primary of the ballot.
+    BecamePrimary {
+        /// The ballot.
+        ballot: Ballot,
+    },
+    /// … has applied all that went before, and takes commands now.
+    BecameReady {
+        /// The ballot.
+        ballot: Ballot,
+    },
+    /// This replica is not primary (any more). What was logged may or may not be executed: clients ask the new primary.
+    BecameFollower {
+        /// Whom it follows, if known.
+        primary: Option<ReplicaId>,
+    },
+    /// A message from a peer made no sense and was dropped.
+    IgnoredMessage {
+        /// From.
+        from: (GroupId, ReplicaId),
+        /// Why.
+        reason: &'static str,
+    },
+    /// A follower needs entries that are on this disk no more.
+    FollowerBeyondHelp {
+        /// The follower.
+        replica: ReplicaId,
+        /// What it needs.
+        from: LogIndex,
+    },
+}
+
+/// What applying one entry did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The entry.
+    pub index: LogIndex,
+    /// What changed.
+    pub change: Change,
+    /// A reply for the client, if the entry settles a command. Every replica produces it; whoever has the client
+    /// connected sends it, usually the primary.
+    pub reply: Option<Reply>,
+}
+
+/// What an applied entry changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing that the driver needs to see.
+    Nothing,
+    /// The command executed. One of several groups also released its keys.
+    Executed(Arc<Command>),
+    /// The command's keys are locked from this index on.
+    Locked(Arc<Command>),
+    /// The command was given up and its keys were released.
+    Aborted(Arc<Command>),
+    /// A session was opened, or was open already.
+    SessionOpened(SessionId),
+    /// Sessions were closed.
+    SessionsClosed(Vec<SessionId>),
+}

@@ -1,0 +1,199 @@
+//! What a group's log holds. Applying the records in order is the only way that replicated state changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::command::Command;
+use crate::error::Error;
+use crate::ids::{Ballot, CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
+
+/// Version of the encoding of [`Record`], its first byte.
+pub const RECORD_VERSION: u8 = 1;
+
+/// The most bytes that one encoded record may have.
+pub const RECORD_BYTES_MAX: usize = 16 << 20;
+
+/// A place in a log together with the ballot of the entry there: equal positions mean equal logs up to there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// The ballot in which the entry was made. First, so that the order of positions is "how advanced a log is".
+    pub ballot: Ballot,
+    /// The slot.
+    pub index: LogIndex,
+}
+
+/// One slot of a log as it lies on disk and travels. The record is encoded once, by the primary that made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The slot.
+    pub index: LogIndex,
+    /// The ballot in which a primary put it there.
+    pub ballot: Ballot,
+    /// The encoded [`Record`].
+    pub record: Bytes,
+}
+
+impl Entry {
+    /// The entry's position.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { ballot: self.ballot, index: self.index }
+    }
+
+    /// How many bytes it counts for in batches and windows.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.record.len() + ENTRY_OVERHEAD_BYTES
+    }
+}
+
+/// What an entry costs beside its record.
+const ENTRY_OVERHEAD_BYTES: usize = 32;
+
+/// Why a group will never prepare a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The session is not open in the group.
+    UnknownSession,
+    /// The client said that it needs no replies below a higher sequence any more.
+    StaleSequence,
+    /// The sequence is too far beyond what the client has acknowledged.
+    BeyondWindow,
+    /// The id is bound to other destinations or another content.
+    IdReused,
+    /// Another destination refused it.
+    Elsewhere,
+}
+
+/// What one destination gives to a command of several groups, from its committed log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contribution {
+    /// What the machine contributed.
+    pub value: Bytes,
+    /// Where in that group's log it was computed: whoever sees the effect has seen that group up to there …
+    pub index: LogIndex,
+    /// … and what that group's state depended on there.
+    pub depends_on: VectorClock,
+}
+
+/// One log record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// Nothing: starts a ballot.
+    Noop,
+    /// A command of this group alone: executes.
+    Single {
+        /// The command.
+        command: Arc<Command>,
+        /// Its place in the order.
+        timestamp: Timestamp,
+    },
+    /// A command of several groups: locks its keys; the timestamp is a fact once this is committed.
+    Prepare {
+        /// The command.
+        command: Arc<Command>,
+        /// This group's proposal.
+        timestamp: Timestamp,
+    },
+    /// All destinations have prepared: computes this group's contribution, keeps the locks.
+    Commit {
+        /// The command.
+        id: CommandId,
+        /// The maximum of all proposals.
+        timestamp: Timestamp,
+    },
+    /// All destinations have contributed: executes, unlocks.
+    Finish {
+        /// The command.
+        id: CommandId,
+        /// What the other destinations contributed.
+        contributions: BTreeMap<GroupId, Contribution>,
+    },
+    /// This group will never prepare the command. Has no effect after its `Prepare`.
+    Refuse {
+        /// The command.
+        id: CommandId,
+        /// What the id was bound to in the proposal that is refused.
+        binding: u64,
+        /// The proposal's destinations, all of which must learn of it.
+        groups: Vec<GroupId>,
+        /// Why.
+        reason: Refusal,
+    },
+    /// Another destination refused the command: unlocks.
+    Abort {
+        /// The command.
+        id: CommandId,
+        /// Who refused.
+        by: GroupId,
+        /// Why.
+        reason: Refusal,
+    },
+    /// No destination needs anything of these any more: drops contributions and refusals.
+    Forget {
+        /// The commands.
+        ids: Vec<CommandId>,
+    },
+    /// Opens a session.
+    SessionOpen {
+        /// The session.
+        session: SessionId,
+        /// When.
+        timestamp: Timestamp,
+    },
+    /// Closes sessions, on request or because they expired.
+    SessionClose {
+        /// The sessions.
+        sessions: Vec<SessionId>,
+        /// When.
+        timestamp: Timestamp,
+    },
+    /// Moves the replicated time of an idle group.
+    Tick {
+        /// When.
+        timestamp: Timestamp,
+    },
+}
+
+impl Record {
+    /// The record as it is logged.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let buffer = postcard::to_extend(self, vec![RECORD_VERSION]).expect("a record of plain data always encodes");
+        Bytes::from(buffer)
+    }
+
+    /// Reads a logged record back.
+    ///
+    /// # Errors
+    /// If the bytes are no record of this version.
+    pub fn decode(bytes: &[u8]) -> Result<Record, Error> {
+        decode_versioned("log record", RECORD_VERSION, RECORD_BYTES_MAX, bytes)
+    }
+}
+
+/// Decodes a postcard value behind a version byte; all of the bytes must be used.
+pub(crate) fn decode_versioned<'a, T: Deserialize<'a>>(
+    what: &'static str,
+    known: u8,
+    limit_bytes: usize,
+    bytes: &'a [u8],
+) -> Result<T, Error> {
+    let len_bytes = bytes.len();
+    if len_bytes > limit_bytes {
+        return Err(Error::TooLarge { what, len_bytes, limit_bytes });
+    }
+    let malformed = |reason: String| Error::Malformed { what, len_bytes, reason };
+    let (&found, body) = bytes.split_first().ok_or_else(|| malformed("empty".to_owned()))?;
+    if found != known {
+        return Err(Error::UnknownVersion { what, found, known });
+    }
+    let (value, rest) = postcard::take_from_bytes(body).map_err(|error| malformed(error.to_string()))?;
+    if !rest.is_empty() {
+        return Err(malformed(format!("{} bytes too many", rest.len())));
+    }
+    Ok(value)
+}
