@@ -24,6 +24,8 @@ pub struct NodeConfig {
     pub nodes: Vec<NodeInfo>,
     /// All groups of the cluster, those without a replica here included.
     pub groups: Vec<GroupInfo>,
+    /// What the volume starts with. Looked at only on a group's first start, and must then be equal on all nodes.
+    pub genesis: metadata::namespace::Genesis,
     /// This node's certificate and key; its name must be this node's.
     pub identity: net::Identity,
     /// Emulated distances, if any.
@@ -67,8 +69,6 @@ pub struct Limits {
     pub log_cache_bytes: usize,
     /// One segment file of the log, in bytes; also its smallest unit of deletion.
     pub log_segment_bytes: u64,
-    /// Largest frame of a client or a peer, in bytes; a longer one ends the connection.
-    pub frame_bytes_max: usize,
     /// Clients at a time; further ones are refused.
     pub clients_max: usize,
     /// Requests of one client under way; at the bound its channel is not read any further.
@@ -95,7 +95,6 @@ impl Default for Limits {
             state_memory_bytes: 64 << 20,
             log_cache_bytes: 8 << 20,
             log_segment_bytes: 32 << 20,
-            frame_bytes_max: 8 << 20,
             clients_max: 1024,
             client_requests_max: 1024,
             client_request_bytes_max: 16 << 20,
@@ -141,6 +140,10 @@ impl Default for Timeouts {
         }
     }
 }
+
+/// The longest log record and as much of others.
+const LOG_SEGMENT_BYTES_MIN: u64 = 24 << 20;
+const LOG_SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 impl NodeConfig {
     /// This node's own entry.
@@ -198,8 +201,8 @@ impl NodeConfig {
 
     fn check_limits(&self) -> Option<String> {
         let limits = &self.limits;
-        if limits.log_segment_bytes < 4 * limits.frame_bytes_max as u64 {
-            return Some("a log segment must hold at least four frames".into());
+        if limits.log_segment_bytes < LOG_SEGMENT_BYTES_MIN || limits.log_segment_bytes > LOG_SEGMENT_BYTES_MAX {
+            return Some("a log segment must have 24 MiB to 1 GiB".into());
         }
         if limits.state_memory_bytes < 8 << 20 {
             return Some("the state store needs at least 8 MiB of memory".into());
