@@ -6,6 +6,7 @@
 //! * A channel ([`FrameSender`], [`FrameReceiver`]): one bidirectional stream of length-prefixed frames,
 //!   in order, bounded on both sides.
 //! * [`PeerLink`]: a channel to one node that is kept alive; sending never blocks.
+//! * [`runtime`]: the tokio runtime it all should run on.
 //! * [`rpc`]: request ids over a channel. [`codec`]: versioned postcard with a limit.
 //! * [`wan`]: delays, jitter, loss and cuts between regions, changed while the processes run.
 //!
@@ -22,6 +23,7 @@ mod error;
 mod frame;
 mod hello;
 mod link;
+mod runtime;
 mod socket;
 mod tls;
 
@@ -31,6 +33,7 @@ pub use error::{Error, ErrorClass, Result};
 pub use hello::{ChannelKind, WIRE_VERSION};
 pub use link::{LinkConfig, LinkReceiver, LinkStatus, PeerLink};
 pub use pki::{ClusterCa, Fingerprint, Identity, PeerName, Role};
+pub use runtime::runtime;
 
 /// A well-mixed function of a counter: enough randomness for pauses and emulated losses.
 pub(crate) fn mix(value: u64) -> u64 {

@@ -4,15 +4,22 @@ use std::{
 };
 
 use bytes::Bytes;
-use net::{Endpoint, EndpointConfig, LinkConfig, PeerLink};
+use net::{Endpoint, EndpointConfig, Error, LinkConfig, PeerLink};
 use tokio::time::{sleep, timeout};
 
 use crate::common::{Cluster, ECHO, frame, serve_echo};
 
 const SOON: Duration = Duration::from_secs(15);
 
-fn restart(cluster: &Cluster, name: &str, bind: SocketAddr) -> Endpoint {
-    Endpoint::bind(EndpointConfig { bind, ..cluster.node_config(name) }).unwrap()
+async fn restart(cluster: &Cluster, name: &str, bind: SocketAddr) -> Endpoint {
+    loop {
+        match Endpoint::bind(EndpointConfig { bind, ..cluster.node_config(name) }) {
+            Ok(node) => return node,
+            // The socket before it lingers a moment.
+            Err(Error::Socket { .. }) => sleep(Duration::from_millis(10)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -43,7 +50,7 @@ async fn link_reconnects_after_peer_restarts_and_keeps_order() {
     sleep(Duration::from_millis(300)).await;
     assert!(link.status().last_error.is_some());
 
-    serve_echo(restart(&cluster, "us-2", address));
+    serve_echo(restart(&cluster, "us-2", address).await);
     assert_eq!(timeout(SOON, receiver.recv()).await.unwrap().unwrap(), frame("meanwhile"));
     for at in 0..1000u32 {
         assert!(link.send(Bytes::copy_from_slice(&at.to_le_bytes())));
@@ -69,9 +76,7 @@ async fn link_without_peer_drops_the_oldest_and_counts() {
     let kept: Vec<bool> = ["a", "b", "c", "d", "e"].map(|text| link.send(frame(text))).into();
     assert_eq!(kept, [true, true, true, false, false]);
     assert_eq!(link.status().dropped, 2);
-    // The first socket may linger a moment.
-    sleep(Duration::from_millis(200)).await;
-    serve_echo(restart(&cluster, "us-2", address));
+    serve_echo(restart(&cluster, "us-2", address).await);
     for expected in ["c", "d", "e"] {
         assert_eq!(timeout(SOON, receiver.recv()).await.unwrap().unwrap(), frame(expected));
     }
@@ -128,7 +133,7 @@ async fn link_whose_frames_nobody_reads_still_reconnects() {
         node.close().await;
         drop(node);
         until("the loss is noticed", || !link.is_connected()).await;
-        node = restart(&cluster, "us-2", address);
+        node = restart(&cluster, "us-2", address).await;
         serve_echo(node.clone());
     }
 }

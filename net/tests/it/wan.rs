@@ -80,16 +80,16 @@ async fn client_sees_the_round_trip_of_its_region_both_ways() {
     let pair = Pair::new(Matrix::preset("geo3", &regions()).unwrap());
     let client = pair.client();
     let (sender, mut receiver) = pair.open(&client).await;
-    assert_between(best_round_trip(&sender, &mut receiver, 4).await, 69.0, 90.0);
+    assert_between(best_round_trip(&sender, &mut receiver, 4).await, 69.0, 140.0);
     pair.change(|matrix| matrix.set_rtt("us", "eu", Duration::from_millis(10)).unwrap());
     best_round_trip(&sender, &mut receiver, 2).await;
-    assert_between(best_round_trip(&sender, &mut receiver, 10).await, 9.0, 20.0);
+    assert_between(best_round_trip(&sender, &mut receiver, 10).await, 9.0, 50.0);
     // One direction is the sender's, the other the receiver's.
     pair.change(|matrix| matrix.set_one_way("eu", "us", Duration::from_millis(45)).unwrap());
-    assert_between(best_round_trip(&sender, &mut receiver, 4).await, 49.0, 70.0);
+    assert_between(best_round_trip(&sender, &mut receiver, 4).await, 49.0, 120.0);
     pair.change(|matrix| matrix.set_rtt("us", "eu", Duration::ZERO).unwrap());
     best_round_trip(&sender, &mut receiver, 2).await;
-    assert_between(best_round_trip(&sender, &mut receiver, 50).await, 0.0, 5.0);
+    assert_between(best_round_trip(&sender, &mut receiver, 50).await, 0.0, 8.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,7 +110,7 @@ async fn nodes_delay_what_they_send_to_each_other() {
     serve_echo(eu.clone());
     let connection = us.connect(eu.local_addr(), "eu-1").await.unwrap();
     let (sender, mut receiver) = connection.open(ECHO).await.unwrap();
-    assert_between(best_round_trip(&sender, &mut receiver, 10).await, 6.8, 15.0);
+    assert_between(best_round_trip(&sender, &mut receiver, 10).await, 6.8, 50.0);
     assert_eq!(wan.one_way("us", "eu"), Some(Duration::from_micros(3500)));
 }
 
