@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ids::{CommandId, GroupId, VectorClock};
 
@@ -73,6 +74,22 @@ impl Command {
     /// The destination groups, in order.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
         self.destinations.iter().map(|destination| destination.group)
+    }
+
+    /// What the id is bound to: a hash of destinations and payload. The same id with another binding is a client's
+    /// mistake and is never executed. Clock and acknowledgement may differ between attempts.
+    #[must_use]
+    pub fn binding(&self) -> u64 {
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mix = |hash: u64, word: u64| (hash.rotate_left(29) ^ word).wrapping_mul(FACTOR);
+        let mut hash = xxh3_64(&self.payload);
+        for destination in &self.destinations {
+            hash = mix(hash, u64::from(destination.group.0));
+            for &(key, mode) in &destination.footprint {
+                hash = mix(mix(hash, key.0), mode as u64 + 1);
+            }
+        }
+        hash ^ (hash >> 31)
     }
 
     /// True if more than one group must agree on it.

@@ -23,5 +23,5 @@ pub use machine::{Context, Machine};
 pub use message::Message;
 pub use order::OrderState;
 pub use output::{Applied, Change, Decline, Event, Output, Reply, Writes};
-pub use record::{Entry, Position, Record, Refusal};
+pub use record::{Entry, Position, Record, Refusal, Rejection};
 pub use time::Time;

@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
 use crate::error::Error;
-use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, Timestamp};
-use crate::record::{Contribution, Entry, Position, Refusal, decode_versioned};
+use crate::ids::{Ballot, CommandId, LogIndex, ReplicaId, Timestamp};
+use crate::record::{Contribution, Entry, Position, Rejection, decode_versioned};
 
 /// Version of the encoding of [`Message`], its first byte. Variants and fields are only ever appended with a new version.
 pub const MESSAGE_VERSION: u8 = 1;
@@ -150,7 +150,7 @@ pub struct Facts {
     /// Committed, with this contribution.
     pub contribution: Option<Contribution>,
     /// Will never be prepared by the sender: it, or somebody whose refusal it has logged, refused.
-    pub refused: Option<(GroupId, Refusal)>,
+    pub refused: Option<Rejection>,
     /// The sender has executed or given up the command (or never had it) and needs nothing about it any more.
     pub closed: bool,
     /// The sender wants to know what the receiver's log says.

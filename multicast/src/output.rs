@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::command::Command;
 use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId};
 use crate::message::Message;
-use crate::record::{Entry, Refusal};
+use crate::record::{Entry, Refusal, Rejection};
 
 /// One thing for the driver to do. In the order given.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ pub struct Reply {
     /// The client's clock must cover this index of the group after the reply, beside the group's dependency vector.
     pub index: LogIndex,
     /// The machine's outcome; or it was not and will not be executed, under this id.
-    pub result: Result<Bytes, Refusal>,
+    pub result: Result<Bytes, Rejection>,
 }
 
 /// Why a command or session was not taken.
@@ -152,14 +152,20 @@ pub struct Applied {
 /// What an applied entry changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing that the driver needs to see.
+    /// Nothing to see.
     Nothing,
     /// The command executed. One of several groups also released its keys.
     Executed(Arc<Command>),
     /// The command's keys are locked from this index on.
     Locked(Arc<Command>),
+    /// All destinations have prepared the command; its keys stay locked.
+    Committed(CommandId),
     /// The command was given up and its keys were released.
     Aborted(Arc<Command>),
+    /// This group will never prepare the command.
+    Refused(CommandId),
+    /// The record had no effect: the command had been settled before.
+    Skipped(CommandId),
     /// A session was opened, or was open already.
     SessionOpened(SessionId),
     /// Sessions were closed.

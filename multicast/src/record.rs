@@ -64,8 +64,15 @@ pub enum Refusal {
     BeyondWindow,
     /// The id is bound to other destinations or another content.
     IdReused,
-    /// Another destination refused it.
-    Elsewhere,
+}
+
+/// Who refused a command, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// The destination that will never prepare it.
+    pub by: GroupId,
+    /// Why.
+    pub reason: Refusal,
 }
 
 /// What one destination gives to a command of several groups, from its committed log.
@@ -127,10 +134,8 @@ pub enum Record {
     Abort {
         /// The command.
         id: CommandId,
-        /// Who refused.
-        by: GroupId,
-        /// Why.
-        reason: Refusal,
+        /// Who refused, and why.
+        rejection: Rejection,
     },
     /// No destination needs anything of these any more: drops contributions and refusals.
     Forget {
