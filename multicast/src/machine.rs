@@ -7,6 +7,10 @@ use bytes::Bytes;
 use crate::command::Command;
 use crate::ids::{GroupId, LogIndex, SessionId, Timestamp};
 
+/// The most bytes of one contribution. A longer one is replaced by an empty one, on every replica: a machine must read an
+/// empty contribution where it expects something as a "no".
+pub const CONTRIBUTION_BYTES_MAX: usize = 1 << 20;
+
 /// Where and when something executes: the same on every replica of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
@@ -25,7 +29,8 @@ pub struct Context {
 /// a payload that makes no sense gives an outcome that says so, never a panic.
 pub trait Machine {
     /// This group's share of what a command of several groups needs to know: may it execute here, what moves. Must not
-    /// change the state, depends only on keys of the command's footprint in this group, and may be empty.
+    /// change the state, depends only on keys of the command's footprint in this group, and may be empty. At most
+    /// [`CONTRIBUTION_BYTES_MAX`].
     fn contribute(&mut self, context: &Context, command: &Command) -> Bytes;
 
     /// Executes a command and returns its encoded outcome. `contributions` is empty for a command of one group; else it

@@ -13,7 +13,7 @@ use crate::ids::{Ballot, CommandId, GroupId, LogIndex, SessionId, Timestamp, Vec
 /// Version of the encoding of [`Record`], its first byte.
 pub const RECORD_VERSION: u8 = 1;
 
-/// The most bytes that one encoded record may have.
+/// The most bytes that one encoded record may have: room for a `Finish` with the largest contributions.
 pub const RECORD_BYTES_MAX: usize = 16 << 20;
 
 /// A place in a log together with the ballot of the entry there: equal positions mean equal logs up to there.

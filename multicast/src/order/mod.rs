@@ -1,8 +1,26 @@
 //! The replicated state of ordering: what every replica of a group knows after the same prefix of its log.
 
-use crate::command::Key;
-use crate::error::Error;
-use crate::ids::{CommandId, GroupId, LogIndex, SessionId, VectorClock};
+mod locks;
+mod rows;
+mod sessions;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::command::{Command, Key};
+use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
+use crate::machine::{CONTRIBUTION_BYTES_MAX, Context, Machine};
+use crate::output::{Applied, Change, Reply};
+use crate::record::{Contribution, Record, Refusal, Rejection};
+use locks::Locks;
+use rows::RowKey;
+use sessions::Session;
+
+/// How far a session's sequences may run ahead of what its client has acknowledged: bounds the replies kept for it.
+pub const SESSION_WINDOW: u64 = 4096;
 
 /// Sessions, prepared commands with their locks, contributions owed to other groups, clock and dependencies. A function of
 /// the log's prefix; survives as rows of a key-value store.
@@ -10,29 +28,336 @@ use crate::ids::{CommandId, GroupId, LogIndex, SessionId, VectorClock};
 pub struct OrderState {
     group: GroupId,
     applied: LogIndex,
+    clock: Timestamp,
     depends_on: VectorClock,
+    sessions: BTreeMap<SessionId, Session>,
+    prepared: BTreeMap<CommandId, Prepared>,
+    settled: BTreeMap<CommandId, Settled>,
+    locks: Locks,
+    /// Rows that differ from what was last drained.
+    dirty: BTreeSet<RowKey>,
+}
+
+/// A command of several groups between its `Prepare` and its `Finish` or `Abort`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prepared {
+    pub(crate) command: Arc<Command>,
+    /// This group's proposal.
+    pub(crate) timestamp: Timestamp,
+    /// The `Prepare`.
+    pub(crate) index: LogIndex,
+    pub(crate) committed: Option<Committed>,
+}
+
+/// What `Commit` added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Committed {
+    /// The final timestamp.
+    pub(crate) timestamp: Timestamp,
+    pub(crate) contribution: Contribution,
+}
+
+/// A command that this group is through with, but which another destination may still ask about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settled {
+    pub(crate) binding: u64,
+    /// All destinations.
+    pub(crate) groups: Vec<GroupId>,
+    pub(crate) verdict: Verdict,
+}
+
+/// How a command was settled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Verdict {
+    /// Executed, with this group's proposal and contribution.
+    Executed { timestamp: Timestamp, contribution: Contribution },
+    /// This group refused it.
+    Refused(Refusal),
+}
+
+/// What the replicated state says about a command id that comes with a binding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It may be executed here.
+    New,
+    /// Its keys are locked.
+    Prepared,
+    /// Executed or refused, and other destinations may still ask.
+    Settled,
+    /// Executed, and every destination knows.
+    Executed(Bytes),
+    /// Given up for good.
+    Rejected(Rejection),
+    /// It may not be executed here.
+    Refused(Refusal),
 }
 
 impl OrderState {
     /// The state before the first entry.
     #[must_use]
     pub fn new(group: GroupId) -> Self {
-        OrderState { group, applied: LogIndex::ZERO, depends_on: VectorClock::new() }
+        OrderState {
+            group,
+            applied: LogIndex::ZERO,
+            clock: Timestamp::default(),
+            depends_on: VectorClock::new(),
+            sessions: BTreeMap::new(),
+            prepared: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            locks: Locks::default(),
+            dirty: BTreeSet::new(),
+        }
     }
 
-    /// The state that [`OrderState::drain_changes`] wrote, from all of its rows in any order.
+    /// Applies the next entry. Deterministic; on every replica, also on those that only follow.
     ///
-    /// # Errors
-    /// [`Error::CorruptRow`] for a row that this version did not write.
-    pub fn load(group: GroupId, rows: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Result<Self, Error> {
-        let _rows = rows.into_iter().count();
-        Ok(Self::new(group))
+    /// # Panics
+    /// If `index` is not the one behind [`OrderState::applied`]: executing a log with a hole would be silent corruption.
+    pub fn apply(&mut self, index: LogIndex, record: &Record, machine: &mut dyn Machine) -> Applied {
+        assert_eq!(index, self.applied.next(), "entries of {} are applied in order, each once", self.group);
+        self.applied = index;
+        self.dirty.insert(RowKey::Meta);
+        let (change, reply) = match record {
+            Record::Noop => (Change::Nothing, None),
+            Record::Single { command, timestamp } => self.apply_single(command, *timestamp, machine),
+            Record::Prepare { command, timestamp } => self.apply_prepare(command, *timestamp),
+            Record::Commit { id, timestamp } => (self.apply_commit(*id, *timestamp, machine), None),
+            Record::Finish { id, contributions } => self.apply_finish(*id, contributions, machine),
+            Record::Refuse { id, binding, groups, reason } => (self.apply_refuse(*id, *binding, groups, *reason), None),
+            Record::Abort { id, rejection } => self.apply_abort(*id, *rejection),
+            Record::Forget { ids } => (self.apply_forget(ids), None),
+            Record::SessionOpen { session, timestamp } => (self.apply_open(*session, *timestamp, machine), None),
+            Record::SessionClose { sessions, timestamp } => (self.apply_close(sessions, *timestamp, machine), None),
+            Record::Tick { timestamp } => {
+                self.raise_clock(*timestamp);
+                (Change::Nothing, None)
+            }
+        };
+        Applied { index, change, reply }
     }
 
-    /// The rows changed since the last call, by key: the new value, or none for a row that is gone. Write them in the same
-    /// batch as the machine's, whose state then has the same applied index.
-    pub fn drain_changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        Vec::new()
+    fn apply_single(
+        &mut self,
+        command: &Arc<Command>,
+        timestamp: Timestamp,
+        machine: &mut dyn Machine,
+    ) -> (Change, Option<Reply>) {
+        self.raise_clock(timestamp);
+        let binding = command.binding();
+        let result = match self.standing(command.id, binding) {
+            Standing::New => {
+                let outcome = machine.execute(&self.context(timestamp), command, &BTreeMap::new());
+                self.merge_dependencies(&command.clock);
+                self.store_reply(command.id, binding, Ok(outcome.clone()), command.acknowledged_below);
+                let reply = Reply { id: command.id, index: self.applied, result: Ok(outcome) };
+                return (Change::Executed(Arc::clone(command)), Some(reply));
+            }
+            Standing::Prepared | Standing::Settled => return (Change::Skipped(command.id), None),
+            Standing::Executed(outcome) => Ok(outcome),
+            Standing::Rejected(rejection) => Err(rejection),
+            Standing::Refused(reason) => Err(Rejection { by: self.group, reason }),
+        };
+        (Change::Skipped(command.id), Some(Reply { id: command.id, index: self.applied, result }))
+    }
+
+    fn apply_prepare(&mut self, command: &Arc<Command>, timestamp: Timestamp) -> (Change, Option<Reply>) {
+        self.raise_clock(timestamp);
+        let id = command.id;
+        match self.standing(id, command.binding()) {
+            Standing::New => {
+                let footprint = command.footprint(self.group).unwrap_or(&[]);
+                self.locks.lock(id, self.applied, footprint);
+                let prepared =
+                    Prepared { command: Arc::clone(command), timestamp, index: self.applied, committed: None };
+                self.prepared.insert(id, prepared);
+                self.dirty.insert(RowKey::Prepared(id));
+                (Change::Locked(Arc::clone(command)), None)
+            }
+            // The primary saw this coming too late: what it would have refused is refused here.
+            Standing::Refused(reason @ (Refusal::UnknownSession | Refusal::BeyondWindow | Refusal::StaleSequence)) => {
+                let groups: Vec<GroupId> = command.groups().collect();
+                let change = self.apply_refuse(id, command.binding(), &groups, reason);
+                let result = Err(Rejection { by: self.group, reason });
+                (change, Some(Reply { id, index: self.applied, result }))
+            }
+            Standing::Refused(Refusal::IdReused)
+            | Standing::Prepared
+            | Standing::Settled
+            | Standing::Executed(_)
+            | Standing::Rejected(_) => (Change::Skipped(id), None),
+        }
+    }
+
+    fn apply_commit(&mut self, id: CommandId, timestamp: Timestamp, machine: &mut dyn Machine) -> Change {
+        let context = self.context(timestamp);
+        let depends_on = self.depends_on.clone();
+        let Some(prepared) = self.prepared.get_mut(&id) else { return Change::Skipped(id) };
+        if prepared.committed.is_some() || timestamp < prepared.timestamp {
+            return Change::Skipped(id);
+        }
+        let mut value = machine.contribute(&context, &prepared.command);
+        if value.len() > CONTRIBUTION_BYTES_MAX {
+            value = Bytes::new();
+        }
+        let contribution = Contribution { value, index: context.index, depends_on };
+        prepared.committed = Some(Committed { timestamp, contribution });
+        self.raise_clock(timestamp);
+        self.dirty.insert(RowKey::Prepared(id));
+        Change::Committed(id)
+    }
+
+    fn apply_finish(
+        &mut self,
+        id: CommandId,
+        foreign: &BTreeMap<GroupId, Contribution>,
+        machine: &mut dyn Machine,
+    ) -> (Change, Option<Reply>) {
+        let own = self.group;
+        let complete = self.prepared.get(&id).is_some_and(|prepared| {
+            prepared.committed.is_some()
+                && prepared.command.groups().all(|group| group == own || foreign.contains_key(&group))
+        });
+        let Some(prepared) = complete.then(|| self.remove_prepared(id)).flatten() else {
+            return (Change::Skipped(id), None);
+        };
+        let Some(Committed { timestamp, contribution }) = prepared.committed else {
+            return (Change::Skipped(id), None);
+        };
+        let command = prepared.command;
+        let mut values: BTreeMap<GroupId, Bytes> = BTreeMap::new();
+        values.insert(own, contribution.value.clone());
+        self.merge_dependencies(&command.clock);
+        for (&group, theirs) in foreign.iter().filter(|(group, _)| **group != own) {
+            values.insert(group, theirs.value.clone());
+            self.merge_dependencies(&theirs.depends_on);
+            self.depends_on.advance(group, theirs.index);
+        }
+        let outcome = machine.execute(&self.context(timestamp), &command, &values);
+        let binding = command.binding();
+        self.store_reply(id, binding, Ok(outcome.clone()), command.acknowledged_below);
+        let verdict = Verdict::Executed { timestamp: prepared.timestamp, contribution };
+        self.settled.insert(id, Settled { binding, groups: command.groups().collect(), verdict });
+        self.dirty.insert(RowKey::Settled(id));
+        let reply = Reply { id, index: self.applied, result: Ok(outcome) };
+        (Change::Executed(command), Some(reply))
+    }
+
+    fn apply_refuse(&mut self, id: CommandId, binding: u64, groups: &[GroupId], reason: Refusal) -> Change {
+        let settled_before = self.prepared.contains_key(&id)
+            || self.settled.contains_key(&id)
+            || self.sessions.get(&id.session).is_some_and(|session| session.replies.contains_key(&id.sequence));
+        if settled_before {
+            return Change::Skipped(id);
+        }
+        self.store_reply(id, binding, Err(Rejection { by: self.group, reason }), 0);
+        self.settled.insert(id, Settled { binding, groups: groups.to_vec(), verdict: Verdict::Refused(reason) });
+        self.dirty.insert(RowKey::Settled(id));
+        Change::Refused(id)
+    }
+
+    fn apply_abort(&mut self, id: CommandId, rejection: Rejection) -> (Change, Option<Reply>) {
+        // After its `Commit` all destinations have prepared it, so nobody can have refused it.
+        let may_abort = self.prepared.get(&id).is_some_and(|prepared| prepared.committed.is_none());
+        let Some(prepared) = may_abort.then(|| self.remove_prepared(id)).flatten() else {
+            return (Change::Skipped(id), None);
+        };
+        let command = prepared.command;
+        self.store_reply(id, command.binding(), Err(rejection), command.acknowledged_below);
+        (Change::Aborted(command), Some(Reply { id, index: self.applied, result: Err(rejection) }))
+    }
+
+    fn apply_forget(&mut self, ids: &[CommandId]) -> Change {
+        for &id in ids {
+            if self.settled.remove(&id).is_some() {
+                self.dirty.insert(RowKey::Settled(id));
+            }
+        }
+        Change::Nothing
+    }
+
+    fn apply_open(&mut self, session: SessionId, timestamp: Timestamp, machine: &mut dyn Machine) -> Change {
+        self.raise_clock(timestamp);
+        if !self.sessions.contains_key(&session) {
+            self.sessions.insert(session, Session::default());
+            self.dirty.insert(RowKey::Session(session));
+            machine.session_opened(&self.context(timestamp), session);
+        }
+        Change::SessionOpened(session)
+    }
+
+    fn apply_close(&mut self, sessions: &[SessionId], timestamp: Timestamp, machine: &mut dyn Machine) -> Change {
+        self.raise_clock(timestamp);
+        let mut closed = Vec::new();
+        for &id in sessions {
+            let Some(session) = self.sessions.remove(&id) else { continue };
+            self.dirty.insert(RowKey::Session(id));
+            for &sequence in session.replies.keys() {
+                self.dirty.insert(RowKey::Reply(CommandId { session: id, sequence }));
+            }
+            machine.session_closed(&self.context(timestamp), id);
+            closed.push(id);
+        }
+        Change::SessionsClosed(closed)
+    }
+
+    /// What this state says about an id. Facts first: what has been prepared or settled stays so, whatever became of its
+    /// session.
+    pub(crate) fn standing(&self, id: CommandId, binding: u64) -> Standing {
+        let bound = |found: u64, standing: Standing| {
+            if found == binding { standing } else { Standing::Refused(Refusal::IdReused) }
+        };
+        if let Some(prepared) = self.prepared.get(&id) {
+            return bound(prepared.command.binding(), Standing::Prepared);
+        }
+        if let Some(settled) = self.settled.get(&id) {
+            return bound(settled.binding, Standing::Settled);
+        }
+        let Some(session) = self.sessions.get(&id.session) else {
+            return Standing::Refused(Refusal::UnknownSession);
+        };
+        if let Some(stored) = session.replies.get(&id.sequence) {
+            let standing = match &stored.result {
+                Ok(outcome) => Standing::Executed(outcome.clone()),
+                Err(rejection) => Standing::Rejected(*rejection),
+            };
+            return bound(stored.binding, standing);
+        }
+        match session.admits(id.sequence) {
+            Ok(()) => Standing::New,
+            Err(refusal) => Standing::Refused(refusal),
+        }
+    }
+
+    /// The reply to a command that was settled before, for a client that asks again.
+    pub(crate) fn stored_reply(&self, id: CommandId, binding: u64) -> Option<Reply> {
+        let stored = self.sessions.get(&id.session)?.replies.get(&id.sequence)?;
+        let reused = Rejection { by: self.group, reason: Refusal::IdReused };
+        let result = if stored.binding == binding { stored.result.clone() } else { Err(reused) };
+        Some(Reply { id, index: self.applied, result })
+    }
+
+    fn remove_prepared(&mut self, id: CommandId) -> Option<Prepared> {
+        let prepared = self.prepared.remove(&id)?;
+        self.locks.unlock(id, prepared.command.footprint(self.group).unwrap_or(&[]));
+        self.dirty.insert(RowKey::Prepared(id));
+        Some(prepared)
+    }
+
+    fn context(&self, timestamp: Timestamp) -> Context {
+        Context { group: self.group, index: self.applied, timestamp, time_ns: timestamp.0 }
+    }
+
+    fn raise_clock(&mut self, timestamp: Timestamp) {
+        self.clock = self.clock.max(timestamp);
+    }
+
+    fn merge_dependencies(&mut self, seen: &VectorClock) {
+        for (group, index) in seen.iter() {
+            // A group's own index is told beside its vector.
+            if group != self.group {
+                self.depends_on.advance(group, index);
+            }
+        }
     }
 
     /// The group.
@@ -47,6 +372,12 @@ impl OrderState {
         self.applied
     }
 
+    /// The largest timestamp of the prefix; also the replicated time in nanoseconds.
+    #[must_use]
+    pub fn clock(&self) -> Timestamp {
+        self.clock
+    }
+
     /// What a client must have seen of other groups' logs once it has seen this state.
     #[must_use]
     pub fn depends_on(&self) -> &VectorClock {
@@ -56,24 +387,34 @@ impl OrderState {
     /// The unfinished command that a client whose clock has reached `client_index` must wait for before it reads `key`.
     #[must_use]
     pub fn blocked(&self, key: Key, client_index: LogIndex) -> Option<CommandId> {
-        let _ = (key, client_index);
-        None
+        self.locks.blocking(key, client_index)
     }
 
     /// The locks that block readers: key, index of the `Prepare`, command. By key.
     pub fn changing_locks(&self) -> impl Iterator<Item = (Key, LogIndex, CommandId)> + '_ {
-        std::iter::empty()
+        self.locks.changing()
     }
 
     /// True if the session is open.
     #[must_use]
     pub fn knows_session(&self, session: SessionId) -> bool {
-        let _ = session;
-        false
+        self.sessions.contains_key(&session)
     }
 
     /// The open sessions.
     pub fn sessions(&self) -> impl Iterator<Item = SessionId> + '_ {
-        std::iter::empty()
+        self.sessions.keys().copied()
+    }
+
+    pub(crate) fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub(crate) fn prepared(&self) -> &BTreeMap<CommandId, Prepared> {
+        &self.prepared
+    }
+
+    pub(crate) fn settled(&self) -> &BTreeMap<CommandId, Settled> {
+        &self.settled
     }
 }

@@ -1,0 +1,166 @@
+//! The replicated state as rows of a key-value store: only rows that changed are written.
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::sessions::Stored;
+use super::{OrderState, Prepared, Settled};
+use crate::error::Error;
+use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
+
+/// Version of the encoding of rows, the first byte of each value.
+const ROW_VERSION: u8 = 1;
+
+/// Names one row. Its order is that of the encoded keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum RowKey {
+    /// `m`: applied index, clock, dependencies.
+    Meta,
+    /// `o` id: settled, other destinations may ask.
+    Settled(CommandId),
+    /// `p` id: prepared.
+    Prepared(CommandId),
+    /// `r` id: reply.
+    Reply(CommandId),
+    /// `s` session: its floor.
+    Session(SessionId),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Meta {
+    applied: LogIndex,
+    clock: Timestamp,
+    depends_on: VectorClock,
+}
+
+impl RowKey {
+    fn encode(self) -> Vec<u8> {
+        let mut key = Vec::with_capacity(17);
+        let mut push_id = |tag: u8, id: CommandId| {
+            key.push(tag);
+            key.extend_from_slice(&id.session.0.to_be_bytes());
+            key.extend_from_slice(&id.sequence.to_be_bytes());
+        };
+        match self {
+            RowKey::Settled(id) => push_id(b'o', id),
+            RowKey::Prepared(id) => push_id(b'p', id),
+            RowKey::Reply(id) => push_id(b'r', id),
+            RowKey::Meta => key.push(b'm'),
+            RowKey::Session(session) => {
+                key.push(b's');
+                key.extend_from_slice(&session.0.to_be_bytes());
+            }
+        }
+        key
+    }
+
+    fn decode(key: &[u8]) -> Result<RowKey, Error> {
+        let corrupt = || Error::CorruptRow(format!("key {key:02x?}"));
+        let (&tag, rest) = key.split_first().ok_or_else(corrupt)?;
+        let word = |at: usize| -> Result<u64, Error> {
+            let bytes = rest.get(at..at + 8).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok()).ok_or_else(corrupt)?;
+            Ok(u64::from_be_bytes(bytes))
+        };
+        let id = || Ok::<_, Error>(CommandId { session: SessionId(word(0)?), sequence: word(8)? });
+        let expect_len = |len: usize| if rest.len() == len { Ok(()) } else { Err(corrupt()) };
+        match tag {
+            b'm' => expect_len(0).map(|()| RowKey::Meta),
+            b'o' => expect_len(16).and_then(|()| id()).map(RowKey::Settled),
+            b'p' => expect_len(16).and_then(|()| id()).map(RowKey::Prepared),
+            b'r' => expect_len(16).and_then(|()| id()).map(RowKey::Reply),
+            b's' => expect_len(8).and_then(|()| word(0)).map(|session| RowKey::Session(SessionId(session))),
+            _ => Err(corrupt()),
+        }
+    }
+}
+
+impl OrderState {
+    /// The state that [`OrderState::drain_changes`] wrote, from all of its rows in any order.
+    ///
+    /// # Errors
+    /// [`Error::CorruptRow`] for a row that this version did not write.
+    pub fn load(group: GroupId, rows: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Result<Self, Error> {
+        let mut state = OrderState::new(group);
+        let mut replies: Vec<(CommandId, Stored)> = Vec::new();
+        for (key, value) in rows {
+            match RowKey::decode(&key)? {
+                RowKey::Meta => {
+                    let meta: Meta = decode_value(&value)?;
+                    (state.applied, state.clock, state.depends_on) = (meta.applied, meta.clock, meta.depends_on);
+                }
+                RowKey::Session(session) => {
+                    state.sessions.entry(session).or_default().floor = decode_value(&value)?;
+                }
+                RowKey::Reply(id) => replies.push((id, decode_value(&value)?)),
+                RowKey::Settled(id) => {
+                    state.settled.insert(id, decode_value(&value)?);
+                }
+                RowKey::Prepared(id) => {
+                    let prepared: Prepared = decode_value(&value)?;
+                    state.prepared.insert(id, prepared);
+                }
+            }
+        }
+        for (id, stored) in replies {
+            let session = state.sessions.get_mut(&id.session);
+            let session = session.ok_or_else(|| Error::CorruptRow(format!("reply {id} of an unknown session")))?;
+            session.replies.insert(id.sequence, stored);
+        }
+        // In the order in which they were locked, as on a replica that never restarted.
+        let mut prepared: Vec<&Prepared> = state.prepared.values().collect();
+        prepared.sort_by_key(|prepared| prepared.index);
+        for prepared in prepared {
+            let footprint = prepared.command.footprint(group).unwrap_or(&[]);
+            state.locks.lock(prepared.command.id, prepared.index, footprint);
+        }
+        Ok(state)
+    }
+
+    /// The rows changed since the last call, by key: the new value, or none for a row that is gone. Write them in the same
+    /// batch as the machine's, whose state then has the same applied index.
+    pub fn drain_changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().map(|key| (key.encode(), self.row(key))).collect()
+    }
+
+    /// A hash of the whole state, the same on all replicas that have applied the same prefix. Costs a walk over all rows.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let sessions = self.sessions.keys().map(|&session| RowKey::Session(session));
+        let replies = self.sessions.iter().flat_map(|(&session, state)| {
+            state.replies.keys().map(move |&sequence| RowKey::Reply(CommandId { session, sequence }))
+        });
+        let prepared = self.prepared.keys().map(|&id| RowKey::Prepared(id));
+        let settled = self.settled.keys().map(|&id| RowKey::Settled(id));
+        let keys = std::iter::once(RowKey::Meta).chain(sessions).chain(replies).chain(prepared).chain(settled);
+        keys.fold(0, |hash, key| {
+            let hash = xxh3_64_with_seed(&key.encode(), hash);
+            xxh3_64_with_seed(&self.row(key).unwrap_or_default(), hash)
+        })
+    }
+
+    fn row(&self, key: RowKey) -> Option<Vec<u8>> {
+        match key {
+            RowKey::Meta => Some(encode_value(&Meta {
+                applied: self.applied,
+                clock: self.clock,
+                depends_on: self.depends_on.clone(),
+            })),
+            RowKey::Session(session) => self.sessions.get(&session).map(|session| encode_value(&session.floor)),
+            RowKey::Reply(id) => {
+                self.sessions.get(&id.session).and_then(|session| session.replies.get(&id.sequence)).map(encode_value)
+            }
+            RowKey::Settled(id) => self.settled.get(&id).map(encode_value::<Settled>),
+            RowKey::Prepared(id) => self.prepared.get(&id).map(encode_value::<Prepared>),
+        }
+    }
+}
+
+fn encode_value<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_extend(value, vec![ROW_VERSION]).expect("a row of plain data always encodes")
+}
+
+fn decode_value<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, Error> {
+    crate::record::decode_versioned("order row", ROW_VERSION, usize::MAX, bytes)
+        .map_err(|error| Error::CorruptRow(error.to_string()))
+}
