@@ -9,11 +9,15 @@
 pub mod config;
 pub mod error;
 pub mod status;
-pub mod storage;
 
+mod clock;
+mod group;
 mod node;
+mod recovery;
+mod server;
+mod storage;
 
 pub use config::{GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
 pub use error::{Error, ErrorClass, Result};
 pub use node::Node;
-pub use status::{GroupStatus, NodeStatus, StorageStatus, UnfinishedStatus};
+pub use status::{GroupStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus};

@@ -1,42 +1,458 @@
 //! One node: a process's replicas, their log and state, and its face to peers and clients.
 
-use crate::config::NodeConfig;
-use crate::error::Result;
-use crate::status::NodeStatus;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use multicast::ids::GroupId;
+use net::wan::WanSide;
+use net::{Endpoint, EndpointConfig, LinkConfig, LinkReceiver, PeerLink};
+use parking_lot::{Condvar, Mutex};
+use tokio::runtime::Runtime;
+
+use crate::clock::Clock;
+use crate::config::{NodeConfig, NodeInfo};
+use crate::error::{Error, Result};
+use crate::group::mailbox::{Input, Mailbox};
+use crate::group::view::View;
+use crate::group::{Driver, DriverParts, KeepAlives};
+use crate::recovery;
+use crate::server::accept;
+use crate::server::client::Clients;
+use crate::server::peers::{PEER_CHANNEL, Router};
+use crate::status::{GroupStatus, NodeStatus, PeerStatus, StorageStatus};
+use crate::storage::folder::DataFolder;
+use crate::storage::state::{GroupState, StateDb};
+use crate::storage::wal::Wal;
+
+/// Longest frame between nodes: the longest message and what is around it.
+const FRAME_BYTES_MAX: usize = multicast::message::MESSAGE_BYTES_MAX + (1 << 20);
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// A replica's thread that does not say within this time how it is, is left out.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a shutdown may take for flushing; what is not flushed is replayed from the log.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(1200);
 
 /// A running node. Dropping it without [`Node::shutdown`] is a crash as far as its data are concerned.
-#[derive(Debug)]
 pub struct Node {
-    config: NodeConfig,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    runtime: Option<Runtime>,
+    endpoint: Endpoint,
+}
+
+/// What a node's tasks and threads share.
+pub(crate) struct Shared {
+    pub config: NodeConfig,
+    pub name: String,
+    pub groups: BTreeMap<GroupId, Group>,
+    pub router: Arc<Router>,
+    pub clients: Clients,
+    pub keep_alives: Arc<KeepAlives>,
+    wal: Arc<Wal>,
+    state: StateDb,
+    clock: Clock,
+    listen: SocketAddr,
+    ending: Ending,
+    /// Held as long as the node works on its data.
+    _folder: DataFolder,
+}
+
+/// One replica, seen from outside.
+pub(crate) struct Group {
+    pub mailbox: Arc<Mailbox>,
+    pub view: Arc<View>,
+    state: GroupState,
+}
+
+/// Whether the node is about to end, and why.
+#[derive(Clone, Default)]
+struct Ending {
+    state: Arc<(Mutex<EndingState>, Condvar)>,
+}
+
+#[derive(Default)]
+struct EndingState {
+    failure: Option<String>,
+    stopping: bool,
 }
 
 impl Node {
-    /// Recovers what is on disk, starts the replicas and listens. Blocks until clients can connect; runs on threads of its
-    /// own, so it may be called from anywhere.
+    /// Recovers what is on disk, starts the replicas and listens. Runs on threads of its own, so it may be called from
+    /// anywhere. Returns once clients can connect.
     pub fn start(config: NodeConfig) -> Result<Node> {
         config.check()?;
-        Ok(Node { config })
+        let me = config.node()?.clone();
+        let folder = DataFolder::open(&config.data_dir, &config.cluster_id, config.number)?;
+        let ending = Ending::default();
+        let wal = {
+            let ending = ending.clone();
+            Arc::new(recovery::open_log(&folder, &config, Box::new(move |error| ending.fail(&error)))?)
+        };
+        let state = recovery::open_state(&folder, &config)?;
+        let runtime = net::runtime("net").map_err(|source| Error::Thread { what: "the network's thread", source })?;
+        let (endpoint, links, receivers) = {
+            let _inside = runtime.enter();
+            let endpoint = Endpoint::bind(endpoint_config(&config, &me)?)?;
+            let (links, receivers) = open_links(&config, &me, &endpoint);
+            (endpoint, links, receivers)
+        };
+        let starting = Starting { config, me, folder, ending, wal, state };
+        let (shared, drivers) = starting.assemble(links, endpoint.local_addr())?;
+        let mut node = Node { shared: Arc::new(shared), threads: Vec::new(), runtime: Some(runtime), endpoint };
+        node.start_threads(drivers)?;
+        node.start_tasks(receivers);
+        tracing::info!(node = %node.shared.config.number, name = node.shared.name, listen = %node.shared.listen, "node started");
+        Ok(node)
     }
 
-    /// The node's state.
+    /// The node's state. Asks every replica's thread, so it takes a moment on a busy node.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
-        NodeStatus { node: self.config.number.0, ..NodeStatus::default() }
+        self.shared.status()
     }
 
-    /// Why the node has stopped by itself, if it has (its log failed, its state is damaged).
+    /// The address bound.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.shared.listen
+    }
+
+    /// Why the node has stopped by itself, if it has: its log failed, its state is damaged. Its process should end.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
-        None
+        self.shared.ending.state.0.lock().failure.clone()
     }
 
-    /// Blocks until the node has stopped by itself; returns why.
+    /// Waits, at most so long, until the node has stopped by itself; says why.
     #[must_use]
-    pub fn wait_failed(&self, timeout: std::time::Duration) -> Option<String> {
-        std::thread::sleep(timeout);
-        None
+    pub fn wait_failed(&self, timeout: Duration) -> Option<String> {
+        self.shared.ending.wait(timeout);
+        self.failure()
     }
 
-    /// Flushes and ends; takes at most about two seconds.
-    pub fn shutdown(self) {}
+    /// Ends the node in order; takes at most about two seconds. All that was acknowledged is on disk anyway.
+    pub fn shutdown(mut self) {
+        self.stop(true);
+    }
+
+    fn start_threads(&mut self, drivers: Vec<(GroupId, Driver)>) -> Result<()> {
+        for (group, driver) in drivers {
+            let ending = self.shared.ending.clone();
+            let run = move || {
+                // A panic is a broken invariant: the other replicas of this node may go on no more than this one.
+                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| driver.run()));
+                match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => ending.fail(&error),
+                    Err(_) => ending.fail(&format!("the thread of group {group} panicked")),
+                }
+            };
+            self.spawn(format!("group-{}", group.0), run)?;
+        }
+        let shared = self.shared.clone();
+        self.spawn("keeper".into(), move || shared.keep_house())
+    }
+
+    fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new().name(name).spawn(run);
+        self.threads.push(thread.map_err(|source| Error::Thread { what: "a thread", source })?);
+        Ok(())
+    }
+
+    fn start_tasks(&self, receivers: Vec<(multicast::ids::ReplicaId, LinkReceiver)>) {
+        let Some(runtime) = &self.runtime else { return };
+        for (node, receiver) in receivers {
+            runtime.spawn(self.shared.router.clone().receive(node, receiver));
+        }
+        for group in self.shared.groups.values() {
+            runtime.spawn(serve_parked(group.view.clone()));
+        }
+        runtime.spawn(accept::accept(self.endpoint.clone(), self.shared.clone()));
+    }
+
+    fn stop(&mut self, orderly: bool) {
+        let Some(runtime) = self.runtime.take() else { return };
+        self.shared.ending.stop();
+        for group in self.shared.groups.values() {
+            let _ = group.mailbox.push(Input::Stop);
+        }
+        if !orderly {
+            self.shared.wal.abandon();
+        }
+        let endpoint = self.endpoint.clone();
+        let (closed, wait) = mpsc::channel();
+        runtime.spawn(async move {
+            endpoint.close().await;
+            let _ = closed.send(());
+        });
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        if orderly {
+            self.shared.wal.stop();
+            self.shared.flush_before(Instant::now() + FLUSH_TIMEOUT);
+        }
+        for group in self.shared.groups.values() {
+            group.mailbox.close();
+        }
+        let _ = wait.recv_timeout(Duration::from_millis(500));
+        self.shared.state.stop_background_work();
+        // On a thread of its own, because whoever stops the node may be a task itself. Tasks hold the data directory.
+        let end = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_millis(500)));
+        let _ = end.join();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop(false);
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Node({} {})", self.shared.config.number, self.shared.name)
+    }
+}
+
+impl Shared {
+    pub(crate) fn status(&self) -> NodeStatus {
+        let reports: Vec<_> = self.groups.values().map(Group::report).collect();
+        let deadline = Instant::now() + REPORT_TIMEOUT;
+        let timely = |report: mpsc::Receiver<GroupStatus>| {
+            report.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+        };
+        let mut groups: Vec<GroupStatus> = reports.into_iter().filter_map(timely).collect();
+        for status in &mut groups {
+            let config = self.config.groups.iter().find(|group| group.id.0 == status.group);
+            status.voters = config.map(|group| group.voters.iter().map(|voter| voter.0).collect()).unwrap_or_default();
+        }
+        NodeStatus {
+            node: self.config.number.0,
+            name: self.name.clone(),
+            region: self.config.node().map(|node| node.region.clone()).unwrap_or_default(),
+            pid: std::process::id(),
+            listen: self.listen.to_string(),
+            uptime_ms: self.clock.uptime_ms(),
+            failure: self.ending.state.0.lock().failure.clone(),
+            clients: self.clients.connected(),
+            storage: self.storage_status(),
+            peers: self.config.nodes.iter().filter_map(|node| Some((node.name.clone(), self.peer_status(node)?))).collect(),
+            groups,
+        }
+    }
+
+    fn peer_status(&self, node: &NodeInfo) -> Option<PeerStatus> {
+        let status = self.router.link(node.number)?.status();
+        Some(PeerStatus {
+            connected: status.connected_since.is_some(),
+            rtt_us: status.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            dropped_frames: status.dropped,
+            problem: status.last_error,
+        })
+    }
+
+    fn storage_status(&self) -> StorageStatus {
+        let (log, state) = (self.wal.figures(), self.state.figures());
+        StorageStatus {
+            log_bytes: log.bytes,
+            log_segments: log.segments,
+            log_flushes: log.flushes,
+            log_records: log.records,
+            log_cache_bytes: log.cache_bytes,
+            state_cache_bytes: state.cache_bytes,
+            state_buffer_bytes: state.buffer_bytes,
+            state_bytes: state.disk_bytes,
+            resident_bytes: resident_bytes(),
+        }
+    }
+
+    /// Flushes the states now and then, so that the log can be cut, and reminds the replicas of their leases.
+    fn keep_house(&self) {
+        let mut last_flush = Instant::now();
+        while !self.ending.wait(HOUSEKEEPING) {
+            // Two segments are always there; a third means that entries pile up.
+            let log_is_long = self.wal.figures().bytes > 3 * self.config.limits.log_segment_bytes;
+            if last_flush.elapsed() >= self.config.timeouts.state_flush || log_is_long {
+                for group in self.groups.values() {
+                    if let Err(error) = group.state.flush(group.view.front().applied) {
+                        return self.ending.fail(&error);
+                    }
+                }
+                last_flush = Instant::now();
+            }
+            self.keep_alives.forget_silent(Instant::now(), 2 * self.config.timeouts.session_lease);
+            for group in self.groups.values() {
+                let _ = group.mailbox.push(Input::Housekeep);
+            }
+        }
+        // A node that failed stops answering, so that clients turn to others.
+        for group in self.groups.values() {
+            let _ = group.mailbox.push(Input::Stop);
+        }
+    }
+
+    fn flush_before(&self, deadline: Instant) {
+        let (done, wait) = mpsc::channel();
+        let groups: Vec<_> = self.groups.values().map(|group| (group.state.clone(), group.view.front().applied)).collect();
+        let flush = move || {
+            for (state, applied) in groups {
+                if let Err(error) = state.flush(applied) {
+                    tracing::warn!(%error, "state not flushed at shutdown; the log has it");
+                }
+            }
+            let _ = done.send(());
+        };
+        if std::thread::Builder::new().name("flush".into()).spawn(flush).is_ok() {
+            let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
+impl Group {
+    fn report(&self) -> mpsc::Receiver<GroupStatus> {
+        let (report, reported) = mpsc::channel();
+        let _ = self.mailbox.push(Input::Report(Box::new(move |status| _ = report.send(status))));
+        reported
+    }
+}
+
+impl Ending {
+    fn fail(&self, reason: &dyn std::fmt::Display) {
+        tracing::error!(%reason, "the node stops");
+        let (state, changed) = &*self.state;
+        state.lock().failure.get_or_insert_with(|| reason.to_string());
+        changed.notify_all();
+    }
+
+    fn stop(&self) {
+        let (state, changed) = &*self.state;
+        state.lock().stopping = true;
+        changed.notify_all();
+    }
+
+    /// True if the node is to end.
+    fn wait(&self, timeout: Duration) -> bool {
+        let (state, changed) = &*self.state;
+        let mut state = state.lock();
+        let ending = |state: &mut EndingState| state.stopping || state.failure.is_some();
+        if !ending(&mut state) {
+            changed.wait_while_for(&mut state, |state| !ending(state), timeout);
+        }
+        ending(&mut state)
+    }
+}
+
+/// What has been opened of a node that starts.
+struct Starting {
+    config: NodeConfig,
+    me: NodeInfo,
+    folder: DataFolder,
+    ending: Ending,
+    wal: Arc<Wal>,
+    state: StateDb,
+}
+
+impl Starting {
+    fn assemble(
+        self,
+        links: BTreeMap<multicast::ids::ReplicaId, PeerLink>,
+        listen: SocketAddr,
+    ) -> Result<(Shared, Vec<(GroupId, Driver)>)> {
+        let Starting { config, me, folder, ending, wal, state } = self;
+        let limits = &config.limits;
+        let mailbox = || Arc::new(Mailbox::new(limits.group_submissions_max, limits.group_message_bytes_max));
+        let mailboxes: BTreeMap<_, _> = config.local_groups().map(|group| (group.id, mailbox())).collect();
+        let router = Arc::new(Router::new(config.number, mailboxes.clone(), links));
+        let keep_alives = Arc::new(KeepAlives::default());
+        let clock = Clock::start();
+        let (mut groups, mut drivers) = (BTreeMap::new(), Vec::new());
+        for info in config.local_groups() {
+            let replica = recovery::open_replica(&config, info, &state, &wal, clock)?;
+            let view = Arc::new(View::new(info.id, replica.state.clone(), replica.front, limits));
+            let mailbox = mailboxes[&info.id].clone();
+            let parts = DriverParts {
+                group: info.id,
+                name: info.name.clone(),
+                session_lease: config.timeouts.session_lease,
+                core: replica.core,
+                state: replica.state.clone(),
+                view: view.clone(),
+                mailbox: mailbox.clone(),
+                wal: wal.clone(),
+                router: router.clone(),
+                keep_alives: keep_alives.clone(),
+                clock,
+            };
+            drivers.push((info.id, Driver::new(parts)));
+            groups.insert(info.id, Group { mailbox, view, state: replica.state });
+        }
+        let clients = Clients::new(limits.clients_max);
+        let (name, _folder) = (me.name, folder);
+        let shared =
+            Shared { config, name, groups, router, clients, keep_alives, wal, state, clock, listen, ending, _folder };
+        Ok((shared, drivers))
+    }
+}
+
+fn endpoint_config(config: &NodeConfig, me: &NodeInfo) -> Result<EndpointConfig> {
+    let limits = &config.limits;
+    let mut endpoint = EndpointConfig::node(config.listen, config.identity.clone());
+    endpoint.limits.frame_len_bytes_max = FRAME_BYTES_MAX;
+    endpoint.limits.queue_frames_max = limits.client_queue_frames_max;
+    endpoint.limits.queue_bytes_max = limits.client_queue_bytes_max;
+    endpoint.limits.client_connections_max = limits.clients_max;
+    endpoint.limits.connections_max = limits.clients_max + 4 * config.nodes.len();
+    if let Some(wan) = &config.wan {
+        let mut nodes = Vec::new();
+        for node in &config.nodes {
+            let unknown = |error| Error::Config(format!("node {}: address {}: {error}", node.name, node.address));
+            let address = node.address.to_socket_addrs().map_err(unknown)?.next();
+            nodes.extend(address.map(|address| (address, node.region.clone())));
+        }
+        endpoint.wan = Some(WanSide::node(wan.clone(), me.region.clone(), nodes));
+    }
+    Ok(endpoint)
+}
+
+type Links = (BTreeMap<multicast::ids::ReplicaId, PeerLink>, Vec<(multicast::ids::ReplicaId, LinkReceiver)>);
+
+fn open_links(config: &NodeConfig, me: &NodeInfo, endpoint: &Endpoint) -> Links {
+    let (mut links, mut receivers) = (BTreeMap::new(), Vec::new());
+    for node in config.nodes.iter().filter(|node| node.number != me.number) {
+        // A message that waited long is worth nothing: its sender has repeated it.
+        let backlog = LinkConfig { backlog_frames_max: 64, ..LinkConfig::default() };
+        let (link, receiver) = if me.name < node.name {
+            PeerLink::dial(endpoint, node.address.clone(), node.name.clone(), PEER_CHANNEL, backlog)
+        } else {
+            PeerLink::passive(node.name.clone(), backlog)
+        };
+        links.insert(node.number, link);
+        receivers.push((node.number, receiver));
+    }
+    (links, receivers)
+}
+
+async fn serve_parked(view: Arc<View>) {
+    loop {
+        match view.serve_parked(Instant::now()) {
+            None => view.progress.notified().await,
+            Some(deadline) => {
+                let _ = tokio::time::timeout_at(deadline.into(), view.progress.notified()).await;
+            }
+        }
+    }
+}
+
+/// `statm` counts in these.
+const PAGE_BYTES: u64 = 4096;
+
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    pages.unwrap_or(0) * PAGE_BYTES
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use multicast::core::{RoleName, Unfinished, Wait};
 use serde::{Deserialize, Serialize};
 
 /// One node.
@@ -59,6 +60,10 @@ pub struct StorageStatus {
 pub struct PeerStatus {
     /// Messages can be sent.
     pub connected: bool,
+    /// Round trip, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Frames that could not be sent since the start.
+    pub dropped_frames: u64,
     /// What was wrong last, for people.
     pub problem: Option<String>,
 }
@@ -70,7 +75,7 @@ pub struct GroupStatus {
     pub group: u16,
     /// The group's name.
     pub name: String,
-    /// `primary`, `follower` or `candidate`.
+    /// `primary`, `recovering` (primary, not up to date yet), `follower` or `candidate`.
     pub role: String,
     /// The primary as far as known: its node's number.
     pub primary: Option<u32>,
@@ -120,10 +125,66 @@ pub struct UnfinishedStatus {
     pub command: String,
     /// Its destination groups.
     pub destinations: Vec<u16>,
-    /// What it waits for.
+    /// What it waits for, in words.
     pub stage: String,
     /// The groups that it waits for.
     pub waiting_for: Vec<u16>,
+    /// Its keys are locked here: whoever touches them waits too.
+    pub locks_keys: bool,
     /// Since when, in ms.
     pub elapsed_ms: u64,
+}
+
+/// What a replica's core says about itself.
+pub(crate) fn of_core(core: &multicast::Core, now: multicast::Time) -> GroupStatus {
+    let status = core.status();
+    let role = match status.role {
+        RoleName::Follower => "follower",
+        RoleName::Candidate => "candidate",
+        RoleName::Recovering => "recovering",
+        RoleName::Primary => "primary",
+    };
+    let lag = status.followers.iter().map(|follower| {
+        (follower.replica.0, status.last.0.saturating_sub(follower.matched.0))
+    });
+    GroupStatus {
+        group: status.group.0,
+        role: role.into(),
+        primary: status.primary.map(|primary| primary.0),
+        ballot_round: status.promised.round,
+        ballot_owner: status.promised.owner.map(|owner| owner.0),
+        last_index: status.last.0,
+        committed_index: status.committed.0,
+        applied_index: status.applied.0,
+        lag: lag.collect(),
+        unfinished: core.unfinished().iter().map(|unfinished| of_unfinished(unfinished, now)).collect(),
+        sessions: core.order().sessions().count(),
+        ..GroupStatus::default()
+    }
+}
+
+fn of_unfinished(unfinished: &Unfinished, now: multicast::Time) -> UnfinishedStatus {
+    let mut waiting_for = Vec::new();
+    let mut stages = Vec::new();
+    for wait in &unfinished.waits_for {
+        let (stage, group) = match wait {
+            Wait::OwnLog => ("own log".to_owned(), None),
+            Wait::Timestamp(group) => ("timestamp".to_owned(), Some(group)),
+            Wait::Conflict(id) => (format!("conflict with {id}"), None),
+            Wait::Contribution(group) => ("contribution".to_owned(), Some(group)),
+            Wait::Close(group) => ("close".to_owned(), Some(group)),
+        };
+        waiting_for.extend(group.map(|group| group.0));
+        if !stages.contains(&stage) {
+            stages.push(stage);
+        }
+    }
+    UnfinishedStatus {
+        command: unfinished.id.to_string(),
+        destinations: unfinished.groups.iter().map(|group| group.0).collect(),
+        stage: stages.join(", "),
+        waiting_for,
+        locks_keys: unfinished.locks_keys,
+        elapsed_ms: now.ms_since(unfinished.since),
+    }
 }

@@ -1,6 +1,7 @@
 //! Disks: the log that all groups of a node share, and their state.
 
 pub mod disk;
+pub mod folder;
 pub mod state;
 pub mod wal;
 

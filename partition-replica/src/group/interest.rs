@@ -1,0 +1,127 @@
+//! Which clients may cache what of a group: whoever has read a key is told when it changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use metadata::protocol::{Event, ToClient};
+use metadata::types::InodeId;
+use multicast::command::Key;
+use multicast::ids::{GroupId, LogIndex, SessionId};
+
+use crate::server::client::Client;
+
+/// The subscribers of one group on this node.
+///
+/// Invariant: as long as a session is subscribed, every key that it was told and that has not been invalidated since is in
+/// here. So whatever takes keys out tells the session.
+pub struct Interest {
+    group: GroupId,
+    subscribers: BTreeMap<SessionId, Subscriber>,
+    /// Who has read what.
+    keys: BTreeSet<(Key, SessionId)>,
+    keys_max: usize,
+}
+
+struct Subscriber {
+    client: Arc<Client>,
+    keys: usize,
+}
+
+impl Interest {
+    /// Nobody yet. At most `keys_max` keys over all sessions.
+    pub fn new(group: GroupId, keys_max: usize) -> Interest {
+        Interest { group, subscribers: BTreeMap::new(), keys: BTreeSet::new(), keys_max }
+    }
+
+    /// Subscribers.
+    pub fn subscribers(&self) -> usize {
+        self.subscribers.len()
+    }
+
+    /// Keys noted.
+    pub fn keys(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Starts a session's stream. What an earlier connection of it had noted is forgotten: the new one begins empty.
+    pub fn subscribe(&mut self, session: SessionId, client: Arc<Client>) {
+        self.forget(session);
+        self.subscribers.insert(session, Subscriber { client, keys: 0 });
+    }
+
+    /// Ends the streams of a connection.
+    pub fn unsubscribe(&mut self, client: &Client) {
+        let ended: Vec<SessionId> = self
+            .subscribers
+            .iter()
+            .filter(|(_, subscriber)| subscriber.client.number() == client.number())
+            .map(|(&session, _)| session)
+            .collect();
+        for session in ended {
+            self.subscribers.remove(&session);
+            self.forget(session);
+        }
+    }
+
+    /// Notes that a session has read these keys, if it is subscribed through that connection. `applied` is what it reads.
+    pub fn note(&mut self, session: SessionId, client: &Client, keys: &[Key], applied: LogIndex) {
+        let Some(subscriber) = self.subscribers.get(&session) else { return };
+        if subscriber.client.number() != client.number() {
+            return;
+        }
+        // Before the keys are noted: their answer comes behind the event and stays cached.
+        if self.keys.len() + keys.len() > self.keys_max {
+            self.shed(applied);
+        }
+        let Some(subscriber) = self.subscribers.get_mut(&session) else { return };
+        for &key in keys {
+            subscriber.keys += usize::from(self.keys.insert((key, session)));
+        }
+    }
+
+    /// Tells all subscribers that the log has been applied up to `index`, and what of theirs has changed.
+    pub fn publish(&mut self, index: LogIndex, changed: &[Key], orphans: &[InodeId]) {
+        if self.subscribers.is_empty() {
+            return;
+        }
+        let mut invalidated: BTreeMap<SessionId, Vec<Key>> = BTreeMap::new();
+        for &key in changed {
+            let range = (key, SessionId(0))..=(key, SessionId(u64::MAX));
+            let readers: Vec<SessionId> = self.keys.range(range).map(|&(_, session)| session).collect();
+            for session in readers {
+                self.keys.remove(&(key, session));
+                invalidated.entry(session).or_default().push(key);
+            }
+        }
+        for (session, subscriber) in &mut self.subscribers {
+            let invalidated = invalidated.remove(session).unwrap_or_default();
+            subscriber.keys -= invalidated.len();
+            let orphans = orphans.to_vec();
+            let event = Event { group: self.group, index, invalidated, invalidate_all: false, orphans };
+            subscriber.client.push(&ToClient::Event(event));
+        }
+    }
+
+    /// Makes room: the session with the most keys drops all that it has cached.
+    fn shed(&mut self, applied: LogIndex) {
+        let Some((&session, _)) = self.subscribers.iter().max_by_key(|(_, subscriber)| subscriber.keys) else {
+            return;
+        };
+        self.forget(session);
+        if let Some(subscriber) = self.subscribers.get_mut(&session) {
+            let (invalidated, orphans) = (Vec::new(), Vec::new());
+            let event = Event { group: self.group, index: applied, invalidated, invalidate_all: true, orphans };
+            subscriber.client.push(&ToClient::Event(event));
+        }
+    }
+
+    fn forget(&mut self, session: SessionId) {
+        if let Some(subscriber) = self.subscribers.get_mut(&session) {
+            if subscriber.keys == 0 {
+                return;
+            }
+            subscriber.keys = 0;
+        }
+        self.keys.retain(|&(_, reader)| reader != session);
+    }
+}

@@ -1,0 +1,63 @@
+//! Who may open which channel, and the tasks behind them.
+
+use std::sync::Arc;
+
+use metadata::protocol::{CLIENT_CHANNEL_KIND, CLIENT_PROTOCOL_VERSION};
+use net::{Endpoint, Incoming, Role};
+
+use super::client::Client;
+use super::peers::PEER_CHANNEL;
+use super::requests;
+use crate::node::Shared;
+
+/// Takes channels until the endpoint is closed.
+pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
+    while let Some(incoming) = endpoint.accept().await {
+        let (role, kind) = (incoming.peer.role, incoming.kind);
+        if role == Role::Node && kind == PEER_CHANNEL {
+            accept_peer(incoming, &shared);
+        } else if role == Role::Client && kind.kind == CLIENT_CHANNEL_KIND {
+            accept_client(incoming, &shared);
+        } else {
+            refuse(&incoming, "no such channel for this certificate");
+        }
+    }
+}
+
+fn accept_peer(incoming: Incoming, shared: &Shared) {
+    let node = shared.config.nodes.iter().find(|node| node.name == incoming.peer.name);
+    match node.and_then(|node| shared.router.link(node.number)) {
+        // The node with the smaller name dials, so that there is one connection for both directions.
+        Some(link) if incoming.peer.name < shared.name => {
+            link.attach(incoming);
+        }
+        Some(_) => refuse(&incoming, "this node dials, not its peer"),
+        None => refuse(&incoming, "not a node of this cluster's configuration"),
+    }
+}
+
+fn accept_client(incoming: Incoming, shared: &Arc<Shared>) {
+    if u16::from(incoming.kind.version) != CLIENT_PROTOCOL_VERSION {
+        return refuse(&incoming, "another version of the client protocol");
+    }
+    if !shared.clients.admit() {
+        return refuse(&incoming, "too many clients");
+    }
+    let Incoming { peer, sender, receiver, connection, .. } = incoming;
+    let client = Client::new(shared.clients.next_number(), peer.name, sender, connection.clone());
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        requests::serve(&shared, &client, receiver).await;
+        client.cut_off();
+        for group in shared.groups.values() {
+            group.view.unsubscribe(&client);
+        }
+        shared.clients.release();
+        connection.close("done");
+    });
+}
+
+fn refuse(incoming: &Incoming, why: &str) {
+    tracing::warn!(peer = %incoming.peer, kind = incoming.kind.kind, why, "refused a channel");
+    incoming.connection.close(why);
+}

@@ -1,0 +1,6 @@
+//! Peers' and clients' channels.
+
+pub mod accept;
+pub mod client;
+pub mod peers;
+mod requests;

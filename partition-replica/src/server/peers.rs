@@ -1,0 +1,192 @@
+//! Messages between replicas: on this node from mailbox to mailbox, else many to a frame over one link per node.
+//!
+//! A frame: version, then for each message receiver's group, sender's group (u16), length (u32, all little-endian) and the
+//! encoded message. Which node sent it is what its certificate says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use multicast::ids::{GroupId, ReplicaId};
+use multicast::message::Message;
+use net::{ChannelKind, LinkReceiver, PeerLink};
+
+use crate::group::mailbox::{Input, Mailbox};
+
+/// The channel between nodes.
+pub const PEER_CHANNEL: ChannelKind = ChannelKind::new(2, 1);
+
+const FRAME_VERSION: u8 = 1;
+const MESSAGE_HEADER_LEN: usize = 8;
+/// A frame is sent when it has grown so long, even in the middle of a turn.
+const FRAME_BYTES_ENOUGH: usize = 1 << 20;
+/// What a message between replicas of one node counts for; its length is not known.
+const LOCAL_MESSAGE_BYTES: usize = 256;
+const RECEIVE_FRAMES_MAX: usize = 256;
+
+/// Frames that one replica's thread is filling.
+pub struct Outbox {
+    from: GroupId,
+    frames: BTreeMap<ReplicaId, BytesMut>,
+}
+
+impl Outbox {
+    /// Empty.
+    pub fn new(from: GroupId) -> Outbox {
+        Outbox { from, frames: BTreeMap::new() }
+    }
+}
+
+/// The way to every replica of the cluster.
+pub struct Router {
+    own: ReplicaId,
+    mailboxes: BTreeMap<GroupId, Arc<Mailbox>>,
+    links: BTreeMap<ReplicaId, PeerLink>,
+}
+
+impl Router {
+    /// From this node's replicas to each other and over the links to other nodes.
+    pub fn new(own: ReplicaId, mailboxes: BTreeMap<GroupId, Arc<Mailbox>>, links: BTreeMap<ReplicaId, PeerLink>) -> Router {
+        Router { own, mailboxes, links }
+    }
+
+    /// Puts a message on its way; it leaves with [`Router::flush`] at the latest.
+    pub fn post(&self, outbox: &mut Outbox, to: (GroupId, ReplicaId), message: Message) {
+        let (group, replica) = to;
+        if replica == self.own {
+            if let Some(mailbox) = self.mailboxes.get(&group) {
+                let from = (outbox.from, self.own);
+                let _ = mailbox.push(Input::Message { from, message, bytes: LOCAL_MESSAGE_BYTES });
+            }
+            return;
+        }
+        let frame = outbox.frames.entry(replica).or_default();
+        if frame.is_empty() {
+            frame.put_u8(FRAME_VERSION);
+        }
+        let encoded = message.encode();
+        frame.put_u16_le(group.0);
+        frame.put_u16_le(outbox.from.0);
+        frame.put_u32_le(u32::try_from(encoded.len()).expect("a message is shorter than 4 GiB"));
+        frame.put_slice(&encoded);
+        if frame.len() > FRAME_BYTES_ENOUGH {
+            self.send(replica, frame.split().freeze());
+        }
+    }
+
+    /// Sends what has gathered.
+    pub fn flush(&self, outbox: &mut Outbox) {
+        for (&replica, frame) in &mut outbox.frames {
+            if !frame.is_empty() {
+                self.send(replica, frame.split().freeze());
+            }
+        }
+    }
+
+    fn send(&self, to: ReplicaId, frame: Bytes) {
+        // What is lost is sent again by whoever waits for its answer.
+        if let Some(link) = self.links.get(&to) {
+            link.send(frame);
+        }
+    }
+
+    /// The link to a node.
+    pub fn link(&self, to: ReplicaId) -> Option<&PeerLink> {
+        self.links.get(&to)
+    }
+
+    /// Hands what a node sends to its receivers, until the link is gone.
+    pub async fn receive(self: Arc<Router>, from: ReplicaId, mut receiver: LinkReceiver) {
+        let mut frames = Vec::new();
+        while receiver.recv_many(&mut frames, RECEIVE_FRAMES_MAX).await > 0 {
+            for frame in frames.drain(..) {
+                if self.deliver(from, frame).is_none() {
+                    tracing::warn!(node = %from, "ignored a frame that makes no sense");
+                }
+            }
+        }
+    }
+
+    fn deliver(&self, from: ReplicaId, mut frame: Bytes) -> Option<()> {
+        if frame.try_get_u8().ok()? != FRAME_VERSION {
+            return None;
+        }
+        while !frame.is_empty() {
+            if frame.len() < MESSAGE_HEADER_LEN {
+                return None;
+            }
+            let (to, sender) = (GroupId(frame.get_u16_le()), GroupId(frame.get_u16_le()));
+            let len = frame.get_u32_le() as usize;
+            if frame.len() < len {
+                return None;
+            }
+            let message = Message::decode(&frame.split_to(len)).ok()?;
+            // The core checks that the sender's group has a voter on that node.
+            if let Some(mailbox) = self.mailboxes.get(&to) {
+                let _ = mailbox.push(Input::Message { from: (sender, from), message, bytes: len });
+            }
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use multicast::ids::Ballot;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn router() -> (Router, Arc<Mailbox>) {
+        let mailbox = Arc::new(Mailbox::new(10, 1 << 20));
+        let mailboxes = BTreeMap::from([(GroupId(1), mailbox.clone())]);
+        (Router::new(ReplicaId(1), mailboxes, BTreeMap::new()), mailbox)
+    }
+
+    fn messages(mailbox: &Mailbox) -> Vec<((GroupId, ReplicaId), Message)> {
+        let mut inputs = Vec::new();
+        mailbox.take(&mut inputs, Duration::ZERO);
+        let message = |input| match input {
+            Input::Message { from, message, .. } => Some((from, message)),
+            _ => None,
+        };
+        inputs.into_iter().filter_map(message).collect()
+    }
+
+    #[test]
+    fn frame_delivers_its_messages_to_their_groups_in_order() {
+        let (router, mailbox) = router();
+        let mut outbox = Outbox::new(GroupId(7));
+        let message = |round| Message::Campaign { ballot: Ballot { round, owner: None } };
+        for round in 1..=3 {
+            router.post(&mut outbox, (GroupId(1), ReplicaId(2)), message(round));
+        }
+        router.post(&mut outbox, (GroupId(2), ReplicaId(2)), message(4));
+        let frame = outbox.frames.remove(&ReplicaId(2)).unwrap().freeze();
+        assert_eq!(router.deliver(ReplicaId(9), frame.clone()), Some(()));
+        let from = (GroupId(7), ReplicaId(9));
+        assert_eq!(messages(&mailbox), [(from, message(1)), (from, message(2)), (from, message(3))]);
+        assert_eq!(router.deliver(ReplicaId(9), frame.slice(..frame.len() - 1)), None);
+    }
+
+    #[test]
+    fn message_to_a_replica_here_takes_no_link() {
+        let (router, mailbox) = router();
+        let mut outbox = Outbox::new(GroupId(7));
+        let message = Message::NotPrimary { hint: None };
+        router.post(&mut outbox, (GroupId(1), ReplicaId(1)), message.clone());
+        assert_eq!(messages(&mailbox), [((GroupId(7), ReplicaId(1)), message)]);
+    }
+
+    proptest! {
+        #[test]
+        fn frame_of_random_bytes_never_panics(bytes in proptest::collection::vec(0u8..12, 0..200)) {
+            let (router, _) = router();
+            let frame = [vec![FRAME_VERSION], bytes].concat();
+            router.deliver(ReplicaId(2), frame.into());
+        }
+    }
+}
