@@ -18,7 +18,8 @@ pub fn encode_into<T: Serialize>(mut buffer: BytesMut, version: u8, value: &T) -
 
 /// Decodes what [`encode`] wrote with the same version, refusing more than `len_bytes_max` bytes, another
 /// version and trailing bytes. Collections cannot claim more elements than there are bytes left, so what is
-/// allocated is bounded by the input's length times the element's size.
+/// allocated is bounded by the input's length times the element's size. A type that contains itself is not
+/// suitable: a long input would exhaust the stack.
 pub fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8], len_bytes_max: usize) -> Result<T> {
     if bytes.len() > len_bytes_max {
         return Err(Error::FrameTooLong { len_bytes: bytes.len(), len_bytes_max });
