@@ -22,6 +22,7 @@ use crate::{
     channel::ChannelLimits,
     hello::{self, HELLO_LEN},
     pki,
+    reset::{RandomIds, ResetKey},
     socket::{self, WanSocket},
     tls,
     wan::WanSide,
@@ -196,7 +197,8 @@ impl Endpoint {
         if let Some(side) = wan {
             socket = WanSocket::new(socket, side)?;
         }
-        let mut quic = QuicEndpointConfig::default();
+        let mut quic = QuicEndpointConfig::new(Arc::new(ResetKey::of(&identity)));
+        quic.cid_generator(|| Box::new(RandomIds::new()));
         quic.max_udp_payload_size(tuning.mtu_bytes_max.max(1472)).map_err(|error| Error::Invalid(error.to_string()))?;
         let quic =
             quinn::Endpoint::new_with_abstract_socket(quic, server, socket, Arc::new(TokioRuntime)).map_err(failed)?;

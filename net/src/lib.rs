@@ -23,6 +23,7 @@ mod error;
 mod frame;
 mod hello;
 mod link;
+mod reset;
 mod runtime;
 mod socket;
 mod tls;

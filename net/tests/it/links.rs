@@ -148,3 +148,44 @@ async fn passive_link_refuses_another_member() {
     assert!(!passive.is_connected());
     until("the other side hears of it", || dialling.status().last_error.is_some()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn link_to_crashed_node_returns_as_soon_as_the_node_does() {
+    let cluster = Cluster::new();
+    let node_config = cluster.node_config("us-2");
+    let mut config = cluster.node_config("us-1");
+    config.tuning.idle_timeout = Duration::from_secs(300);
+    config.tuning.keep_alive = Duration::from_millis(200);
+    let own = Endpoint::bind(config).unwrap();
+    let doomed = net::runtime("doomed").unwrap();
+    let first = node_config.clone();
+    let node = doomed
+        .spawn(async move {
+            let mut config = first;
+            config.tuning.idle_timeout = Duration::from_secs(300);
+            let node = Endpoint::bind(config).unwrap();
+            serve_echo(node.clone());
+            node
+        })
+        .await
+        .unwrap();
+    let address = node.local_addr();
+    let (link, mut receiver) = PeerLink::dial(&own, address.to_string(), "us-2", ECHO, LinkConfig::default());
+    link.send(frame("a"));
+    timeout(SOON, receiver.recv()).await.unwrap().unwrap();
+    // Nobody is told: the sockets are closed with the runtime's tasks.
+    doomed.shutdown_background();
+    drop(node);
+    sleep(Duration::from_millis(300)).await;
+    assert!(link.is_connected(), "nothing has told it otherwise");
+    let again = loop {
+        match Endpoint::bind(EndpointConfig { bind: address, ..node_config.clone() }) {
+            Ok(node) => break node,
+            Err(_) => sleep(Duration::from_millis(10)).await,
+        }
+    };
+    serve_echo(again);
+    until("the reset is heard", || link.status().connects == 2).await;
+    link.send(frame("b"));
+    assert_eq!(timeout(SOON, receiver.recv()).await.unwrap().unwrap(), frame("b"));
+}
