@@ -24,6 +24,16 @@ const CHECK_ATTEMPTS_MAX: u32 = 3;
 /// Longest explanation taken over from a bucket.
 const REASON_LEN_MAX: usize = 300;
 
+/// What S3 servers answer when it is not about the object but about the bucket or the way to it.
+const MISCONFIGURED_CODES: [&str; 6] = [
+    "NoSuchBucket",
+    "InvalidBucketName",
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "MethodNotAllowed",
+];
+
 /// A folder or a bucket of an object store. Cheap to clone.
 #[derive(Clone)]
 pub struct Bucket {
@@ -247,6 +257,8 @@ pub(crate) enum FailureKind {
     Missing,
     /// We may not.
     Denied,
+    /// The bucket itself is not there, or is named, located or addressed wrongly.
+    Misconfigured,
     /// What it has or returned is not what was asked for.
     Corrupt,
     /// An object of that name is there already.
@@ -258,7 +270,7 @@ impl FailureKind {
         match self {
             FailureKind::Transient | FailureKind::Unreachable => ErrorClass::Retry,
             FailureKind::Missing => ErrorClass::Missing,
-            FailureKind::Denied => ErrorClass::Caller,
+            FailureKind::Denied | FailureKind::Misconfigured => ErrorClass::Caller,
             FailureKind::Corrupt | FailureKind::Exists => ErrorClass::Corrupt,
         }
     }
@@ -298,8 +310,10 @@ impl Failure {
                 "check the credentials (environment or `credentials_file`) and that they may read, write, list and \
                  delete there"
             }
-            FailureKind::Missing if folder => "create the folder",
-            FailureKind::Missing => "create the bucket, or correct its name, `endpoint` or `region`",
+            FailureKind::Missing | FailureKind::Misconfigured if folder => "create the folder",
+            FailureKind::Missing | FailureKind::Misconfigured => {
+                "create the bucket, or correct its name, `endpoint` or `region`"
+            }
             FailureKind::Corrupt | FailureKind::Exists => {
                 "this is no dependable object store, or something between here and it changes the data"
             }
@@ -319,14 +333,17 @@ impl Failure {
 impl From<object_store::Error> for Failure {
     fn from(error: object_store::Error) -> Failure {
         use object_store::Error as E;
+        let text = error.to_string();
+        let code = between(&text, "<Code>", "</Code>").unwrap_or_default();
         let kind = match &error {
+            _ if MISCONFIGURED_CODES.contains(&code) => FailureKind::Misconfigured,
             E::NotFound { .. } => FailureKind::Missing,
             E::AlreadyExists { .. } | E::Precondition { .. } => FailureKind::Exists,
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => FailureKind::Denied,
             _ if is_permission_error(&error) => FailureKind::Denied,
             _ => FailureKind::Transient,
         };
-        Failure { kind, reason: explain(&error.to_string()), slow: false, cause: Some(Arc::new(error)) }
+        Failure { kind, reason: explain(&text), slow: false, cause: Some(Arc::new(error)) }
     }
 }
 

@@ -263,3 +263,7 @@ fn require(shown: &str, file: &FilePath, pairs: &[Pair], keys: &[&str]) -> Resul
 fn invalid(shown: &str, reason: impl Into<String>) -> Error {
     Error::Config { url: shown.to_owned(), reason: reason.into() }
 }
+
+#[cfg(test)]
+#[path = "connect_tests.rs"]
+mod tests;

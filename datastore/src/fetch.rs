@@ -187,7 +187,9 @@ impl<'a> Source<'a> {
         match self.last.as_ref().map(|failure| failure.kind) {
             None | Some(FailureKind::Transient | FailureKind::Unreachable) => true,
             Some(FailureKind::Corrupt) => self.corrupt < CORRUPT_ATTEMPTS_MAX,
-            Some(FailureKind::Missing | FailureKind::Denied | FailureKind::Exists) => false,
+            Some(FailureKind::Missing | FailureKind::Denied | FailureKind::Misconfigured | FailureKind::Exists) => {
+                false
+            }
         }
     }
 
@@ -228,7 +230,7 @@ fn get_error(blob: &BlobRef, sources: &[Source<'_>]) -> Error {
         ErrorClass::Retry
     } else if any(FailureKind::Corrupt) {
         ErrorClass::Corrupt
-    } else if any(FailureKind::Denied) {
+    } else if any(FailureKind::Denied) || any(FailureKind::Misconfigured) {
         ErrorClass::Caller
     } else {
         ErrorClass::Missing

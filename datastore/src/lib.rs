@@ -22,6 +22,8 @@ mod folder;
 mod id;
 mod link;
 mod lru;
+#[cfg(test)]
+mod s3_tests;
 mod store;
 #[cfg(test)]
 mod testing;

@@ -35,7 +35,7 @@ pub struct StoreLimits {
     pub blob_len_bytes_max: u32,
     /// How long a put or a get goes on trying. Default 30 s.
     pub deadline: Duration,
-    /// How long one request may take in all. Default 20 s.
+    /// How long one request may take in all: with 4 MiB blobs, 10 s need 3.4 Mbit/s. Default 10 s.
     pub attempt_timeout: Duration,
     /// How long one request may take without any progress that can be seen. Default 5 s.
     pub stall_timeout: Duration,
@@ -58,7 +58,7 @@ impl Default for StoreLimits {
         StoreLimits {
             blob_len_bytes_max: BLOB_LEN_BYTES_MAX,
             deadline: Duration::from_secs(30),
-            attempt_timeout: Duration::from_secs(20),
+            attempt_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(5),
             pause_first: Duration::from_millis(50),
             pause_max: Duration::from_secs(2),
@@ -317,10 +317,14 @@ impl Shared {
                 FailureKind::Exists => {
                     return Err(Error::Conflict { id: blob.id, url: place.bucket.url().to_owned() });
                 }
-                FailureKind::Missing | FailureKind::Denied => false,
+                FailureKind::Missing | FailureKind::Denied | FailureKind::Misconfigured => false,
             };
             let next = Instant::now() + backoff.next_pause();
             if !again || next >= deadline {
+                if state.overwrite {
+                    // What it stored instead must not stand in the way of a later attempt.
+                    let _ = timeout(self.limits.stall_timeout, place.bucket.delete_one(&path)).await;
+                }
                 return Err(put_error(blob, place, attempts, started, failure));
             }
             tracing::debug!(blob = %blob.id, bucket = place.bucket.url(), reason = failure.reason, "put again");
@@ -423,7 +427,9 @@ impl Shared {
                     FailureKind::Unreachable => drop(permit),
                     // One bad blob says nothing about the others.
                     FailureKind::Corrupt => drop(permit),
-                    FailureKind::Missing | FailureKind::Denied | FailureKind::Exists => permit.answered(),
+                    FailureKind::Missing | FailureKind::Denied | FailureKind::Misconfigured | FailureKind::Exists => {
+                        permit.answered()
+                    }
                 }
             }
         }
@@ -570,3 +576,7 @@ impl fmt::Debug for BlobStore {
         f.debug_struct("BlobStore").field("local", &self.shared.local).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -234,3 +234,7 @@ impl fmt::Debug for Uploader {
         f.debug_struct("Uploader").field("status", &self.status()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "uploader_tests.rs"]
+mod tests;
