@@ -32,7 +32,7 @@ macro_rules! errnos {
 
 errnos! {
     E2BIG EACCES EAGAIN EBADF EBUSY EDQUOT EEXIST EFBIG EINTR EINVAL EIO EISDIR EMLINK ENAMETOOLONG ENODATA ENOENT
-    ENOSPC ENOSYS ENOTDIR ENOTEMPTY ENXIO EOPNOTSUPP EPERM ERANGE EROFS ESTALE ETIMEDOUT
+    ENOLCK ENOSPC ENOSYS ENOTDIR ENOTEMPTY ENXIO EOPNOTSUPP EPERM ERANGE EROFS ESTALE ETIMEDOUT
 }
 
 impl From<outcome::Errno> for Errno {
@@ -59,6 +59,7 @@ impl From<outcome::Errno> for Errno {
             outcome::Errno::StaleHandle => Errno::ESTALE,
             outcome::Errno::Busy => Errno::EBUSY,
             outcome::Errno::Malformed => Errno::EIO,
+            outcome::Errno::NoLocks => Errno::ENOLCK,
         }
     }
 }

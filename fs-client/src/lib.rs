@@ -9,6 +9,14 @@ pub mod config;
 pub mod errno;
 pub mod error;
 
+pub(crate) mod buffer;
+pub(crate) mod cache;
+pub(crate) mod content;
+pub(crate) mod fs;
+pub(crate) mod session;
+pub(crate) mod table;
+pub(crate) mod volume;
+
 mod client;
 mod mount;
 

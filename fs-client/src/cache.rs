@@ -1,0 +1,363 @@
+//! What may be answered without asking anyone, and still be causally right.
+//!
+//! Everything here is an answer of one group, filled from that group's stream (or from the reply to an own update) and
+//! valid until the stream invalidates its key. An entry answers only while the stream has reached the client's clock
+//! ([`Progress::usable`]); it is void when the stream it came from has ended.
+//!
+//! Every entry knows the log index that it reflects. An invalidation at index `e` drops what reflects less than `e`, and
+//! a fill that reflects less than the stream's position comes too late: an invalidation of its key may have passed.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use metadata::footprint::{key_dirent, key_home, key_inode};
+use metadata::types::{Attr, Dirent, InodeId};
+use multicast::command::Key;
+use multicast::ids::{GroupId, LogIndex};
+use parking_lot::Mutex;
+
+use crate::content::FileMap;
+use crate::session::progress::{Epoch, Progress};
+
+/// Longest chain of cached content per inode, in bytes; longer ones are asked for again.
+const MAP_BYTES_MAX: usize = 256 << 10;
+
+type Place = (GroupId, Key);
+
+/// A bounded cache of one client. Readers never wait for each other; writers take turns.
+pub struct Cache {
+    progress: Arc<Progress>,
+    names: quick_cache::sync::Cache<Place, Arc<NameSlot>>,
+    inodes: quick_cache::sync::Cache<Place, Arc<InodeSlot>>,
+    /// Directories that have names here: when a directory leaves its home or ends, all its names are void at once.
+    homes: quick_cache::sync::Cache<Place, Arc<HomeMark>>,
+    writing: Mutex<()>,
+    dropped: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("names", &self.names.len()).field("inodes", &self.inodes.len()).finish()
+    }
+}
+
+#[derive(Debug)]
+struct HomeMark;
+
+#[derive(Debug)]
+struct NameSlot {
+    stamp: Stamp,
+    parent: InodeId,
+    name: Bytes,
+    dirent: Option<Dirent>,
+    home: Arc<HomeMark>,
+}
+
+/// What is known of one inode; all of it under one key.
+#[derive(Clone, Debug)]
+struct InodeSlot {
+    ino: InodeId,
+    attr: Option<(Stamp, Arc<Attr>)>,
+    map: Option<(Stamp, Arc<FileMap>)>,
+    target: Option<(Stamp, Bytes)>,
+    xattrs: Vec<(Stamp, Bytes, Option<Bytes>)>,
+}
+
+/// Which state of which stream an entry reflects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    epoch: Epoch,
+    as_of: LogIndex,
+}
+
+/// The right to fill: made by [`Cache::fill`] when the answer is not too late.
+#[derive(Debug)]
+pub struct Fill<'a> {
+    cache: &'a Cache,
+    group: GroupId,
+    stamp: Stamp,
+    _turn: parking_lot::MutexGuard<'a, ()>,
+}
+
+/// Most xattrs cached of one inode.
+const XATTRS_MAX: usize = 8;
+
+impl Cache {
+    /// An empty cache of about `entries_max` entries.
+    pub fn new(progress: Arc<Progress>, entries_max: usize) -> Cache {
+        let part = (entries_max / 2).max(16);
+        Cache {
+            progress,
+            names: quick_cache::sync::Cache::new(part),
+            inodes: quick_cache::sync::Cache::new(part),
+            homes: quick_cache::sync::Cache::new((part / 4).max(16)),
+            writing: Mutex::new(()),
+            dropped: OnceLock::new(),
+        }
+    }
+
+    /// The clock and stream positions it goes by.
+    #[must_use]
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// Names who wants to hear of inodes that others have changed. Called under the cache's lock: must not come back.
+    pub fn on_drop(&self, listener: Box<dyn Fn(InodeId) + Send + Sync>) {
+        if self.dropped.set(listener).is_err() {
+            tracing::error!("the cache has a listener already");
+        }
+    }
+
+    /// What `name` in a directory of `group` stands for, if known: `Some(None)` is known to be nothing.
+    #[must_use]
+    pub fn dirent(&self, group: GroupId, parent: InodeId, name: &[u8]) -> Option<Option<Dirent>> {
+        let epoch = self.progress.usable(group)?;
+        let slot = self.names.get(&(group, key_dirent(parent, name)))?;
+        if slot.stamp.epoch != epoch || slot.parent != parent || slot.name != name {
+            return None;
+        }
+        let home = self.homes.get(&(group, key_home(parent)))?;
+        Arc::ptr_eq(&home, &slot.home).then_some(slot.dirent)
+    }
+
+    /// An inode at home in `group`, if known.
+    #[must_use]
+    pub fn attr(&self, group: GroupId, ino: InodeId) -> Option<Arc<Attr>> {
+        let epoch = self.progress.usable(group)?;
+        let slot = self.slot(group, ino)?;
+        let (stamp, attr) = slot.attr.as_ref()?;
+        (stamp.epoch == epoch).then(|| attr.clone())
+    }
+
+    /// The last attributes that were known, however old: for hints only.
+    #[must_use]
+    pub fn attr_hint(&self, group: GroupId, ino: InodeId) -> Option<Arc<Attr>> {
+        self.slot(group, ino)?.attr.as_ref().map(|(_, attr)| attr.clone())
+    }
+
+    /// What is known of a file's content.
+    #[must_use]
+    pub fn map(&self, group: GroupId, ino: InodeId) -> Option<Arc<FileMap>> {
+        let epoch = self.progress.usable(group)?;
+        let slot = self.slot(group, ino)?;
+        let (stamp, map) = slot.map.as_ref()?;
+        (stamp.epoch == epoch).then(|| map.clone())
+    }
+
+    /// A symlink's target.
+    #[must_use]
+    pub fn target(&self, group: GroupId, ino: InodeId) -> Option<Bytes> {
+        let epoch = self.progress.usable(group)?;
+        let slot = self.slot(group, ino)?;
+        let (stamp, target) = slot.target.as_ref()?;
+        (stamp.epoch == epoch).then(|| target.clone())
+    }
+
+    /// An xattr's value; `Some(None)` is known not to exist.
+    #[must_use]
+    pub fn xattr(&self, group: GroupId, ino: InodeId, name: &[u8]) -> Option<Option<Bytes>> {
+        let epoch = self.progress.usable(group)?;
+        let slot = self.slot(group, ino)?;
+        if let Some((stamp, attr)) = &slot.attr
+            && stamp.epoch == epoch
+            && attr.xattrs == 0
+        {
+            return Some(None);
+        }
+        let (stamp, _, value) = slot.xattrs.iter().find(|(_, known, _)| known == name)?;
+        (stamp.epoch == epoch).then(|| value.clone())
+    }
+
+    /// Begins to fill with what reflects `group` at `as_of`; `None` if that is too late, or if no stream would keep it
+    /// right.
+    #[must_use]
+    pub fn fill(&self, group: GroupId, as_of: LogIndex) -> Option<Fill<'_>> {
+        let turn = self.writing.lock();
+        let (epoch, position) = self.progress.stream(group)?;
+        (as_of >= position).then_some(Fill { cache: self, group, stamp: Stamp { epoch, as_of }, _turn: turn })
+    }
+
+    /// Applies an invalidation of the stream of `group` at `index`, then lets the stream's position be known.
+    pub fn invalidate(&self, group: GroupId, keys: &[Key], index: LogIndex) {
+        let turn = self.writing.lock();
+        for &key in keys {
+            self.invalidate_key((group, key), index);
+        }
+        self.progress.advance_stream(group, index);
+        drop(turn);
+    }
+
+    /// Forgets everything of `group`; its stream goes on.
+    pub fn invalidate_all(&self, group: GroupId) {
+        let _turn = self.writing.lock();
+        self.progress.void(group);
+    }
+
+    /// Forgets what an own update has changed in a group that did not answer itself.
+    pub fn forget(&self, group: GroupId, keys: impl IntoIterator<Item = Key>) {
+        let _turn = self.writing.lock();
+        for key in keys {
+            self.names.remove(&(group, key));
+            self.inodes.remove(&(group, key));
+            self.homes.remove(&(group, key));
+        }
+    }
+
+    /// A stream of `group` begins; it is complete from `position` on.
+    pub fn begin_stream(&self, group: GroupId, position: LogIndex) {
+        let _turn = self.writing.lock();
+        self.progress.begin_stream(group, position);
+    }
+
+    /// The stream of `group` has ended.
+    pub fn end_stream(&self, group: GroupId) {
+        let _turn = self.writing.lock();
+        self.progress.end_stream(group);
+    }
+
+    fn slot(&self, group: GroupId, ino: InodeId) -> Option<Arc<InodeSlot>> {
+        self.inodes.get(&(group, key_inode(ino))).filter(|slot| slot.ino == ino)
+    }
+
+    fn invalidate_key(&self, place: Place, index: LogIndex) {
+        if let Some(slot) = self.inodes.peek(&place) {
+            let stale = |stamp: &Stamp| stamp.as_of < index;
+            if slot.attr.as_ref().is_some_and(|(stamp, _)| stale(stamp)) || slot.attr.is_none() {
+                if let Some(listener) = self.dropped.get() {
+                    listener(slot.ino);
+                }
+            }
+            let mut kept = InodeSlot::clone(&slot);
+            kept.attr = kept.attr.filter(|(stamp, _)| !stale(stamp));
+            kept.map = kept.map.filter(|(stamp, _)| !stale(stamp));
+            kept.target = kept.target.filter(|(stamp, _)| !stale(stamp));
+            kept.xattrs.retain(|(stamp, _, _)| !stale(stamp));
+            if kept.is_empty() {
+                self.inodes.remove(&place);
+            } else {
+                self.inodes.insert(place, Arc::new(kept));
+            }
+        }
+        if let Some(slot) = self.names.peek(&place)
+            && slot.stamp.as_of < index
+        {
+            self.names.remove(&place);
+        }
+        self.homes.remove(&place);
+    }
+}
+
+impl InodeSlot {
+    fn new(ino: InodeId) -> InodeSlot {
+        InodeSlot { ino, attr: None, map: None, target: None, xattrs: Vec::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.attr.is_none() && self.map.is_none() && self.target.is_none() && self.xattrs.is_empty()
+    }
+}
+
+impl Fill<'_> {
+    /// What a name stands for.
+    pub fn dirent(&self, parent: InodeId, name: &Bytes, dirent: Option<Dirent>) {
+        let place = (self.group, key_dirent(parent, name));
+        if let Some(slot) = self.cache.names.peek(&place)
+            && !self.is_newer(&slot.stamp)
+        {
+            return;
+        }
+        let home_place = (self.group, key_home(parent));
+        let home = self.cache.homes.get(&home_place).unwrap_or_else(|| {
+            let mark = Arc::new(HomeMark);
+            self.cache.homes.insert(home_place, mark.clone());
+            mark
+        });
+        // A name shares its frame's memory with others: a cache must not keep the frame alive.
+        let name = Bytes::copy_from_slice(name);
+        self.cache.names.insert(place, Arc::new(NameSlot { stamp: self.stamp, parent, name, dirent, home }));
+    }
+
+    /// An inode at home in the group.
+    pub fn attr(&self, attr: &Attr) {
+        if attr.home == self.group {
+            self.change(attr.ino, |slot, stamp| slot.attr = Some((stamp, Arc::new(attr.clone()))));
+        }
+    }
+
+    /// A file's content.
+    pub fn map(&self, map: &Arc<FileMap>) {
+        if map.attr.home == self.group && map.weight() <= MAP_BYTES_MAX {
+            self.change(map.attr.ino, |slot, stamp| slot.map = Some((stamp, map.clone())));
+        }
+    }
+
+    /// A symlink's target.
+    pub fn target(&self, ino: InodeId, target: &Bytes) {
+        let target = Bytes::copy_from_slice(target);
+        self.change(ino, |slot, stamp| slot.target = Some((stamp, target)));
+    }
+
+    /// An xattr's value, or that there is none.
+    pub fn xattr(&self, ino: InodeId, name: &Bytes, value: Option<&Bytes>) {
+        let (name, value) = (Bytes::copy_from_slice(name), value.map(|value| Bytes::copy_from_slice(value)));
+        self.change(ino, |slot, stamp| {
+            slot.xattrs.retain(|(_, known, _)| *known != name);
+            if slot.xattrs.len() < XATTRS_MAX {
+                slot.xattrs.push((stamp, name, value));
+            }
+        });
+    }
+
+    /// An inode has changed and the answer does not say how.
+    pub fn forget_inode(&self, ino: InodeId) {
+        self.cache.inodes.remove(&(self.group, key_inode(ino)));
+    }
+
+    /// Everything known of an inode but what the new attributes say is void.
+    pub fn replace(&self, attr: &Attr) {
+        let place = (self.group, key_inode(attr.ino));
+        let newer = self.cache.inodes.peek(&place).is_none_or(|slot| {
+            slot.attr.as_ref().is_none_or(|(stamp, _)| self.is_newer(stamp))
+        });
+        if newer {
+            self.cache.inodes.remove(&place);
+            self.attr(attr);
+        }
+    }
+
+    fn is_newer(&self, than: &Stamp) -> bool {
+        than.epoch != self.stamp.epoch || than.as_of <= self.stamp.as_of
+    }
+
+    fn change(&self, ino: InodeId, change: impl FnOnce(&mut InodeSlot, Stamp)) {
+        let place = (self.group, key_inode(ino));
+        let before = self.cache.inodes.peek(&place).filter(|slot| slot.ino == ino);
+        let mut slot = match before {
+            Some(slot) => {
+                let mut slot = InodeSlot::clone(&slot);
+                // What reflects more than this fill stays alone: mixing two states would show neither.
+                let newest = slot.newest(self.stamp.epoch);
+                if newest.is_some_and(|as_of| as_of > self.stamp.as_of) {
+                    return;
+                }
+                slot.xattrs.retain(|(stamp, _, _)| stamp.epoch == self.stamp.epoch);
+                slot
+            }
+            None => InodeSlot::new(ino),
+        };
+        change(&mut slot, self.stamp);
+        self.cache.inodes.insert(place, Arc::new(slot));
+    }
+}
+
+impl InodeSlot {
+    fn newest(&self, epoch: Epoch) -> Option<LogIndex> {
+        let stamps = [
+            self.attr.as_ref().map(|(stamp, _)| stamp),
+            self.map.as_ref().map(|(stamp, _)| stamp),
+            self.target.as_ref().map(|(stamp, _)| stamp),
+        ];
+        stamps.into_iter().flatten().filter(|stamp| stamp.epoch == epoch).map(|stamp| stamp.as_of).max()
+    }
+}

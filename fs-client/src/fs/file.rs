@@ -1,0 +1,123 @@
+//! An open file: what all its handles on this mount share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use metadata::types::{Attr, InodeId};
+use parking_lot::Mutex;
+
+use crate::buffer::{Overlay, WriteBuffer};
+use crate::errno::Errno;
+
+/// See the module.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Which inode.
+    pub ino: InodeId,
+    /// Held by whoever uploads or flushes: flushes of one file go one after the other.
+    pub work: tokio::sync::Mutex<()>,
+    /// Where a sequential reader would go on.
+    pub read_next: AtomicU64,
+    state: Mutex<Dirty>,
+}
+
+/// What was written and is not in the metadata yet.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    /// Not yet being flushed.
+    pub current: WriteBuffer,
+    /// Being flushed: older than `current`.
+    pub flushing: Option<Arc<WriteBuffer>>,
+    /// To be appended, in the order of the writes; never beside `current` or `flushing`.
+    pub appends: Vec<u8>,
+    /// Being appended.
+    pub appending: Option<Bytes>,
+    /// A writer without privileges wrote: set-id bits must go.
+    pub kill_privileges: bool,
+    /// When the oldest of it was written.
+    pub since: Option<Instant>,
+    /// A flush that nobody waited for has lost data; told once.
+    pub lost: Option<Errno>,
+    accounted: usize,
+}
+
+/// What a read must lay over the metadata's content.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Parts in the order in which they win.
+    pub parts: Vec<Overlay>,
+    /// The file reaches at least here.
+    pub end: u64,
+    /// There are appends, whose place nobody knows yet.
+    pub has_appends: bool,
+}
+
+impl OpenFile {
+    /// Nothing written.
+    pub fn new(ino: InodeId) -> OpenFile {
+        OpenFile {
+            ino,
+            work: tokio::sync::Mutex::new(()),
+            read_next: AtomicU64::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Looks at or changes what was written, and keeps the mount's account of it.
+    pub fn with<T>(&self, account: &AtomicUsize, change: impl FnOnce(&mut Dirty) -> T) -> T {
+        let mut state = self.state.lock();
+        let result = change(&mut state);
+        let now = state.memory_bytes();
+        let before = std::mem::replace(&mut state.accounted, now);
+        if now > before {
+            account.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            account.fetch_sub(before - now, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// True if something is not in the metadata yet.
+    pub fn is_dirty(&self) -> bool {
+        self.state.lock().is_dirty()
+    }
+
+    /// What a read of `from..to` must lay over.
+    pub fn seen(&self, from: u64, to: u64) -> Seen {
+        let state = self.state.lock();
+        if !state.is_dirty() {
+            return Seen::default();
+        }
+        let mut parts = state.flushing.as_ref().map(|flushing| flushing.overlay(from, to)).unwrap_or_default();
+        parts.extend(state.current.overlay(from, to));
+        Seen { parts, end: state.end(), has_appends: !state.appends.is_empty() || state.appending.is_some() }
+    }
+
+    /// The attributes as a writer on this mount sees them.
+    pub fn show(&self, attr: &mut Attr) {
+        let state = self.state.lock();
+        if state.is_dirty() {
+            let appended = state.appends.len() + state.appending.as_ref().map_or(0, Bytes::len);
+            attr.size = (attr.size + appended as u64).max(state.end());
+        }
+    }
+}
+
+impl Dirty {
+    /// True if something is not in the metadata yet.
+    pub fn is_dirty(&self) -> bool {
+        !self.current.is_empty() || self.flushing.is_some() || !self.appends.is_empty() || self.appending.is_some()
+    }
+
+    /// The first byte behind all written ones.
+    pub fn end(&self) -> u64 {
+        self.current.end().max(self.flushing.as_ref().map_or(0, |flushing| flushing.end()))
+    }
+
+    /// Bytes in memory that no uploader accounts for.
+    pub fn memory_bytes(&self) -> usize {
+        self.current.memory_bytes() + self.appends.capacity()
+    }
+}

@@ -1,0 +1,263 @@
+//! POSIX operations over inodes, on any [`Volume`]. Knows nothing of FUSE.
+
+pub mod file;
+
+mod attrs;
+mod dirs;
+mod facts;
+mod flush;
+mod locks;
+mod names;
+mod ranges;
+mod read;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use datastore::{BlobRef, BlobStore, Region, Uploader, UploaderConfig};
+use metadata::op::FsOp;
+use metadata::outcome::{Done, OpError};
+use metadata::read::{ReadAnswer, ReadOp};
+use metadata::types::{Attr, BlobId, BlobRange, FileKind, InodeId, NodeRef};
+use multicast::ids::GroupId;
+
+use crate::config::{ClientConfig, Limits, Timeouts};
+use crate::errno::Errno;
+use crate::error::{Error, Result};
+use crate::table::Table;
+use crate::volume::Volume;
+use facts::Facts;
+
+pub use dirs::{Directory, Listed};
+pub use locks::{LockRequest, TestedLock};
+pub use names::NewEntry;
+pub use write::{Write, Written};
+
+/// Result of an operation, for an application.
+pub type FsResult<T> = std::result::Result<T, Errno>;
+
+/// How often an inode that keeps moving is followed.
+const MOVES_MAX: u32 = 16;
+/// Orphans are given up in batches: so long others may join.
+const ORPHAN_PAUSE: Duration = Duration::from_millis(50);
+/// Orphans in one command.
+const ORPHANS_MAX: usize = 1024;
+
+/// One client's file system.
+pub struct Fs {
+    pub(crate) volume: Arc<dyn Volume>,
+    pub(crate) table: Table,
+    pub(crate) limits: Limits,
+    timeouts: Timeouts,
+    blobs: Option<Blobs>,
+    /// Bytes in memory, over all files.
+    dirty_bytes: AtomicUsize,
+    locks: locks::Held,
+}
+
+/// Where file data go to and come from.
+struct Blobs {
+    store: BlobStore,
+    uploader: Uploader,
+    next: AtomicU64,
+}
+
+impl std::fmt::Debug for Fs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fs").field("session", &self.volume.session()).finish_non_exhaustive()
+    }
+}
+
+impl Fs {
+    /// A file system over a volume. Must be called inside a tokio runtime.
+    pub fn start(volume: Arc<dyn Volume>, config: &ClientConfig, store: Option<BlobStore>) -> Arc<Fs> {
+        let half = config.limits.dirty_bytes_max / 2;
+        let blobs = store.map(|store| {
+            let uploader = UploaderConfig {
+                buffer_bytes_max: half,
+                submit_deadline: config.timeouts.deadline,
+                ..UploaderConfig::default()
+            };
+            Blobs { uploader: Uploader::new(store.clone(), uploader), store, next: AtomicU64::new(1) }
+        });
+        let fs = Arc::new(Fs {
+            volume,
+            table: Table::default(),
+            limits: config.limits.clone(),
+            timeouts: config.timeouts.clone(),
+            blobs,
+            dirty_bytes: AtomicUsize::new(0),
+            locks: locks::Held::default(),
+        });
+        spawn_orphan_keeper(&fs);
+        spawn_flusher(&fs);
+        fs
+    }
+
+    /// How to name an inode that the kernel knows.
+    pub fn node(&self, ino: InodeId) -> NodeRef {
+        NodeRef { ino, kind: self.table.kind(ino).unwrap_or(FileKind::File), home: self.table.home(ino) }
+    }
+
+    /// Attributes as the metadata have them, if they may be given without asking.
+    pub fn cached_attr(&self, ino: InodeId) -> Option<Arc<Attr>> {
+        self.volume.cache().attr(self.table.home(ino), ino)
+    }
+
+    /// Attributes as the metadata have them.
+    pub async fn attr(&self, node: NodeRef) -> FsResult<Arc<Attr>> {
+        if let Some(attr) = self.volume.cache().attr(node.home, node.ino) {
+            return Ok(attr);
+        }
+        match self.ask(node, ReadOp::GetAttr { ino: node.ino }).await? {
+            ReadAnswer::Attr(attr) => Ok(Arc::from(attr)),
+            _ => Err(Errno::EIO),
+        }
+    }
+
+    /// Asks about an inode where it lives, wherever it moves.
+    async fn ask(&self, node: NodeRef, op: ReadOp) -> FsResult<ReadAnswer> {
+        let mut home = node.home;
+        for _ in 0..MOVES_MAX {
+            match self.volume.read(home, op.clone()).await.map_err(|error| told(&error))? {
+                Ok(answer) => return Ok(answer),
+                Err(OpError::Moved { ino, home: now }) if ino == node.ino => {
+                    self.table.moved(ino, now);
+                    home = now;
+                }
+                Err(error) => return Err(Errno::from(&error)),
+            }
+        }
+        Err(Errno::ESTALE)
+    }
+
+    /// Executes an update; `Ok(None)` if it must be asked again with what was learned.
+    async fn update(&self, op: FsOp, facts: &mut Facts) -> FsResult<Option<Done>> {
+        match self.volume.update(op).await.map_err(|error| told(&error))? {
+            Ok(done) => Ok(Some(done)),
+            Err(error) => {
+                facts.learn(&self.table, error).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Registers the session where an open file must be kept for it; not being able to is no reason to fail.
+    pub async fn ensure_session(&self, group: GroupId) {
+        let patience = Duration::from_secs(2).min(self.timeouts.deadline);
+        if !matches!(tokio::time::timeout(patience, self.volume.open_session(group)).await, Ok(Ok(()))) {
+            tracing::debug!(%group, "no session yet: files opened there are not kept when others unlink them");
+        }
+    }
+
+    /// Says that orphans are not held here any more.
+    async fn release_orphans(&self, home: GroupId, inodes: Vec<InodeId>) {
+        for batch in inodes.chunks(ORPHANS_MAX) {
+            let op = FsOp::ReleaseOrphans { home, inodes: batch.to_vec() };
+            if let Err(error) = self.volume.update(op).await {
+                tracing::debug!(group = %home, %error, "orphans are kept until the session ends");
+            }
+        }
+    }
+
+    /// Called when the last name of inodes is gone, or the last handle of orphans.
+    pub(crate) fn put_orphan(&self, home: GroupId, ino: InodeId) {
+        self.volume.orphans().put(home, &[ino]);
+    }
+
+    /// Flushes everything that was written; the first error is told, all files are tried.
+    pub async fn flush_all(self: &Arc<Self>) -> FsResult<()> {
+        let mut result = Ok(());
+        let mut flushing = tokio::task::JoinSet::new();
+        for file in self.table.files() {
+            if file.is_dirty() {
+                let fs = self.clone();
+                flushing.spawn(async move { fs.flush(&file).await });
+            }
+        }
+        while let Some(flushed) = flushing.join_next().await {
+            result = result.and(flushed.unwrap_or(Err(Errno::EIO)));
+        }
+        result
+    }
+
+    /// Flushes and ends the session; ends within the configured time.
+    pub async fn close(self: &Arc<Self>) -> Result<()> {
+        let flushed = tokio::time::timeout(self.timeouts.close, self.flush_all()).await;
+        let _ = tokio::time::timeout(self.timeouts.close, self.volume.close()).await;
+        match flushed {
+            Ok(result) => result.map_err(Error::Posix),
+            Err(_) => Err(Error::Posix(Errno::ETIMEDOUT)),
+        }
+    }
+}
+
+/// What an application is told of an error; the log is told more.
+pub(crate) fn told(error: &Error) -> Errno {
+    let errno = Errno::from(error);
+    if !matches!(error, Error::Posix(_)) {
+        tracing::warn!(%error, %errno, "an operation failed");
+    }
+    errno
+}
+
+fn spawn_orphan_keeper(fs: &Arc<Fs>) {
+    let weak = Arc::downgrade(fs);
+    let orphans = fs.volume.orphans().clone();
+    tokio::spawn(async move {
+        loop {
+            let mut news = orphans.take().await;
+            tokio::time::sleep(ORPHAN_PAUSE).await;
+            let Some(fs) = weak.upgrade() else { return };
+            for (home, inodes) in &mut news {
+                inodes.sort_unstable();
+                inodes.dedup();
+                inodes.retain(|ino| !fs.table.become_orphan(*ino));
+                if !inodes.is_empty() {
+                    fs.release_orphans(*home, std::mem::take(inodes)).await;
+                }
+            }
+        }
+    });
+}
+
+/// Sends out what was written a while ago, so that a writer that never closes does not keep it to itself.
+fn spawn_flusher(fs: &Arc<Fs>) {
+    let weak = Arc::downgrade(fs);
+    let after = fs.timeouts.flush_after;
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval((after / 4).max(Duration::from_millis(50)));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Some(fs) = weak.upgrade() else { return };
+            for file in fs.table.files() {
+                if fs.is_due(&file, after) {
+                    let fs = fs.clone();
+                    tokio::spawn(async move { fs.flush_unasked(&file).await });
+                }
+            }
+        }
+    });
+}
+
+impl Blobs {
+    fn new_id(&self, writer: u64) -> datastore::BlobId {
+        datastore::BlobId::new(self.store.local(), writer, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+pub(crate) fn blob_ref(range: &BlobRange) -> BlobRef {
+    BlobRef { id: blob_id(range.blob), len_bytes: range.blob_len, crc32c: range.crc32c }
+}
+
+pub(crate) fn blob_id(blob: BlobId) -> datastore::BlobId {
+    datastore::BlobId::new(Region(blob.origin), blob.writer, blob.sequence)
+}
+
+pub(crate) fn blob_range(blob: &BlobRef) -> BlobRange {
+    let id = BlobId { origin: blob.id.origin.0, writer: blob.id.writer, sequence: blob.id.sequence };
+    BlobRange { blob: id, blob_len: blob.len_bytes, crc32c: blob.crc32c, start: 0 }
+}

@@ -1,0 +1,125 @@
+//! Taking over writes. What collects here goes out in `flush.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use metadata::types::FILE_BYTES_MAX;
+
+use super::file::OpenFile;
+use super::{Fs, FsResult, blob_range, told};
+use crate::errno::Errno;
+use crate::error::Error;
+
+/// Appends that have grown to this length go out: they are not cut, so this plus one write bounds a command's blob.
+const APPEND_BYTES_MAX: usize = 1 << 20;
+
+/// One write(2).
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// Where; without meaning for an append.
+    pub offset: u64,
+    /// What.
+    pub bytes: &'a [u8],
+    /// `O_APPEND`.
+    pub append: bool,
+    /// The writer may not keep set-id bits.
+    pub kill_privileges: bool,
+}
+
+/// What is left to do before a write may be acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Nothing.
+    Done,
+    /// [`Fs::settle`]: make room.
+    Settle,
+    /// Nothing was taken yet: [`Fs::flush`] first, then write again.
+    FlushFirst,
+}
+
+impl Fs {
+    /// Takes over a write. Never waits.
+    pub fn write(&self, file: &OpenFile, write: Write<'_>) -> FsResult<Written> {
+        let end = write.offset.checked_add(write.bytes.len() as u64).ok_or(Errno::EFBIG)?;
+        if !write.append && end > FILE_BYTES_MAX {
+            return Err(Errno::EFBIG);
+        }
+        let written = file.with(&self.dirty_bytes, |dirty| {
+            // Where an append goes is known only when it executes, so the two kinds do not mix.
+            let mixes = match write.append {
+                true => !dirty.current.is_empty() || dirty.flushing.is_some(),
+                false => !dirty.appends.is_empty() || dirty.appending.is_some(),
+            };
+            if mixes {
+                return Written::FlushFirst;
+            }
+            dirty.kill_privileges |= write.kill_privileges;
+            dirty.since.get_or_insert_with(Instant::now);
+            if write.append {
+                dirty.appends.extend_from_slice(write.bytes);
+                if dirty.appends.len() >= APPEND_BYTES_MAX { Written::Settle } else { Written::Done }
+            } else {
+                dirty.current.write(write.offset, write.bytes);
+                let many = dirty.current.count() > self.limits.changes_max;
+                if dirty.current.has_full() || many { Written::Settle } else { Written::Done }
+            }
+        });
+        let full = self.dirty_bytes.load(Ordering::Relaxed) > self.limits.dirty_bytes_max / 2;
+        Ok(if full && written == Written::Done { Written::Settle } else { written })
+    }
+
+    /// Writes and does what is left to do.
+    pub async fn write_settled(self: &Arc<Self>, file: &Arc<OpenFile>, write: Write<'_>) -> FsResult<()> {
+        loop {
+            match self.write(file, write)? {
+                Written::Done => return Ok(()),
+                Written::Settle => return self.settle(file).await,
+                Written::FlushFirst => self.flush(file).await?,
+            }
+        }
+    }
+
+    /// Makes room: uploads whole blobs, flushes when the mount's buffer is full. Writers wait here.
+    pub async fn settle(self: &Arc<Self>, file: &Arc<OpenFile>) -> FsResult<()> {
+        self.upload_full(file).await?;
+        let (appends, many) = file.with(&self.dirty_bytes, |dirty| {
+            (dirty.appends.len() >= APPEND_BYTES_MAX, dirty.current.count() > self.limits.changes_max)
+        });
+        if appends || many {
+            self.flush(file).await?;
+        }
+        while self.dirty_bytes.load(Ordering::Relaxed) > self.limits.dirty_bytes_max / 2 {
+            let bytes = |file: &Arc<OpenFile>| file.with(&self.dirty_bytes, |dirty| dirty.memory_bytes());
+            let Some(largest) = self.table.files().into_iter().max_by_key(bytes) else { return Ok(()) };
+            if bytes(&largest) == 0 {
+                return Ok(());
+            }
+            // Another file's failure is told to those who use that file.
+            let flushed = self.flush(&largest).await;
+            if Arc::ptr_eq(&largest, file) {
+                flushed?;
+            } else if flushed.is_err() {
+                return self.flush(file).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn upload_full(&self, file: &OpenFile) -> FsResult<()> {
+        let Some(blobs) = &self.blobs else { return Ok(()) };
+        let _work = file.work.lock().await;
+        loop {
+            let Some((chunk, bytes)) = file.with(&self.dirty_bytes, |dirty| dirty.current.freeze_full()) else {
+                return Ok(());
+            };
+            let id = blobs.new_id(self.volume.session().0);
+            let submitted = blobs.uploader.submit(id, bytes).await;
+            file.with(&self.dirty_bytes, |dirty| match &submitted {
+                Ok(blob) => dirty.current.become_blob(chunk, blob_range(blob)),
+                Err(_) => dirty.current.thaw(chunk),
+            });
+            submitted.map_err(|error| told(&Error::Data(error)))?;
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What replies teach the cache. Runs on the connection's task, in the order of the stream.
+
+use std::sync::Arc;
+
+use metadata::op::{FsOp, NewNode};
+use metadata::outcome::{Done, OpError, Outcome};
+use metadata::read::{ReadAnswer, ReadOp, ReadResult};
+use metadata::types::{Attr, Dirent, FileKind};
+use multicast::command::Destination;
+use multicast::ids::{GroupId, LogIndex};
+
+use crate::cache::{Cache, Fill};
+use crate::content::FileMap;
+
+/// A read's answer, from the connection whose stream keeps the cache right.
+pub fn read(cache: &Cache, group: GroupId, op: &ReadOp, result: &ReadResult, as_of: LogIndex) {
+    let Some(fill) = cache.fill(group, as_of) else { return };
+    match (op, result) {
+        (ReadOp::Lookup { parent, name }, Ok(ReadAnswer::Lookup(found))) => {
+            fill.dirent(*parent, name, found.as_ref().map(|(dirent, _)| *dirent));
+            if let Some((_, Some(attr))) = found {
+                fill.attr(attr);
+            }
+        }
+        (ReadOp::GetAttr { .. }, Ok(ReadAnswer::Attr(attr))) => fill.attr(attr),
+        (ReadOp::ReadDir { .. }, Ok(ReadAnswer::Entries { entries, .. })) => {
+            for attr in entries.iter().filter_map(|entry| entry.attr.as_ref()) {
+                fill.attr(attr);
+            }
+        }
+        (ReadOp::Content { offset, len, .. }, Ok(ReadAnswer::Content { attr, content })) => {
+            fill.attr(attr);
+            if let Some(map) = FileMap::new((**attr).clone(), content.clone(), *offset, *len) {
+                fill.map(&Arc::new(map));
+            }
+        }
+        (ReadOp::ReadLink { ino }, Ok(ReadAnswer::Target(target))) => fill.target(*ino, target),
+        (ReadOp::GetXattr { ino, name }, Ok(ReadAnswer::Xattr(value))) => fill.xattr(*ino, name, Some(value)),
+        (ReadOp::GetXattr { ino, name }, Err(OpError::Errno(metadata::outcome::Errno::NoXattr))) => {
+            fill.xattr(*ino, name, None);
+        }
+        _ => {}
+    }
+}
+
+/// An own update's outcome. What it changed in other groups, or what no stream would keep right, is forgotten.
+pub fn update(
+    cache: &Cache,
+    group: GroupId,
+    destinations: &[Destination],
+    op: &FsOp,
+    outcome: &Outcome,
+    as_of: LogIndex,
+    from_source: bool,
+) {
+    for destination in destinations {
+        if destination.group != group || !from_source {
+            let changed = destination.footprint.iter().filter(|(_, mode)| mode.changes());
+            cache.forget(destination.group, changed.map(|(key, _)| *key));
+        }
+    }
+    let Ok(done) = outcome else { return };
+    if !from_source {
+        return;
+    }
+    if let Some(fill) = cache.fill(group, as_of) {
+        teach(&fill, group, op, done);
+    }
+}
+
+fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
+    let there = |attr: &Attr| Some(Dirent { ino: attr.ino, kind: attr.kind, home: attr.home });
+    match (op, done) {
+        (FsOp::Create { parent, name, node, .. }, Done::Node { attr, .. }) => {
+            if parent.home == group {
+                fill.dirent(parent.ino, name, there(attr));
+            }
+            fill.replace(attr);
+            if let NewNode::Symlink { target } = node {
+                fill.target(attr.ino, target);
+            }
+        }
+        (FsOp::Link { parent, name, .. }, Done::Node { attr, .. }) => {
+            if parent.home == group {
+                fill.dirent(parent.ino, name, there(attr));
+            }
+            fill.attr(attr);
+        }
+        (FsOp::Unlink { parent, name, .. } | FsOp::Rmdir { parent, name, .. }, Done::Removed { attr }) => {
+            if parent.home == group {
+                fill.dirent(parent.ino, name, None);
+            }
+            if attr.nlink == 0 || attr.kind == FileKind::Directory {
+                fill.forget_inode(attr.ino);
+            } else {
+                fill.attr(attr);
+            }
+        }
+        (FsOp::Rename { from_parent, from_name, to_parent, to_name, .. }, Done::Renamed { attr, target }) => {
+            let exchanged = matches!(op, FsOp::Rename { mode: metadata::op::RenameMode::Exchange, .. });
+            if from_parent.home == group {
+                let back = target.as_deref().filter(|_| exchanged).and_then(there);
+                fill.dirent(from_parent.ino, from_name, back);
+            }
+            if to_parent.home == group {
+                fill.dirent(to_parent.ino, to_name, there(attr));
+            }
+            fill.replace(attr);
+            if let Some(target) = target {
+                fill.forget_inode(target.ino);
+            }
+        }
+        (FsOp::SetAttr { set, .. }, Done::Node { attr, .. }) => {
+            // A new length makes what is known of the content void.
+            if set.size.is_some() { fill.replace(attr) } else { fill.attr(attr) }
+        }
+        (FsOp::Write { .. } | FsOp::SetXattr { .. } | FsOp::RemoveXattr { .. }, Done::Node { attr, .. }) => {
+            fill.replace(attr);
+        }
+        (FsOp::SetPlacement { .. } | FsOp::MoveInode { .. }, Done::Node { attr, .. }) => fill.replace(attr),
+        _ => {}
+    }
+}

@@ -1,0 +1,672 @@
+//! The engine: a session's updates and reads over the nodes of a cluster, again and again until they are answered or
+//! their deadline has passed.
+//!
+//! An update goes to the primary of one of its groups under an id that stays the same over all its attempts: it executes
+//! once. A read goes to the nearest replica of its group, over the connection whose stream keeps the cache right.
+
+pub mod link;
+pub mod progress;
+pub mod route;
+pub mod window;
+
+mod fill;
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use metadata::codec::encode_op;
+use metadata::op::FsOp;
+use metadata::outcome::Outcome;
+use metadata::protocol::{Event, Reply, Request};
+use metadata::read::{ReadOp, ReadResult};
+use multicast::command::{Command, Destination};
+use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
+use net::Endpoint;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::cache::Cache;
+use crate::config::ClientConfig;
+use crate::errno::Errno;
+use crate::error::{Error, Result};
+use crate::volume::{BoxFuture, OrphanBox, Volume};
+use link::{CallError, Generation, Handler, Link};
+use progress::Progress;
+use route::{Route, Voter};
+use window::SequenceWindow;
+
+/// Pause between attempts; doubles up to the second.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// One session over one cluster.
+pub struct Engine {
+    shared: Arc<Shared>,
+    links: BTreeMap<ReplicaId, Arc<Link<Shared>>>,
+    updates: Semaphore,
+    reads: Semaphore,
+    config: ClientConfig,
+}
+
+/// What connections' tasks work on.
+pub struct Shared {
+    session: SessionId,
+    cache: Arc<Cache>,
+    progress: Arc<Progress>,
+    orphans: Arc<OrphanBox>,
+    window: Mutex<SequenceWindow>,
+    groups: BTreeMap<GroupId, Group>,
+}
+
+struct Group {
+    route: Mutex<Route>,
+    stream: Mutex<Stream>,
+    /// Registered in this group; taken while someone registers.
+    session_open: tokio::sync::Mutex<bool>,
+}
+
+/// Where a group's news come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Stream {
+    /// The connection that was asked for the stream.
+    asked: Option<(ReplicaId, Generation)>,
+    /// It has begun.
+    live: bool,
+}
+
+/// What a call's reply will say.
+pub enum Expect {
+    /// An answer to a read.
+    Read {
+        /// The group asked.
+        group: GroupId,
+        /// The question.
+        op: ReadOp,
+    },
+    /// An update's outcome.
+    Update {
+        /// The group asked.
+        group: GroupId,
+        /// All groups that take part.
+        destinations: Arc<[Destination]>,
+        /// The update.
+        op: Arc<FsOp>,
+    },
+    /// The beginning of a stream.
+    Stream {
+        /// Of which group.
+        group: GroupId,
+    },
+    /// A session opened or closed in a group.
+    Session {
+        /// Which.
+        group: GroupId,
+    },
+    /// Nothing that cache or clock must know.
+    Other,
+}
+
+/// What to do after an attempt.
+enum Next<T> {
+    Done(T),
+    /// Try again; `true` at once, else after a pause.
+    Again(String, bool),
+}
+
+impl Engine {
+    /// An engine with a session of its own. Connects when it is used. Must be called inside a tokio runtime.
+    pub fn start(config: ClientConfig, endpoint: &Endpoint) -> Result<Engine> {
+        config.check()?;
+        let progress = Arc::new(Progress::new(config.groups.iter().map(|group| group.id)));
+        let cache = Arc::new(Cache::new(progress.clone(), config.limits.cache_entries_max));
+        let is_local = |id: &ReplicaId| {
+            config.nodes.iter().any(|node| node.number == *id && node.region == config.region)
+        };
+        let groups = config.groups.iter().map(|group| {
+            let voters = group.voters.iter().map(|id| Voter { id: *id, local: is_local(id) }).collect();
+            let route = Mutex::new(Route::new(voters));
+            (group.id, Group { route, stream: Mutex::default(), session_open: tokio::sync::Mutex::new(false) })
+        });
+        let shared = Arc::new(Shared {
+            session: SessionId(random()),
+            cache,
+            progress,
+            orphans: Arc::default(),
+            window: Mutex::default(),
+            groups: groups.collect(),
+        });
+        let links = config.nodes.iter().map(|node| {
+            (node.number, Link::spawn(node.clone(), endpoint.clone(), shared.clone()))
+        });
+        let engine = Engine {
+            links: links.collect(),
+            updates: Semaphore::new(config.limits.updates_max.clamp(1, Semaphore::MAX_PERMITS)),
+            reads: Semaphore::new(config.limits.reads_max.clamp(1, Semaphore::MAX_PERMITS)),
+            shared,
+            config,
+        };
+        engine.spawn_keep_alive();
+        Ok(engine)
+    }
+
+    /// What this session has seen.
+    pub fn clock(&self) -> VectorClock {
+        self.shared.progress.clock()
+    }
+
+    /// Counts as having seen what `clock` has.
+    pub fn see_all(&self, clock: &VectorClock) {
+        self.shared.progress.see_all(clock);
+    }
+
+    fn group(&self, id: GroupId) -> Result<&Group> {
+        self.shared.groups.get(&id).ok_or_else(|| Error::Config(format!("group {id} is not configured")))
+    }
+
+    fn link(&self, id: ReplicaId) -> Result<&Arc<Link<Shared>>> {
+        self.links.get(&id).ok_or_else(|| Error::Config(format!("node {id} is not configured")))
+    }
+
+    fn may_be_up(&self, id: ReplicaId) -> bool {
+        self.links.get(&id).is_some_and(|link| link.may_be_up())
+    }
+
+    fn spawn_keep_alive(&self) {
+        let (links, session) = (self.links.clone(), self.shared.session);
+        let shared = Arc::downgrade(&self.shared);
+        let mut ticks = tokio::time::interval(self.config.timeouts.keep_alive);
+        tokio::spawn(async move {
+            loop {
+                ticks.tick().await;
+                let Some(shared) = shared.upgrade() else { return };
+                for group in shared.groups.values() {
+                    // Only who is connected to a primary can keep a session alive there.
+                    let registered = group.session_open.try_lock().is_ok_and(|open| *open);
+                    let primary = group.route.lock().primary();
+                    if let (true, Some(link)) = (registered, primary.and_then(|id| links.get(&id))) {
+                        link.want();
+                    }
+                }
+                for link in links.values() {
+                    link.post(Request::KeepAlive { session }, Expect::Other);
+                }
+            }
+        });
+    }
+
+    /// Tries until done or the deadline.
+    async fn until_deadline<T, F>(&self, group: GroupId, mut attempt: impl FnMut(u32, Instant) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<Next<T>>>,
+    {
+        let started = Instant::now();
+        let deadline = started + self.config.timeouts.deadline;
+        let mut pause = PAUSE_MIN;
+        let mut tries = 0;
+        loop {
+            let until = deadline.min(Instant::now() + self.config.timeouts.attempt);
+            let (why, at_once) = match attempt(tries, until).await? {
+                Next::Done(value) => return Ok(value),
+                Next::Again(why, at_once) => (why, at_once),
+            };
+            tries = tries.saturating_add(1);
+            if Instant::now() + pause >= deadline {
+                let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(%group, why, elapsed_ms, "gave up");
+                return Err(Error::Timeout { group, elapsed_ms, why });
+            }
+            if !at_once {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+
+    /// The group whose primary sees to an update: a near one, so that the first step costs nothing.
+    fn coordinator(&self, destinations: &[Destination]) -> Option<GroupId> {
+        let is_local = |id: GroupId| self.shared.groups.get(&id).is_some_and(|group| group.route.lock().is_local());
+        let own = |id: GroupId| {
+            self.shared.groups.get(&id).is_some_and(|group| {
+                let primary = group.route.lock().primary();
+                primary.is_some_and(|primary| self.is_in_region(primary))
+            })
+        };
+        let groups = || destinations.iter().map(|destination| destination.group);
+        groups().find(|id| own(*id)).or_else(|| groups().find(|id| is_local(*id))).or_else(|| groups().next())
+    }
+
+    fn is_in_region(&self, id: ReplicaId) -> bool {
+        self.links.get(&id).is_some_and(|link| link.node.region == self.config.region)
+    }
+
+    async fn update(&self, op: FsOp) -> Result<Outcome> {
+        let _turn = self.updates.acquire().await.map_err(|_| Error::Closing)?;
+        let op = Arc::new(op);
+        let destinations: Arc<[Destination]> = op.destinations().into();
+        let group = self.coordinator(&destinations).ok_or(Error::Posix(Errno::EINVAL))?;
+        let payload = encode_op(&op);
+        loop {
+            for destination in destinations.iter() {
+                self.ensure_session(destination.group).await?;
+            }
+            let turn = self.shared.begin();
+            let command = Command {
+                id: CommandId { session: self.shared.session, sequence: turn.sequence },
+                acknowledged_below: self.shared.window.lock().acknowledged_below(),
+                clock: self.shared.progress.clock(),
+                destinations: destinations.to_vec(),
+                payload: payload.clone(),
+            };
+            let outcome = self.submit(group, &command, &destinations, &op).await?;
+            drop(turn);
+            match outcome {
+                Some(outcome) => return Ok(outcome),
+                // The session had expired; it is open again, and nothing was done under the old sequence.
+                None => continue,
+            }
+        }
+    }
+
+    /// One command until it is answered. `None`: a group does not know the session, and nothing was done.
+    async fn submit(
+        &self,
+        group: GroupId,
+        command: &Command,
+        destinations: &Arc<[Destination]>,
+        op: &Arc<FsOp>,
+    ) -> Result<Option<Outcome>> {
+        // An attempt went out and its fate is unknown.
+        let uncertain = std::sync::atomic::AtomicBool::new(false);
+        let uncertain = &uncertain;
+        self.until_deadline(group, |tries, until| async move {
+            let target = self.target(group, tries)?;
+            let expect =
+                Expect::Update { group, destinations: destinations.clone(), op: op.clone() };
+            let request = Request::Update { group, command: command.clone() };
+            let reply = match self.link(target)?.call(request, expect, until).await {
+                Ok(reply) => reply,
+                Err(error) => {
+                    if matches!(error, CallError::Lost(_)) {
+                        uncertain.store(true, std::sync::atomic::Ordering::Relaxed);
+                    }
+                    self.suspect(group, target);
+                    return Ok(Next::Again(error.to_string(), false));
+                }
+            };
+            match reply {
+                Reply::Updated { outcome, .. } => Ok(Next::Done(Some(outcome))),
+                Reply::UnknownSession { group } => {
+                    self.forget_session(group).await;
+                    if uncertain.load(std::sync::atomic::Ordering::Relaxed) {
+                        return Err(Error::SessionLost { group });
+                    }
+                    Ok(Next::Done(None))
+                }
+                other => self.obstacle(group, target, other),
+            }
+        })
+        .await
+    }
+
+    /// What all calls do about replies that are no answers.
+    fn obstacle<T>(&self, group: GroupId, from: ReplicaId, reply: Reply) -> Result<Next<T>> {
+        match reply {
+            Reply::NotPrimary { group, primary } => {
+                let news = match primary {
+                    Some(primary) => self.learn_primary(group, primary),
+                    None => {
+                        self.suspect(group, from);
+                        false
+                    }
+                };
+                Ok(Next::Again(format!("{from} is not the primary of {group}"), news))
+            }
+            Reply::Unavailable { group, why } => Ok(Next::Again(format!("group {group}: {why}"), false)),
+            Reply::Behind { applied } => Ok(Next::Again(format!("{from} has only applied {applied}"), false)),
+            Reply::UnknownGroup { group } => {
+                self.suspect(group, from);
+                Ok(Next::Again(format!("{from} has no replica of {group}"), false))
+            }
+            Reply::UnknownSession { group } => Ok(Next::Again(format!("group {group} does not know the session"), false)),
+            Reply::Invalid(why) => {
+                let node = self.links.get(&from).map_or_else(String::new, |link| link.node.name.clone());
+                Err(Error::Refused { node, why })
+            }
+            Reply::Session(_) | Reply::Alive | Reply::Updated { .. } | Reply::Read { .. } | Reply::Status(_) => {
+                Err(Error::Refused { node: from.to_string(), why: format!("an answer about {group} of the wrong kind") })
+            }
+        }
+    }
+
+    fn target(&self, group: GroupId, tries: u32) -> Result<ReplicaId> {
+        let route = self.group(group)?.route.lock();
+        route.target(tries, |id| self.may_be_up(id)).ok_or(Error::Posix(Errno::EIO))
+    }
+
+    fn learn_primary(&self, group: GroupId, primary: ReplicaId) -> bool {
+        let news = self.shared.groups.get(&group).is_some_and(|known| known.route.lock().learn_primary(primary));
+        if news {
+            self.choose_stream(group);
+        }
+        news
+    }
+
+    fn suspect(&self, group: GroupId, primary: ReplicaId) {
+        if let Some(known) = self.shared.groups.get(&group) {
+            known.route.lock().forget_primary(primary);
+        }
+    }
+
+    /// Subscribes to the replica that reads go to, if that is another one than before.
+    fn choose_stream(&self, id: GroupId) -> Option<ReplicaId> {
+        let group = self.shared.groups.get(&id)?;
+        let reader = group.route.lock().reader(|id| self.may_be_up(id))?;
+        let link = self.links.get(&reader)?;
+        link.want();
+        let generation = link.generation();
+        let Some(generation) = generation else { return Some(reader) };
+        let mut stream = group.stream.lock();
+        if stream.asked != Some((reader, generation)) {
+            *stream = Stream { asked: Some((reader, generation)), live: false };
+            drop(stream);
+            self.shared.cache.end_stream(id);
+            link.post(Request::Subscribe { group: id, session: self.shared.session }, Expect::Stream { group: id });
+        }
+        Some(reader)
+    }
+
+    async fn read(&self, group: GroupId, op: ReadOp) -> Result<ReadResult> {
+        let _turn = self.reads.acquire().await.map_err(|_| Error::Closing)?;
+        let elsewhere = Mutex::new(None);
+        let (op, elsewhere) = (&op, &elsewhere);
+        self.until_deadline(group, |_, until| async move {
+            let aside = elsewhere.lock().take();
+            let reader = match aside {
+                Some(other) => other,
+                None => self.choose_stream(group).ok_or(Error::Posix(Errno::EIO))?,
+            };
+            let request = Request::Read {
+                group,
+                session: self.shared.session,
+                clock: self.shared.progress.clock(),
+                linearizable: false,
+                op: op.clone(),
+            };
+            let expect = Expect::Read { group, op: op.clone() };
+            match self.link(reader)?.call(request, expect, until).await {
+                Ok(Reply::Read { result, .. }) => Ok(Next::Done(result)),
+                Ok(Reply::UnknownSession { group }) => {
+                    self.forget_session(group).await;
+                    self.ensure_session(group).await?;
+                    Ok(Next::Again("the session had expired".into(), true))
+                }
+                Ok(reply) => {
+                    if matches!(reply, Reply::Behind { .. }) {
+                        *elsewhere.lock() = self.other_reader(group, reader);
+                    }
+                    self.obstacle(group, reader, reply)
+                }
+                Err(error) => {
+                    *elsewhere.lock() = self.other_reader(group, reader);
+                    Ok(Next::Again(error.to_string(), true))
+                }
+            }
+        })
+        .await
+    }
+
+    fn other_reader(&self, group: GroupId, instead: ReplicaId) -> Option<ReplicaId> {
+        let route = self.shared.groups.get(&group)?.route.lock();
+        route.other_reader(instead, |id| self.may_be_up(id)).filter(|id| self.may_be_up(*id))
+    }
+
+    async fn ensure_session(&self, id: GroupId) -> Result<()> {
+        let mut open = self.group(id)?.session_open.lock().await;
+        if *open {
+            return Ok(());
+        }
+        let request = Request::OpenSession { group: id, session: self.shared.session, label: self.config.label.clone() };
+        self.ask_primary(id, &request).await?;
+        *open = true;
+        drop(open);
+        self.choose_stream(id);
+        Ok(())
+    }
+
+    async fn forget_session(&self, id: GroupId) {
+        if let Some(group) = self.shared.groups.get(&id) {
+            *group.session_open.lock().await = false;
+        }
+    }
+
+    /// A request about the session that only a primary can answer.
+    async fn ask_primary(&self, group: GroupId, request: &Request) -> Result<()> {
+        self.until_deadline(group, |tries, until| async move {
+            let target = self.target(group, tries)?;
+            match self.link(target)?.call(request.clone(), Expect::Session { group }, until).await {
+                Ok(Reply::Session(_)) => Ok(Next::Done(())),
+                Ok(reply) => self.obstacle(group, target, reply),
+                Err(error) => {
+                    self.suspect(group, target);
+                    Ok(Next::Again(error.to_string(), false))
+                }
+            }
+        })
+        .await
+    }
+
+    async fn close_all(&self) {
+        self.updates.close();
+        self.reads.close();
+        let mut closing = Vec::new();
+        for (&id, group) in &self.shared.groups {
+            let registered = group.session_open.try_lock().is_ok_and(|open| *open);
+            let target = group.route.lock().primary().and_then(|primary| self.links.get(&primary));
+            if let (true, Some(link)) = (registered, target) {
+                let link = link.clone();
+                let request = Request::CloseSession { group: id, session: self.shared.session };
+                let until = Instant::now() + self.config.timeouts.close.min(Duration::from_secs(2));
+                closing.push(tokio::spawn(async move {
+                    if link.generation().is_some() {
+                        let _ = link.call(request, Expect::Other, until).await;
+                    }
+                }));
+            }
+        }
+        for task in closing {
+            let _ = task.await;
+        }
+        for link in self.links.values() {
+            link.close();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for link in self.links.values() {
+            link.close();
+        }
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("session", &self.shared.session).finish_non_exhaustive()
+    }
+}
+
+impl Volume for Engine {
+    fn update(&self, op: FsOp) -> BoxFuture<'_, Result<Outcome>> {
+        Box::pin(Engine::update(self, op))
+    }
+
+    fn read(&self, group: GroupId, op: ReadOp) -> BoxFuture<'_, Result<ReadResult>> {
+        Box::pin(Engine::read(self, group, op))
+    }
+
+    fn cache(&self) -> &Arc<Cache> {
+        &self.shared.cache
+    }
+
+    fn session(&self) -> SessionId {
+        self.shared.session
+    }
+
+    fn orphans(&self) -> &Arc<OrphanBox> {
+        &self.shared.orphans
+    }
+
+    fn open_session(&self, group: GroupId) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.ensure_session(group))
+    }
+
+    fn node_status(&self, node: ReplicaId) -> BoxFuture<'_, Result<Bytes>> {
+        Box::pin(async move {
+            let until = Instant::now() + self.config.timeouts.attempt;
+            let link = self.link(node)?;
+            match link.call(Request::Status, Expect::Other, until).await {
+                Ok(Reply::Status(document)) => Ok(document),
+                Ok(_) => Err(Error::Refused { node: link.node.name.clone(), why: "no status".into() }),
+                Err(error) => Err(Error::Net(Arc::new(net::Error::Lost(error.to_string())))),
+            }
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.close_all())
+    }
+}
+
+/// A command under way; dropping it finishes it.
+struct Turn<'a> {
+    shared: &'a Shared,
+    sequence: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.shared.window.lock().finish(self.sequence);
+    }
+}
+
+impl Shared {
+    fn begin(&self) -> Turn<'_> {
+        Turn { shared: self, sequence: self.window.lock().begin() }
+    }
+
+    /// True if `(node, generation)` is where the news of `group` come from, and they do come.
+    fn is_source(&self, group: GroupId, node: ReplicaId, generation: Generation) -> bool {
+        self.groups.get(&group).is_some_and(|group| {
+            let stream = group.stream.lock();
+            stream.live && stream.asked == Some((node, generation))
+        })
+    }
+}
+
+impl Handler for Shared {
+    type Expect = Expect;
+
+    fn handle_connected(&self, link: &Arc<Link<Shared>>, generation: Generation) {
+        // Streams of groups that read here begin again; others are chosen at the next read.
+        for (&id, group) in &self.groups {
+            let mut stream = group.stream.lock();
+            let mine = stream.asked.is_some_and(|(node, _)| node == link.node.number);
+            if mine {
+                *stream = Stream { asked: Some((link.node.number, generation)), live: false };
+                drop(stream);
+                link.post(Request::Subscribe { group: id, session: self.session }, Expect::Stream { group: id });
+            }
+        }
+    }
+
+    fn handle_reply(&self, link: &Arc<Link<Shared>>, generation: Generation, expect: Expect, reply: &Reply) {
+        let node = link.node.number;
+        match (expect, reply) {
+            (Expect::Stream { group }, Reply::Session(position)) => {
+                let Some(known) = self.groups.get(&group) else { return };
+                let mut stream = known.stream.lock();
+                if stream.asked == Some((node, generation)) {
+                    stream.live = true;
+                    drop(stream);
+                    self.cache.begin_stream(group, position.index);
+                }
+            }
+            (Expect::Stream { group }, _) => {
+                // Refused: asked again at the next read.
+                if let Some(known) = self.groups.get(&group) {
+                    let mut stream = known.stream.lock();
+                    if stream.asked == Some((node, generation)) {
+                        *stream = Stream::default();
+                    }
+                }
+            }
+            (Expect::Session { group }, Reply::Session(position)) => {
+                self.learn_served(group, node);
+                self.progress.see_all(&position.dependencies);
+                self.progress.see(group, position.index);
+            }
+            (Expect::Read { group, op }, Reply::Read { result, position }) => {
+                if self.is_source(group, node, generation) {
+                    fill::read(&self.cache, group, &op, result, position.index);
+                }
+                self.progress.see_all(&position.dependencies);
+                self.progress.see(group, position.index);
+            }
+            (Expect::Update { group, destinations, op }, Reply::Updated { outcome, position }) => {
+                self.learn_served(group, node);
+                let from_source = self.is_source(group, node, generation);
+                fill::update(&self.cache, group, &destinations, &op, outcome, position.index, from_source);
+                self.progress.see_all(&position.dependencies);
+                self.progress.see(group, position.index);
+            }
+            (
+                Expect::Session { .. } | Expect::Read { .. } | Expect::Update { .. } | Expect::Other,
+                _,
+            ) => {}
+        }
+    }
+
+    fn handle_event(&self, link: &Arc<Link<Shared>>, generation: Generation, event: Event) {
+        let Event { group, index, invalidated, invalidate_all, orphans } = event;
+        if !self.is_source(group, link.node.number, generation) {
+            return;
+        }
+        if invalidate_all {
+            self.cache.invalidate_all(group);
+        }
+        self.cache.invalidate(group, &invalidated, index);
+        self.orphans.put(group, &orphans);
+    }
+
+    fn handle_lost(&self, link: &Arc<Link<Shared>>, generation: Generation) {
+        for (&id, group) in &self.groups {
+            let mut stream = group.stream.lock();
+            if stream.asked == Some((link.node.number, generation)) {
+                *stream = Stream::default();
+                drop(stream);
+                self.cache.end_stream(id);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Who has served what only a primary serves is the primary.
+    fn learn_served(&self, group: GroupId, node: ReplicaId) {
+        if let Some(known) = self.groups.get(&group) {
+            known.route.lock().learn_primary(node);
+        }
+    }
+}
+
+/// A number that no other client draws.
+fn random() -> u64 {
+    // The standard library seeds its hashers from the system's generator.
+    let id = RandomState::new().hash_one(std::process::id());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    RandomState::new().hash_one((id, now.as_nanos()))
+}

@@ -1,0 +1,178 @@
+//! What this client has seen, and how far the streams behind its cache have come.
+//!
+//! The rule that makes caching causal: what is cached of a group may answer only while the group's stream has reached
+//! what this client has seen of it. Both are single numbers, so the check costs two loads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use multicast::ids::{GroupId, LogIndex, VectorClock};
+use parking_lot::Mutex;
+
+/// The clock and the stream positions of one client.
+#[derive(Debug)]
+pub struct Progress {
+    groups: Box<[GroupProgress]>,
+    /// Components of groups that the configuration does not name; they are handed on.
+    unknown: Mutex<VectorClock>,
+}
+
+#[derive(Debug)]
+struct GroupProgress {
+    id: GroupId,
+    seen: AtomicU64,
+    /// Stream position plus one; zero is "no stream".
+    position: AtomicU64,
+    /// Counts streams: an entry of an earlier one is void.
+    epoch: AtomicU64,
+}
+
+/// A stream in which a cached entry is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch(u64);
+
+impl Progress {
+    /// Nothing seen of these groups.
+    pub fn new(groups: impl IntoIterator<Item = GroupId>) -> Progress {
+        let mut groups: Vec<GroupProgress> = groups
+            .into_iter()
+            .map(|id| GroupProgress {
+                id,
+                seen: AtomicU64::new(0),
+                position: AtomicU64::new(0),
+                epoch: AtomicU64::new(0),
+            })
+            .collect();
+        groups.sort_by_key(|group| group.id);
+        Progress { groups: groups.into(), unknown: Mutex::default() }
+    }
+
+    fn group(&self, id: GroupId) -> Option<&GroupProgress> {
+        let at = self.groups.binary_search_by_key(&id, |group| group.id).ok()?;
+        self.groups.get(at)
+    }
+
+    /// The stream whose entries may answer now, if any. Ask before looking for the entry: one that is found afterwards
+    /// has survived every invalidation up to what had been seen here.
+    #[must_use]
+    pub fn usable(&self, group: GroupId) -> Option<Epoch> {
+        let group = self.group(group)?;
+        let seen = group.seen.load(Ordering::Acquire);
+        let epoch = group.epoch.load(Ordering::Acquire);
+        (group.position.load(Ordering::Acquire) > seen).then_some(Epoch(epoch))
+    }
+
+    /// The present stream and its position.
+    #[must_use]
+    pub fn stream(&self, group: GroupId) -> Option<(Epoch, LogIndex)> {
+        let group = self.group(group)?;
+        let epoch = group.epoch.load(Ordering::Acquire);
+        let position = group.position.load(Ordering::Acquire);
+        Some((Epoch(epoch), LogIndex(position.checked_sub(1)?)))
+    }
+
+    /// A stream begins (complete from `position` on); what was cached before is void.
+    pub fn begin_stream(&self, group: GroupId, position: LogIndex) {
+        if let Some(group) = self.group(group) {
+            group.position.store(0, Ordering::Release);
+            group.epoch.fetch_add(1, Ordering::AcqRel);
+            group.position.store(position.0 + 1, Ordering::Release);
+        }
+    }
+
+    /// The stream is lost.
+    pub fn end_stream(&self, group: GroupId) {
+        if let Some(group) = self.group(group) {
+            group.position.store(0, Ordering::Release);
+            group.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The stream goes on, but what was cached before is void.
+    pub fn void(&self, group: GroupId) {
+        if let Some(group) = self.group(group) {
+            group.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Every invalidation up to `position` has been applied.
+    pub fn advance_stream(&self, group: GroupId, position: LogIndex) {
+        if let Some(group) = self.group(group) {
+            group.position.fetch_max(position.0 + 1, Ordering::AcqRel);
+        }
+    }
+
+    /// Has seen `group` up to `index`.
+    pub fn see(&self, group: GroupId, index: LogIndex) {
+        match self.group(group) {
+            Some(group) => {
+                group.seen.fetch_max(index.0, Ordering::AcqRel);
+            }
+            None => {
+                self.unknown.lock().advance(group, index);
+            }
+        }
+    }
+
+    /// Has seen all that `clock` has.
+    pub fn see_all(&self, clock: &VectorClock) {
+        for (group, index) in clock.iter() {
+            self.see(group, index);
+        }
+    }
+
+    /// How far `group` was seen.
+    #[must_use]
+    pub fn seen(&self, group: GroupId) -> LogIndex {
+        LogIndex(self.group(group).map_or(0, |group| group.seen.load(Ordering::Acquire)))
+    }
+
+    /// The clock.
+    #[must_use]
+    pub fn clock(&self) -> VectorClock {
+        let mut clock = self.unknown.lock().clone();
+        for group in &self.groups {
+            let seen = group.seen.load(Ordering::Acquire);
+            if seen > 0 {
+                clock.advance(group.id, LogIndex(seen));
+            }
+        }
+        clock
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const G: GroupId = GroupId(3);
+
+    #[test]
+    fn usable_only_with_a_stream_that_reached_the_clock() {
+        let progress = Progress::new([GroupId(0), G]);
+        assert_eq!(progress.usable(G), None, "no stream");
+        progress.begin_stream(G, LogIndex(0));
+        let epoch = progress.usable(G).unwrap();
+        progress.see(G, LogIndex(5));
+        assert_eq!(progress.usable(G), None, "behind");
+        progress.advance_stream(G, LogIndex(4));
+        assert_eq!(progress.usable(G), None, "still behind");
+        progress.advance_stream(G, LogIndex(5));
+        assert_eq!(progress.usable(G), Some(epoch));
+        progress.void(G);
+        assert_ne!(progress.usable(G), Some(epoch));
+        progress.end_stream(G);
+        assert_eq!(progress.usable(G), None);
+        assert_eq!(progress.usable(GroupId(9)), None, "unknown group");
+    }
+
+    #[test]
+    fn clock_hands_on_unknown_groups() {
+        let progress = Progress::new([G]);
+        let other = [(G, LogIndex(2)), (GroupId(9), LogIndex(7))].into_iter().collect();
+        progress.see_all(&other);
+        progress.see(G, LogIndex(1));
+        assert_eq!(progress.clock(), other);
+        assert_eq!(progress.seen(G), LogIndex(2));
+    }
+}
