@@ -178,7 +178,7 @@ impl Node {
         let Some(runtime) = self.runtime.take() else { return };
         self.shared.ending.stop();
         for group in self.shared.groups.values() {
-            let _ = group.mailbox.push(Input::Stop);
+            group.mailbox.push(Input::Stop);
         }
         if !orderly {
             self.shared.wal.abandon();
@@ -287,12 +287,12 @@ impl Shared {
             }
             self.keep_alives.forget_silent(Instant::now(), 2 * self.config.timeouts.session_lease);
             for group in self.groups.values() {
-                let _ = group.mailbox.push(Input::Housekeep);
+                group.mailbox.push(Input::Housekeep);
             }
         }
         // A node that failed stops answering, so that clients turn to others.
         for group in self.groups.values() {
-            let _ = group.mailbox.push(Input::Stop);
+            group.mailbox.push(Input::Stop);
         }
     }
 
@@ -316,7 +316,7 @@ impl Shared {
 impl Group {
     fn report(&self) -> mpsc::Receiver<GroupStatus> {
         let (report, reported) = mpsc::channel();
-        let _ = self.mailbox.push(Input::Report(Box::new(move |status| _ = report.send(status))));
+        self.mailbox.push(Input::Report(Box::new(move |status| _ = report.send(status))));
         reported
     }
 }
@@ -365,8 +365,9 @@ impl Starting {
     ) -> Result<(Shared, Vec<(GroupId, Driver)>)> {
         let Starting { config, me, folder, ending, wal, state } = self;
         let limits = &config.limits;
-        let mailbox = || Arc::new(Mailbox::new(limits.group_submissions_max, limits.group_message_bytes_max));
-        let mailboxes: BTreeMap<_, _> = config.local_groups().map(|group| (group.id, mailbox())).collect();
+        let mailbox =
+            |group| Arc::new(Mailbox::new(group, limits.group_submissions_max, limits.group_message_bytes_max));
+        let mailboxes: BTreeMap<_, _> = config.local_groups().map(|group| (group.id, mailbox(group.id))).collect();
         let router = Arc::new(Router::new(config.number, mailboxes.clone(), links));
         let keep_alives = Arc::new(KeepAlives::default());
         let clock = Clock::start();

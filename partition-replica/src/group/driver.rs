@@ -166,7 +166,7 @@ impl Driver {
         if let Some(token) = newest {
             // The flush begins while this thread goes on.
             let mailbox = self.parts.mailbox.clone();
-            let done = Box::new(move || _ = mailbox.push(Input::Persisted(token)));
+            let done = Box::new(move || mailbox.push(Input::Persisted(token)));
             self.parts.wal.submit(records, done);
         }
         if any {

@@ -125,3 +125,64 @@ impl Interest {
         self.keys.retain(|&(_, reader)| reader != session);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const GROUP: GroupId = GroupId(1);
+
+    fn events(client: &Client) -> Vec<(u64, Vec<Key>, bool)> {
+        let event = |message| match message {
+            ToClient::Event(event) => (event.index.0, event.invalidated, event.invalidate_all),
+            ToClient::Reply { .. } => panic!("no reply was asked for"),
+        };
+        client.taken().into_iter().map(event).collect()
+    }
+
+    #[test]
+    fn subscriber_is_told_once_of_a_key_that_it_read_and_always_of_the_index() {
+        let (reader, other) = (Client::test(1), Client::test(2));
+        let mut interest = Interest::new(GROUP, 100);
+        interest.subscribe(SessionId(1), reader.clone());
+        interest.subscribe(SessionId(2), other.clone());
+        interest.note(SessionId(1), &reader, &[Key(7), Key(8)], LogIndex(0));
+        interest.publish(LogIndex(1), &[Key(7), Key(9), Key(7)], &[]);
+        interest.publish(LogIndex(2), &[Key(7)], &[]);
+        assert_eq!(events(&reader), [(1, vec![Key(7)], false), (2, vec![], false)]);
+        assert_eq!(events(&other), [(1, vec![], false), (2, vec![], false)]);
+        assert_eq!(interest.keys(), 1);
+    }
+
+    #[test]
+    fn session_is_noted_only_through_the_connection_that_subscribed() {
+        let (reader, impostor) = (Client::test(1), Client::test(2));
+        let mut interest = Interest::new(GROUP, 100);
+        interest.subscribe(SessionId(1), reader.clone());
+        interest.note(SessionId(1), &impostor, &[Key(7)], LogIndex(0));
+        assert_eq!(interest.keys(), 0);
+        interest.note(SessionId(1), &reader, &[Key(7)], LogIndex(0));
+        interest.unsubscribe(&impostor);
+        assert_eq!((interest.keys(), interest.subscribers()), (1, 1));
+        interest.unsubscribe(&reader);
+        assert_eq!((interest.keys(), interest.subscribers()), (0, 0));
+    }
+
+    #[test]
+    fn keys_beyond_the_bound_make_the_greediest_session_drop_its_cache() {
+        let (greedy, modest) = (Client::test(1), Client::test(2));
+        let mut interest = Interest::new(GROUP, 10);
+        interest.subscribe(SessionId(1), greedy.clone());
+        interest.subscribe(SessionId(2), modest.clone());
+        interest.note(SessionId(2), &modest, &[Key(1)], LogIndex(5));
+        for key in 0..10 {
+            interest.note(SessionId(1), &greedy, &[Key(key)], LogIndex(5));
+        }
+        assert_eq!(events(&greedy), [(5, vec![], true)]);
+        assert_eq!(events(&modest), []);
+        // The key whose answer comes behind the event is noted still.
+        interest.publish(LogIndex(6), &[Key(9), Key(0)], &[]);
+        assert_eq!(events(&greedy), [(6, vec![Key(9)], false)]);
+    }
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use metadata::protocol::Reply;
 use multicast::command::Command;
 use multicast::core::SessionChange;
 use multicast::ids::{GroupId, ReplicaId};
@@ -54,10 +55,20 @@ impl Input {
     fn is_request(&self) -> bool {
         matches!(self, Input::Submit { .. } | Input::Session { .. } | Input::Linearize(_))
     }
+
+    fn refuse(self, group: GroupId) {
+        let ticket = match self {
+            Input::Submit { ticket, .. } | Input::Session { ticket, .. } => ticket,
+            Input::Linearize(read) => read.ticket,
+            Input::Message { .. } | Input::Persisted(_) | Input::Housekeep | Input::Report(_) | Input::Stop => return,
+        };
+        ticket.reply(Reply::Unavailable { group, why: "too much is under way".into() });
+    }
 }
 
 /// The queue in front of one replica's thread.
 pub struct Mailbox {
+    group: GroupId,
     queue: Mutex<Queue>,
     work: Condvar,
     requests_max: usize,
@@ -69,34 +80,33 @@ struct Queue {
     inputs: Vec<Input>,
     requests: usize,
     message_bytes: usize,
-    dropped: u64,
     sleeping: bool,
     closed: bool,
 }
 
 impl Mailbox {
     /// Empty.
-    pub fn new(requests_max: usize, message_bytes_max: usize) -> Mailbox {
-        Mailbox { queue: Mutex::default(), work: Condvar::new(), requests_max, message_bytes_max }
+    pub fn new(group: GroupId, requests_max: usize, message_bytes_max: usize) -> Mailbox {
+        Mailbox { group, queue: Mutex::default(), work: Condvar::new(), requests_max, message_bytes_max }
     }
 
-    /// Queues. At its bound a request comes back; a message is dropped (its sender repeats it). Everything else is bounded by
-    /// what it answers to.
-    pub fn push(&self, input: Input) -> Result<(), Input> {
+    /// Queues. At its bound a request is answered `Unavailable`; a message is dropped (its sender repeats it). Everything
+    /// else is bounded by what it answers to.
+    pub fn push(&self, input: Input) {
         let mut queue = self.queue.lock();
         if queue.closed {
-            return Err(input);
+            return;
         }
         if input.is_request() {
             if queue.requests >= self.requests_max {
-                return Err(input);
+                drop(queue);
+                return input.refuse(self.group);
             }
             queue.requests += 1;
         }
         if let Input::Message { bytes, .. } = &input {
             if queue.message_bytes + bytes > self.message_bytes_max && queue.message_bytes > 0 {
-                queue.dropped += 1;
-                return Ok(());
+                return;
             }
             queue.message_bytes += bytes;
         }
@@ -106,7 +116,6 @@ impl Mailbox {
         if wake {
             self.work.notify_one();
         }
-        Ok(())
     }
 
     /// Waits for input, at most so long, and takes all of it.

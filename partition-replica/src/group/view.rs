@@ -111,24 +111,35 @@ impl View {
     /// Answers a read, or parks it until the replica has come so far.
     pub fn serve(&self, read: PendingRead) {
         let front = self.front.read();
+        if let Some(read) = self.answer(read, &front) {
+            self.park(read, &front);
+            // Its deadline may be the first.
+            self.progress.notify_one();
+        }
+    }
+
+    /// Answers a read, or gives it back if it must wait.
+    fn answer(&self, read: PendingRead, front: &Front) -> Option<PendingRead> {
         let keys = read.op.keys();
         if front.applied < read.index || front.blocks(&keys, read.index) {
-            return self.park(read, &front);
+            return Some(read);
         }
         let result = match metadata::read::answer(&self.state, &read.op) {
             Ok(result) => result,
             Err(error) => {
                 tracing::error!(group = %self.group, %error, "a read failed");
                 let why = "this replica's state cannot be read".into();
-                return read.ticket.reply(Reply::Unavailable { group: self.group, why });
+                read.ticket.reply(Reply::Unavailable { group: self.group, why });
+                return None;
             }
         };
         let missing = matches!(result, Err(OpError::Errno(Errno::StaleHandle)));
         if missing && front.blocks(&read.op.keys_if_missing(self.group), read.index) {
-            return self.park(read, &front);
+            return Some(read);
         }
         self.interest.lock().note(read.session, read.ticket.client(), &keys, front.applied);
         read.ticket.reply(Reply::Read { result, position: front.position() });
+        None
     }
 
     /// Called when `progress` was made or time has passed. Returns the next deadline, if any read still waits.
@@ -149,7 +160,10 @@ impl View {
             if read.deadline <= now {
                 read.ticket.reply(Reply::Behind { applied });
             } else if !read.ticket.client().is_cut_off() {
-                self.serve(read);
+                let front = self.front.read();
+                if let Some(read) = self.answer(read, &front) {
+                    self.park(read, &front);
+                }
             }
         }
         self.parked.lock().iter().map(|read| read.deadline).min()
@@ -170,9 +184,6 @@ impl View {
         }
         parked.push(read);
         self.parked_count.store(parked.len(), Ordering::Release);
-        drop(parked);
-        // Its deadline may be the next one.
-        self.progress.notify_one();
     }
 }
 
@@ -208,5 +219,113 @@ impl Advance<'_> {
         if waiting {
             view.progress.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use metadata::namespace::{Genesis, genesis};
+    use metadata::protocol::ToClient;
+    use metadata::types::{InodeId, TimeNs};
+    use metadata::{Overlay, WriteSet};
+
+    use super::*;
+    use crate::storage::state::StateDb;
+
+    const GROUP: GroupId = GroupId::GLOBAL;
+
+    struct Fixture {
+        view: View,
+        _db: StateDb,
+        _folder: tempfile::TempDir,
+    }
+
+    fn fixture(limits: &Limits) -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let db = StateDb::open(folder.path(), &[GROUP], 16 << 20).unwrap();
+        let state = db.group(GROUP).unwrap();
+        let mut overlay = Overlay::new(&state).unwrap();
+        let start = Genesis { inline_bytes_max: 4096, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) };
+        genesis(&mut overlay, GROUP, &start).unwrap();
+        state.write(overlay.into_writes(), &[], LogIndex(0)).unwrap();
+        let front = Front { applied: LogIndex(3), ..Front::default() };
+        Fixture { view: View::new(GROUP, state, front, limits), _db: db, _folder: folder }
+    }
+
+    fn read(client: &Arc<Client>, request: u64, index: u64, deadline: Instant) -> PendingRead {
+        let op = ReadOp::GetAttr { ino: InodeId::ROOT };
+        PendingRead { ticket: client.ticket(request), session: SessionId(1), index: LogIndex(index), op, deadline }
+    }
+
+    fn advance(view: &View, index: u64, locked: &[(Key, u64)], changed: &[Key]) {
+        let mut step = view.advance();
+        view.state.write(WriteSet::new(), &[], LogIndex(index)).unwrap();
+        step.front.applied = LogIndex(index);
+        step.front.locked = Arc::new(locked.iter().map(|&(key, at)| (key, LogIndex(at))).collect());
+        step.publish(changed, &[]);
+        step.finish();
+    }
+
+    /// What came: a number is the index of a reply to a read, text is everything else.
+    fn taken(client: &Client) -> Vec<String> {
+        let word = |message| match message {
+            ToClient::Event(event) => format!("event {} -{}", event.index, event.invalidated.len()),
+            ToClient::Reply { request, body: Reply::Read { position, .. } } => {
+                format!("read {request} at {}", position.index)
+            }
+            ToClient::Reply { request, body: Reply::Behind { applied } } => format!("behind {request} at {applied}"),
+            ToClient::Reply { body: Reply::Session(position), .. } => format!("session at {}", position.index),
+            other @ ToClient::Reply { .. } => format!("{other:?}"),
+        };
+        client.taken().into_iter().map(word).collect()
+    }
+
+    #[test]
+    fn read_ahead_of_the_replica_waits_until_it_has_caught_up_and_comes_behind_its_event() {
+        let Fixture { view, .. } = &fixture(&Limits::default());
+        let client = Client::test(1);
+        let later = Instant::now() + Duration::from_secs(60);
+        view.subscribe(SessionId(1), client.ticket(1));
+        view.serve(read(&client, 2, 3, later));
+        view.serve(read(&client, 3, 5, later));
+        assert_eq!(taken(&client), ["session at 3", "read 2 at 3"]);
+        advance(view, 4, &[], &[]);
+        assert_eq!(view.serve_parked(Instant::now()), Some(later));
+        assert_eq!(taken(&client), ["event 4 -0"]);
+        advance(view, 5, &[], &ReadOp::GetAttr { ino: InodeId::ROOT }.keys());
+        assert_eq!(view.serve_parked(Instant::now()), None);
+        assert_eq!(taken(&client), ["event 5 -1", "read 3 at 5"]);
+    }
+
+    #[test]
+    fn read_of_a_locked_key_waits_only_for_those_who_have_seen_the_lock() {
+        let Fixture { view, .. } = &fixture(&Limits::default());
+        let client = Client::test(1);
+        let later = Instant::now() + Duration::from_secs(60);
+        let key = ReadOp::GetAttr { ino: InodeId::ROOT }.keys()[0];
+        advance(view, 4, &[(key, 4)], &[]);
+        view.serve(read(&client, 1, 3, later));
+        view.serve(read(&client, 2, 4, later));
+        view.serve_parked(Instant::now());
+        assert_eq!(taken(&client), ["read 1 at 4"]);
+        advance(view, 5, &[], &[]);
+        view.serve_parked(Instant::now());
+        assert_eq!(taken(&client), ["read 2 at 5"]);
+    }
+
+    #[test]
+    fn read_parked_beyond_its_deadline_or_the_bound_is_answered_behind() {
+        let limits = Limits { parked_reads_max: 1, ..Limits::default() };
+        let Fixture { view, .. } = &fixture(&limits);
+        let client = Client::test(1);
+        let soon = Instant::now() + Duration::from_millis(5);
+        view.serve(read(&client, 1, 9, soon));
+        view.serve(read(&client, 2, 9, soon));
+        assert_eq!(taken(&client), ["behind 2 at 3"]);
+        assert_eq!(view.serve_parked(soon), None);
+        assert_eq!(taken(&client), ["behind 1 at 3"]);
     }
 }

@@ -56,7 +56,7 @@ impl Router {
         if replica == self.own {
             if let Some(mailbox) = self.mailboxes.get(&group) {
                 let from = (outbox.from, self.own);
-                let _ = mailbox.push(Input::Message { from, message, bytes: LOCAL_MESSAGE_BYTES });
+                mailbox.push(Input::Message { from, message, bytes: LOCAL_MESSAGE_BYTES });
             }
             return;
         }
@@ -123,7 +123,7 @@ impl Router {
             let message = Message::decode(&frame.split_to(len)).ok()?;
             // The core checks that the sender's group has a voter on that node.
             if let Some(mailbox) = self.mailboxes.get(&to) {
-                let _ = mailbox.push(Input::Message { from: (sender, from), message, bytes: len });
+                mailbox.push(Input::Message { from: (sender, from), message, bytes: len });
             }
         }
         Some(())
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn router() -> (Router, Arc<Mailbox>) {
-        let mailbox = Arc::new(Mailbox::new(10, 1 << 20));
+        let mailbox = Arc::new(Mailbox::new(GroupId(1), 10, 1 << 20));
         let mailboxes = BTreeMap::from([(GroupId(1), mailbox.clone())]);
         (Router::new(ReplicaId(1), mailboxes, BTreeMap::new()), mailbox)
     }

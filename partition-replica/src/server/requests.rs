@@ -102,12 +102,7 @@ fn find(shared: &Shared, group: GroupId, ticket: Ticket) -> Option<(&Group, Tick
 }
 
 fn to_thread(shared: &Shared, group: GroupId, ticket: Ticket, input: impl FnOnce(Ticket) -> Input) {
-    let Some((found, ticket)) = find(shared, group, ticket) else { return };
-    let Err(refused) = found.mailbox.push(input(ticket)) else { return };
-    let ticket = match refused {
-        Input::Submit { ticket, .. } | Input::Session { ticket, .. } => ticket,
-        Input::Linearize(read) => read.ticket,
-        _ => return,
-    };
-    ticket.reply(Reply::Unavailable { group, why: "too much is under way".into() });
+    if let Some((found, ticket)) = find(shared, group, ticket) {
+        found.mailbox.push(input(ticket));
+    }
 }

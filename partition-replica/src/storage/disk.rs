@@ -43,7 +43,7 @@ pub struct RealDisk {
     folder: PathBuf,
 }
 
-const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 const UNFINISHED: &str = ".new";
 
 impl RealDisk {

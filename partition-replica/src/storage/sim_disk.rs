@@ -58,9 +58,9 @@ impl SimDisk {
                 }
                 Op::Write { name, offset, bytes } => pending.push((name.clone(), *offset, bytes.clone())),
                 Op::Sync { name } => {
-                    let (synced, rest) = pending.into_iter().partition(|(file, _, _)| file == name);
+                    let (synced, rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(|(file, _, _)| file == name);
                     pending = rest;
-                    for (name, offset, bytes) in Vec::<(String, u64, Vec<u8>)>::from(synced) {
+                    for (name, offset, bytes) in synced {
                         overwrite(&mut durable, &name, offset, &bytes);
                     }
                 }

@@ -1,0 +1,11 @@
+//! Nodes on loopback, with real logs, stores and connections.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod client;
+mod cluster;
+mod crashes;
+mod groups;
+mod hostile;
+mod measure;
+mod reads;
