@@ -11,13 +11,21 @@ pub mod error;
 pub mod status;
 
 mod clock;
+mod collector;
 mod group;
 mod node;
 mod recovery;
 mod server;
 mod storage;
 
+pub use collector::{BlobDeleter, CollectorTimes};
 pub use config::{GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
 pub use error::{Error, ErrorClass, Result};
 pub use node::Node;
 pub use status::{GroupStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus};
+
+/// A number that nobody can foresee.
+pub(crate) fn random_u64() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}

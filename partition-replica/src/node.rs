@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Runtime;
 
 use crate::clock::Clock;
+use crate::collector::{BlobDeleter, Collector, CollectorTimes};
 use crate::config::{NodeConfig, NodeInfo};
 use crate::error::{Error, Result};
 use crate::group::mailbox::{Input, Mailbox};
@@ -40,8 +41,19 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(1200);
 pub struct Node {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    runtime: Option<Runtime>,
+    runtime: NetRuntime,
     endpoint: Endpoint,
+}
+
+/// The network's runtime. Tokio's own does not like to be dropped inside a task, where a caller may be.
+struct NetRuntime(Option<Runtime>);
+
+impl Drop for NetRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// What a node's tasks and threads share.
@@ -94,15 +106,17 @@ impl Node {
         };
         let state = recovery::open_state(&folder, &config)?;
         let runtime = net::runtime("net").map_err(|source| Error::Thread { what: "the network's thread", source })?;
+        let handle = runtime.handle().clone();
+        let runtime = NetRuntime(Some(runtime));
         let (endpoint, links, receivers) = {
-            let _inside = runtime.enter();
+            let _inside = handle.enter();
             let endpoint = Endpoint::bind(endpoint_config(&config, &me)?)?;
             let (links, receivers) = open_links(&config, &me, &endpoint);
             (endpoint, links, receivers)
         };
         let starting = Starting { config, me, folder, ending, wal, state };
         let (shared, drivers) = starting.assemble(links, endpoint.local_addr())?;
-        let mut node = Node { shared: Arc::new(shared), threads: Vec::new(), runtime: Some(runtime), endpoint };
+        let mut node = Node { shared: Arc::new(shared), threads: Vec::new(), runtime, endpoint };
         node.start_threads(drivers)?;
         node.start_tasks(receivers);
         tracing::info!(node = %node.shared.config.number, name = node.shared.name, listen = %node.shared.listen, "node started");
@@ -132,6 +146,12 @@ impl Node {
     pub fn wait_failed(&self, timeout: Duration) -> Option<String> {
         self.shared.ending.wait(timeout);
         self.failure()
+    }
+
+    /// Collects blobs of the groups whose primary is on this node, from now on and until the node ends.
+    pub fn collect(&mut self, deleter: Arc<dyn BlobDeleter>, times: CollectorTimes) -> Result<()> {
+        let collector = Collector::new(self.shared.clone(), deleter, times);
+        self.spawn("collector".into(), move || collector.run())
     }
 
     /// Ends the node in order; takes at most about two seconds. All that was acknowledged is on disk anyway.
@@ -164,7 +184,7 @@ impl Node {
     }
 
     fn start_tasks(&self, receivers: Vec<(multicast::ids::ReplicaId, LinkReceiver)>) {
-        let Some(runtime) = &self.runtime else { return };
+        let Some(runtime) = &self.runtime.0 else { return };
         for (node, receiver) in receivers {
             runtime.spawn(self.shared.router.clone().receive(node, receiver));
         }
@@ -175,7 +195,7 @@ impl Node {
     }
 
     fn stop(&mut self, orderly: bool) {
-        let Some(runtime) = self.runtime.take() else { return };
+        let Some(runtime) = self.runtime.0.take() else { return };
         self.shared.ending.stop();
         for group in self.shared.groups.values() {
             group.mailbox.push(Input::Stop);
@@ -244,6 +264,11 @@ impl Shared {
             peers: self.config.nodes.iter().filter_map(|node| Some((node.name.clone(), self.peer_status(node)?))).collect(),
             groups,
         }
+    }
+
+    /// Waits, at most so long; true if the node is to end.
+    pub(crate) fn wait_for_end(&self, timeout: Duration) -> bool {
+        self.ending.wait(timeout)
     }
 
     fn peer_status(&self, node: &NodeInfo) -> Option<PeerStatus> {

@@ -26,6 +26,8 @@ use crate::storage::wal::{Wal, WalRecord};
 
 /// Entries applied in one write of the store: readers wait for no more than that.
 const APPLY_BATCH_MAX: usize = 512;
+/// Rounds of one turn: inputs, heartbeats among them, do not wait for long while much is to be applied.
+const ROUNDS_MAX: usize = 8;
 /// Digests kept for comparison.
 const DIGESTS_MAX: usize = 64;
 /// The thread looks at its timers at least so often.
@@ -67,6 +69,8 @@ pub struct Driver {
     ready_since: Option<Instant>,
     digests: BTreeMap<u64, u128>,
     executed: u64,
+    /// The turn ended before everything was done.
+    more: bool,
     stop: bool,
 }
 
@@ -80,6 +84,7 @@ impl Driver {
             ready_since: None,
             digests: BTreeMap::new(),
             executed: 0,
+            more: true,
             stop: false,
             parts,
         }
@@ -97,6 +102,9 @@ impl Driver {
     }
 
     fn timeout(&self) -> Duration {
+        if self.more {
+            return Duration::ZERO;
+        }
         let now = self.parts.clock.now();
         let due = self.parts.core.poll_timeout().map_or(TURN_MAX, |due| Duration::from_nanos(due.0.saturating_sub(now.0)));
         due.min(TURN_MAX)
@@ -129,14 +137,15 @@ impl Driver {
             self.parts.core.handle_timeout(now);
         }
         // Applying lets the core say more, and what it says may let more be applied.
-        loop {
+        self.more = true;
+        for _ in 0..ROUNDS_MAX {
             let said = self.do_outputs()?;
             let applied = self.apply()?;
             if !said && !applied {
+                self.more = false;
                 break;
             }
         }
-        self.parts.router.flush(&mut self.outbox);
         Ok(())
     }
 

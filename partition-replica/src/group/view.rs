@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use metadata::outcome::{Errno, OpError};
 use metadata::protocol::{Position, Reply};
-use metadata::read::ReadOp;
-use metadata::types::InodeId;
+use metadata::read::{ReadAnswer, ReadOp};
+use metadata::types::{BlobId, InodeId};
 use multicast::command::Key;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -120,11 +120,11 @@ impl View {
 
     /// Answers a read, or gives it back if it must wait.
     fn answer(&self, read: PendingRead, front: &Front) -> Option<PendingRead> {
-        let keys = read.op.keys();
+        let mut keys = read.op.keys();
         if front.applied < read.index || front.blocks(&keys, read.index) {
             return Some(read);
         }
-        let result = match metadata::read::answer(&self.state, &read.op) {
+        let mut result = match metadata::answer::read(&self.state, self.group, &read.op) {
             Ok(result) => result,
             Err(error) => {
                 tracing::error!(group = %self.group, %error, "a read failed");
@@ -137,9 +137,22 @@ impl View {
         if missing && front.blocks(&read.op.keys_if_missing(self.group), read.index) {
             return Some(read);
         }
+        if let Ok(answer) = &mut result {
+            answer.detach(|key| front.blocks(&[key], read.index));
+            keys.extend(answer.attached());
+        }
         self.interest.lock().note(read.session, read.ticket.client(), &keys, front.applied);
         read.ticket.reply(Reply::Read { result, position: front.position() });
         None
+    }
+
+    /// Blobs that nothing refers to; nothing if the state cannot be read.
+    pub fn garbage(&self, limit: u32) -> Option<Vec<BlobId>> {
+        let _front = self.front.read();
+        match metadata::answer::read(&self.state, self.group, &ReadOp::Garbage { limit }) {
+            Ok(Ok(ReadAnswer::Garbage(blobs))) => Some(blobs),
+            _ => None,
+        }
     }
 
     /// Called when `progress` was made or time has passed. Returns the next deadline, if any read still waits.
@@ -171,6 +184,7 @@ impl View {
 
     /// (subscribers, keys noted, reads parked), for people.
     pub fn figures(&self) -> (usize, usize, usize) {
+        let _front = self.front.read();
         let interest = self.interest.lock();
         (interest.subscribers(), interest.keys(), self.parked_count.load(Ordering::Relaxed))
     }

@@ -47,7 +47,11 @@ fn accept_client(incoming: Incoming, shared: &Arc<Shared>) {
     let client = Client::new(shared.clients.next_number(), peer.name, sender, connection.clone());
     let shared = shared.clone();
     tokio::spawn(async move {
-        requests::serve(&shared, &client, receiver).await;
+        tokio::select! {
+            () = requests::serve(&shared, &client, receiver) => {}
+            // It may be waiting for room that only answers to this client could make.
+            _ = connection.closed() => {}
+        }
         client.cut_off();
         for group in shared.groups.values() {
             group.view.unsubscribe(&client);

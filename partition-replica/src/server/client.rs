@@ -1,6 +1,7 @@
 //! One client's connection: the ordered queue towards it, and what it has under way.
 
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use metadata::codec;
@@ -21,6 +22,8 @@ pub struct Client {
 
 enum Outlet {
     Channel { sender: FrameSender, connection: Connection },
+    /// This node itself; only replies are of interest.
+    Local(SyncSender<Reply>),
     #[cfg(test)]
     Test(parking_lot::Mutex<Vec<ToClient>>),
 }
@@ -38,6 +41,11 @@ impl Client {
     /// A client behind a channel. `number` is this connection's own.
     pub fn new(number: u64, name: String, sender: FrameSender, connection: Connection) -> Arc<Client> {
         Client::over(number, name, Outlet::Channel { sender, connection })
+    }
+
+    /// This node itself.
+    pub fn local(number: u64, replies: SyncSender<Reply>) -> Arc<Client> {
+        Client::over(number, "local".into(), Outlet::Local(replies))
     }
 
     fn over(number: u64, name: String, outlet: Outlet) -> Arc<Client> {
@@ -79,6 +87,11 @@ impl Client {
                     }
                 }
             }
+            Outlet::Local(replies) => {
+                if let ToClient::Reply { body, .. } = message {
+                    let _ = replies.try_send(body.clone());
+                }
+            }
             #[cfg(test)]
             Outlet::Test(messages) => messages.lock().push(message.clone()),
         }
@@ -109,6 +122,14 @@ impl Client {
         self.requests.fetch_add(1, Ordering::AcqRel);
         self.request_bytes.fetch_add(bytes, Ordering::AcqRel);
         Ticket { client: self.clone(), request, bytes }
+    }
+}
+
+impl Client {
+    /// A ticket for this node's own request.
+    pub fn local_ticket(self: &Arc<Client>) -> Ticket {
+        self.requests.fetch_add(1, Ordering::AcqRel);
+        Ticket { client: self.clone(), request: 0, bytes: 0 }
     }
 }
 
@@ -195,7 +216,7 @@ impl Client {
     pub fn taken(&self) -> Vec<ToClient> {
         match &self.outlet {
             Outlet::Test(messages) => std::mem::take(&mut *messages.lock()),
-            Outlet::Channel { .. } => Vec::new(),
+            Outlet::Channel { .. } | Outlet::Local(_) => Vec::new(),
         }
     }
 

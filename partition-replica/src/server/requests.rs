@@ -15,7 +15,8 @@ use crate::group::mailbox::Input;
 use crate::group::view::PendingRead;
 use crate::node::{Group, Shared};
 
-const RECEIVE_FRAMES_MAX: usize = 256;
+/// Requests of one client in a row before others have their turn.
+const RECEIVE_FRAMES_MAX: usize = 64;
 
 /// Serves a client until it goes, or breaks the protocol.
 pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: FrameReceiver) {
@@ -45,6 +46,7 @@ pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: Fra
             let ticket = client.admit(message.request, frame.len(), max).await;
             handle(shared, message.body, ticket);
         }
+        tokio::task::yield_now().await;
     }
 }
 
@@ -68,6 +70,7 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
             }
         }
         Request::Update { group, command } => {
+            shared.keep_alives.note(command.id.session, Instant::now());
             to_thread(shared, group, ticket, |ticket| Input::Submit { command: Arc::new(command), ticket });
         }
         Request::Read { group, session, clock, linearizable, op } => {

@@ -8,6 +8,7 @@ mod recovery;
 mod tests;
 mod writer;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -77,7 +78,16 @@ impl Wal {
         let queue = Arc::new(Queue::default());
         let run = {
             let queue = queue.clone();
-            move || run(&queue, writer, on_failure)
+            move || {
+                let ended = catch_unwind(AssertUnwindSafe(|| run(&queue, writer)));
+                let error = match ended {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => error,
+                    Err(_) => Error::State("the log's thread panicked".into()),
+                };
+                queue.fail();
+                on_failure(error);
+            }
         };
         let thread = std::thread::Builder::new()
             .name("log".into())
@@ -209,19 +219,9 @@ impl Drop for Wal {
     }
 }
 
-fn run(queue: &Queue, mut writer: Writer, on_failure: OnFailure) {
+fn run(queue: &Queue, mut writer: Writer) -> Result<()> {
     while let Some((records, done)) = next_batch(queue) {
-        if let Err(error) = writer.write(&records) {
-            tracing::error!(%error, "stopping: the log cannot be written");
-            let mut state = queue.state.lock();
-            state.failed = true;
-            state.records.clear();
-            state.done.clear();
-            drop(state);
-            queue.space.notify_all();
-            on_failure(error);
-            return;
-        }
+        writer.write(&records)?;
         for done in done {
             done();
         }
@@ -231,6 +231,19 @@ fn run(queue: &Queue, mut writer: Writer, on_failure: OnFailure) {
             // Nothing is lost by a segment too many; the next trim tries again.
             tracing::warn!(%error, "an old log segment could not be removed");
         }
+    }
+    Ok(())
+}
+
+impl Queue {
+    /// Whatever is queued is never written, and nobody waits any more.
+    fn fail(&self) {
+        let mut state = self.state.lock();
+        state.failed = true;
+        state.records.clear();
+        state.done.clear();
+        drop(state);
+        self.space.notify_all();
     }
 }
 

@@ -1,7 +1,6 @@
 //! Writes batches and turns segments. Synchronous: the thread around it is in `mod.rs`.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -43,7 +42,7 @@ impl Segment {
     }
 
     fn create(disk: &dyn Disk, number: u64, stamp: u64, len: u64) -> io::Result<Segment> {
-        let salt = RandomState::new().build_hasher().finish();
+        let salt = crate::random_u64();
         let header = SegmentHeader { number, salt, stamp };
         let file = disk.create(&Segment::name(number), &header.encode(), len)?;
         Ok(Segment { header, file })
