@@ -391,3 +391,68 @@ mod tests {
         assert_eq!(keys(b"b", b"c", 9), [""; 0]);
     }
 }
+
+#[cfg(test)]
+mod measure {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+    use std::time::Instant;
+
+    use metadata::namespace::{Genesis, Namespace, genesis};
+    use metadata::op::{FsOp, NewNode};
+    use metadata::types::{FileKind, InodeId, NodeRef, TimeNs};
+    use metadata::{Overlay, codec};
+    use multicast::command::Command;
+    use multicast::ids::{CommandId, SessionId, VectorClock};
+
+    use super::*;
+
+    #[test]
+    #[ignore = "a measurement"]
+    fn measure_execution_of_creates() {
+        let folder = tempfile::tempdir().unwrap();
+        let group = GroupId::GLOBAL;
+        let db = StateDb::open(folder.path(), &[group], 64 << 20).unwrap();
+        let state = db.group(group).unwrap();
+        let mut overlay = Overlay::new(&state).unwrap();
+        let start = Genesis { inline_bytes_max: 4096, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) };
+        genesis(&mut overlay, group, &start).unwrap();
+        state.write(overlay.into_writes(), &[], LogIndex(0)).unwrap();
+        let parent = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: group };
+        for batch in [1, 16, 64, 256] {
+            let (mut execute, mut write) = (0, 0);
+            let rounds = 20_480 / batch;
+            for round in 0..rounds {
+                let started = Instant::now();
+                let mut namespace = Namespace::open(group, Overlay::new(&state).unwrap()).unwrap();
+                for count in 0..batch {
+                    let op = FsOp::Create {
+                        parent,
+                        name: format!("f{batch}-{round}-{count}").into(),
+                        node: NewNode::File,
+                        mode: 0o644,
+                        uid: 0,
+                        gid: 0,
+                        home: group,
+                    };
+                    let command = Command {
+                        id: CommandId { session: SessionId(1), sequence: 1 },
+                        acknowledged_below: 0,
+                        clock: VectorClock::new(),
+                        destinations: op.destinations(),
+                        payload: codec::encode_op(&op),
+                    };
+                    let outcome = namespace.execute(TimeNs(5), &command, &BTreeMap::new());
+                    assert!(codec::decode_outcome(&outcome).unwrap().is_ok());
+                }
+                let writes = namespace.into_store().into_writes();
+                execute += started.elapsed().as_micros();
+                let started = Instant::now();
+                state.write(writes, &[], LogIndex(1)).unwrap();
+                write += started.elapsed().as_micros();
+            }
+            let each = |micros: u128| micros as f64 / 20_480.0;
+            println!("batch of {batch}: execute {:.1} us, write {:.1} us each", each(execute), each(write));
+        }
+    }
+}

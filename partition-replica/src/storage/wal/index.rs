@@ -37,6 +37,16 @@ pub struct Position {
     pub segment: u32,
     pub offset: u32,
     pub len: u32,
+    /// Of the entry alone: what is read back years later goes to followers.
+    pub crc32c: u32,
+}
+
+impl Position {
+    /// Of a record whose own bytes begin at `offset`.
+    pub fn of(record: &WalRecord, segment: u32, offset: u32) -> Position {
+        let bytes: &[u8] = if let WalRecord::Append { bytes, .. } = record { bytes } else { &[] };
+        Position { segment, offset, len: bytes.len() as u32, crc32c: crc32c::crc32c(bytes) }
+    }
 }
 
 /// One group's log.

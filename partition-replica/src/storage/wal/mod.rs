@@ -168,6 +168,11 @@ impl Wal {
             let file: &Arc<dyn DiskFile> = &segment.file;
             file.read_at(u64::from(position.offset), &mut bytes)
                 .map_err(|source| Error::LogFailed { file: Segment::name(segment.header.number), source })?;
+            if crc32c::crc32c(&bytes) != position.crc32c {
+                let problem = "a log entry is not what was written".into();
+                let file = Segment::name(segment.header.number);
+                return Err(Error::Corrupt { file, offset: u64::from(position.offset), problem });
+            }
             entries[slot].bytes = bytes.into();
         }
         Ok(entries)

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::format::{
-    ALIGNMENT, BATCH_HEADER_LEN, BatchHeader, RecordReader, SEGMENT_HEADER_LEN, SegmentHeader, WalRecord, align,
+    ALIGNMENT, BATCH_HEADER_LEN, BatchHeader, RecordReader, SEGMENT_HEADER_LEN, SegmentHeader, align,
 };
 use super::index::{Position, group_of};
 use super::writer::{Segment, Tables, Tail, WalConfig};
@@ -142,9 +142,8 @@ impl Recovery<'_> {
                 Ok(None) => return Ok(()),
                 Err(problem) => return Err(corrupt(number, offset, problem)),
             };
-            let len = if let WalRecord::Append { bytes, .. } = &record { bytes.len() as u32 } else { 0 };
             let start = offset as usize + BATCH_HEADER_LEN + start;
-            let position = Position { segment: number as u32, offset: start as u32, len };
+            let position = Position::of(&record, number as u32, start as u32);
             let log = self.tables.logs.entry(group_of(&record)).or_default();
             log.apply(&record, position, self.config.cache_bytes)
                 .map_err(|problem| corrupt(number, offset, format!("group {}: {problem}", group_of(&record))))?;

@@ -295,3 +295,18 @@ fn log_on_a_real_disk_is_read_back_from_memory_and_file() {
     assert!(entries.iter().all(|entry| entry.bytes == vec![entry.index.0 as u8; 300]));
     assert_eq!(wal.read(GroupId(1), LogIndex(5), LogIndex(9), 700).unwrap().len(), 2);
 }
+
+#[test]
+fn entry_damaged_after_it_was_written_is_not_given_out() {
+    let disk = SimDisk::default();
+    let wal = Wal::open(Arc::new(disk.clone()), config(64 << 10), Box::new(|_| {})).unwrap();
+    let (done, acknowledged) = mpsc::channel();
+    let bytes = Bytes::from(vec![3; 900]);
+    let record = WalRecord::Append { group: GroupId(0), index: LogIndex(1), ballot: ballot(1), bytes };
+    wal.submit(vec![record], Box::new(move || done.send(()).unwrap()));
+    acknowledged.recv_timeout(Duration::from_secs(5)).unwrap();
+    let read = || wal.read(GroupId(0), LogIndex(1), LogIndex(1), 1000);
+    assert_eq!(read().unwrap().len(), 1);
+    disk.damage("log-0000000000000001", 512 + 300);
+    assert!(matches!(read(), Err(Error::Corrupt { .. })));
+}

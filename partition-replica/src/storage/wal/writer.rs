@@ -169,11 +169,7 @@ impl Writer {
         let segment = u32::try_from(self.current.header.number).expect("fewer than 2^32 segments");
         let mut tables = self.tables.lock();
         for (record, &start) in records.iter().zip(&self.starts) {
-            let len = match record {
-                WalRecord::Append { bytes, .. } => bytes.len() as u32,
-                _ => 0,
-            };
-            let position = Position { segment, offset: (self.offset + start as u64) as u32, len };
+            let position = Position::of(record, segment, (self.offset + start as u64) as u32);
             let log = tables.logs.entry(group_of(record)).or_default();
             let applied = log.apply(record, position, self.config.cache_bytes);
             assert_eq!(applied, Ok(()), "a group writes its log in order");
