@@ -42,6 +42,9 @@ pub trait Volume: Send + Sync + 'static {
     /// done before.
     fn open_session(&self, group: GroupId) -> BoxFuture<'_, Result<()>>;
 
+    /// True if that was done.
+    fn is_session_open(&self, group: GroupId) -> bool;
+
     /// A node's status document.
     fn node_status(&self, node: ReplicaId) -> BoxFuture<'_, Result<Bytes>>;
 

@@ -1,6 +1,7 @@
 //! Attributes, symlinks, xattrs, totals.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use metadata::op::{FsOp, SetAttr, XattrCondition};
@@ -12,6 +13,7 @@ use super::facts::Facts;
 use super::{Fs, FsResult};
 use crate::errno::Errno;
 
+const USAGE_PATIENCE: Duration = Duration::from_secs(2);
 const XATTR_NAME_MAX: usize = 255;
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
@@ -146,12 +148,14 @@ impl Fs {
         }
     }
 
-    /// Inodes and bytes in the group where an inode lives.
-    pub async fn usage(&self, node: NodeRef) -> FsResult<(u64, u64)> {
-        match self.ask(node, ReadOp::Usage).await? {
-            ReadAnswer::Usage { inodes, bytes } => Ok((inodes, bytes)),
-            _ => Err(Errno::EIO),
+    /// Inodes and bytes in the group where an inode lives, or as last known: df(1) must not hang on a far region.
+    pub async fn usage(&self, node: NodeRef) -> (u64, u64) {
+        let patience = USAGE_PATIENCE.min(self.timeouts.deadline);
+        let asked = tokio::time::timeout(patience, self.ask(node, ReadOp::Usage)).await;
+        if let Ok(Ok(ReadAnswer::Usage { inodes, bytes })) = asked {
+            self.usage.lock().insert(node.home, (inodes, bytes));
         }
+        self.usage.lock().get(&node.home).copied().unwrap_or_default()
     }
 }
 

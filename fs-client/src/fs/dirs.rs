@@ -90,6 +90,21 @@ impl Fs {
         Ok(listed)
     }
 
+    /// All entries of a directory.
+    pub async fn list(&self, dir: NodeRef) -> FsResult<Vec<ListEntry>> {
+        let mut all: Vec<ListEntry> = Vec::new();
+        loop {
+            let after = all.last().map_or(0, |entry| entry.cookie);
+            let op = ReadOp::ReadDir { dir: dir.ino, after, limit: PAGE_ENTRIES, plus: false };
+            let ReadAnswer::Entries { entries, end } = self.ask(dir, op).await? else { return Err(Errno::EIO) };
+            let none = entries.is_empty();
+            all.extend(entries);
+            if end || none {
+                return Ok(all);
+            }
+        }
+    }
+
     async fn page(&self, dir: &Directory, node: NodeRef, after: u64, plus: bool, rewind: bool) -> FsResult<Arc<Page>> {
         let held = dir.page.lock().clone();
         if let Some(page) = held
@@ -127,6 +142,14 @@ impl Fs {
             Ok(Err(Errno::ENOENT | Errno::ESTALE)) => None,
             Ok(Err(_)) | Err(_) => Some(Arc::new(unknown(dirent))),
         }
+    }
+}
+
+impl Listed {
+    /// Stands for the attributes of `.` and `..`.
+    #[must_use]
+    pub fn placeholder(&self) -> Attr {
+        unknown(NodeRef { ino: self.ino, kind: self.kind, home: self.ino.birth_group() })
     }
 }
 

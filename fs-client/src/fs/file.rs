@@ -84,6 +84,12 @@ impl OpenFile {
         self.state.lock().is_dirty()
     }
 
+    /// True if there is something to bring home or to tell.
+    pub fn needs_flush(&self) -> bool {
+        let state = self.state.lock();
+        state.is_dirty() || state.lost.is_some()
+    }
+
     /// What a read of `from..to` must lay over.
     pub fn seen(&self, from: u64, to: u64) -> Seen {
         let state = self.state.lock();

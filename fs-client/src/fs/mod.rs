@@ -12,6 +12,7 @@ mod ranges;
 mod read;
 mod write;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use metadata::outcome::{Done, OpError};
 use metadata::read::{ReadAnswer, ReadOp};
 use metadata::types::{Attr, BlobId, BlobRange, FileKind, InodeId, NodeRef};
 use multicast::ids::GroupId;
+use parking_lot::Mutex;
 
 use crate::config::{ClientConfig, Limits, Timeouts};
 use crate::errno::Errno;
@@ -30,9 +32,9 @@ use crate::table::Table;
 use crate::volume::Volume;
 use facts::Facts;
 
-pub use dirs::{Directory, Listed};
-pub use locks::{LockRequest, TestedLock};
-pub use names::NewEntry;
+pub use dirs::Directory;
+pub use locks::LockRequest;
+pub use names::{Created, NewEntry};
 pub use write::{Write, Written};
 
 /// Result of an operation, for an application.
@@ -55,6 +57,8 @@ pub struct Fs {
     /// Bytes in memory, over all files.
     dirty_bytes: AtomicUsize,
     locks: locks::Held,
+    /// Totals of groups, as last heard.
+    usage: Mutex<BTreeMap<GroupId, (u64, u64)>>,
 }
 
 /// Where file data go to and come from.
@@ -90,6 +94,7 @@ impl Fs {
             blobs,
             dirty_bytes: AtomicUsize::new(0),
             locks: locks::Held::default(),
+            usage: Mutex::default(),
         });
         spawn_orphan_keeper(&fs);
         spawn_flusher(&fs);
@@ -167,6 +172,13 @@ impl Fs {
         self.volume.orphans().put(home, &[ino]);
     }
 
+    /// A handle is closed.
+    pub fn close_handle(&self, ino: InodeId) {
+        if let Some(home) = self.table.close(ino).orphan_of {
+            self.put_orphan(home, ino);
+        }
+    }
+
     /// Flushes everything that was written; the first error is told, all files are tried.
     pub async fn flush_all(self: &Arc<Self>) -> FsResult<()> {
         let mut result = Ok(());
@@ -183,14 +195,25 @@ impl Fs {
         result
     }
 
-    /// Flushes and ends the session; ends within the configured time.
-    pub async fn close(self: &Arc<Self>) -> Result<()> {
-        let flushed = tokio::time::timeout(self.timeouts.close, self.flush_all()).await;
-        let _ = tokio::time::timeout(self.timeouts.close, self.volume.close()).await;
-        match flushed {
+    /// As [`Fs::flush_all`], within the configured time.
+    pub async fn flush_bounded(self: &Arc<Self>) -> Result<()> {
+        match tokio::time::timeout(self.timeouts.close, self.flush_all()).await {
             Ok(result) => result.map_err(Error::Posix),
             Err(_) => Err(Error::Posix(Errno::ETIMEDOUT)),
         }
+    }
+
+    /// A directory that the kernel may not know: at home in `otherwise` unless something better is known.
+    pub fn table_or(&self, ino: InodeId, otherwise: GroupId) -> NodeRef {
+        let home = self.table.kind(ino).map_or(otherwise, |_| self.table.home(ino));
+        NodeRef { ino, kind: FileKind::Directory, home }
+    }
+
+    /// Flushes and ends the session; ends within the configured time.
+    pub async fn close(self: &Arc<Self>) -> Result<()> {
+        let flushed = self.flush_bounded().await;
+        let _ = tokio::time::timeout(self.timeouts.close, self.volume.close()).await;
+        flushed
     }
 }
 

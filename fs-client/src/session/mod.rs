@@ -14,6 +14,7 @@ mod fill;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -64,8 +65,10 @@ pub struct Shared {
 struct Group {
     route: Mutex<Route>,
     stream: Mutex<Stream>,
-    /// Registered in this group; taken while someone registers.
-    session_open: tokio::sync::Mutex<bool>,
+    /// Registered in this group.
+    session_open: AtomicBool,
+    /// Taken while someone registers.
+    opening: tokio::sync::Mutex<()>,
 }
 
 /// Where a group's news come from.
@@ -128,7 +131,8 @@ impl Engine {
         let groups = config.groups.iter().map(|group| {
             let voters = group.voters.iter().map(|id| Voter { id: *id, local: is_local(id) }).collect();
             let route = Mutex::new(Route::new(voters));
-            (group.id, Group { route, stream: Mutex::default(), session_open: tokio::sync::Mutex::new(false) })
+            let session_open = AtomicBool::new(false);
+            (group.id, Group { route, stream: Mutex::default(), session_open, opening: tokio::sync::Mutex::new(()) })
         });
         let shared = Arc::new(Shared {
             session: SessionId(random()),
@@ -162,6 +166,14 @@ impl Engine {
         self.shared.progress.see_all(clock);
     }
 
+    /// Returns when a replica of `group` has answered from a state that includes all that this session has seen.
+    pub async fn reach(&self, group: GroupId) -> Result<()> {
+        if self.shared.groups.contains_key(&group) {
+            let _ = Engine::read(self, group, ReadOp::Usage).await?;
+        }
+        Ok(())
+    }
+
     fn group(&self, id: GroupId) -> Result<&Group> {
         self.shared.groups.get(&id).ok_or_else(|| Error::Config(format!("group {id} is not configured")))
     }
@@ -184,7 +196,7 @@ impl Engine {
                 let Some(shared) = shared.upgrade() else { return };
                 for group in shared.groups.values() {
                     // Only who is connected to a primary can keep a session alive there.
-                    let registered = group.session_open.try_lock().is_ok_and(|open| *open);
+                    let registered = group.session_open.load(Ordering::Acquire);
                     let primary = group.route.lock().primary();
                     if let (true, Some(link)) = (registered, primary.and_then(|id| links.get(&id))) {
                         link.want();
@@ -279,7 +291,7 @@ impl Engine {
         op: &Arc<FsOp>,
     ) -> Result<Option<Outcome>> {
         // An attempt went out and its fate is unknown.
-        let uncertain = std::sync::atomic::AtomicBool::new(false);
+        let uncertain = AtomicBool::new(false);
         let uncertain = &uncertain;
         self.until_deadline(group, |tries, until| async move {
             let target = self.target(group, tries)?;
@@ -290,7 +302,7 @@ impl Engine {
                 Ok(reply) => reply,
                 Err(error) => {
                     if matches!(error, CallError::Lost(_)) {
-                        uncertain.store(true, std::sync::atomic::Ordering::Relaxed);
+                        uncertain.store(true, Ordering::Relaxed);
                     }
                     self.suspect(group, target);
                     return Ok(Next::Again(error.to_string(), false));
@@ -299,8 +311,8 @@ impl Engine {
             match reply {
                 Reply::Updated { outcome, .. } => Ok(Next::Done(Some(outcome))),
                 Reply::UnknownSession { group } => {
-                    self.forget_session(group).await;
-                    if uncertain.load(std::sync::atomic::Ordering::Relaxed) {
+                    self.forget_session(group);
+                    if uncertain.load(Ordering::Relaxed) {
                         return Err(Error::SessionLost { group });
                     }
                     Ok(Next::Done(None))
@@ -399,7 +411,7 @@ impl Engine {
             match self.link(reader)?.call(request, expect, until).await {
                 Ok(Reply::Read { result, .. }) => Ok(Next::Done(result)),
                 Ok(Reply::UnknownSession { group }) => {
-                    self.forget_session(group).await;
+                    self.forget_session(group);
                     self.ensure_session(group).await?;
                     Ok(Next::Again("the session had expired".into(), true))
                 }
@@ -424,21 +436,24 @@ impl Engine {
     }
 
     async fn ensure_session(&self, id: GroupId) -> Result<()> {
-        let mut open = self.group(id)?.session_open.lock().await;
-        if *open {
+        let group = self.group(id)?;
+        if group.session_open.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _turn = group.opening.lock().await;
+        if group.session_open.load(Ordering::Acquire) {
             return Ok(());
         }
         let request = Request::OpenSession { group: id, session: self.shared.session, label: self.config.label.clone() };
         self.ask_primary(id, &request).await?;
-        *open = true;
-        drop(open);
+        group.session_open.store(true, Ordering::Release);
         self.choose_stream(id);
         Ok(())
     }
 
-    async fn forget_session(&self, id: GroupId) {
+    fn forget_session(&self, id: GroupId) {
         if let Some(group) = self.shared.groups.get(&id) {
-            *group.session_open.lock().await = false;
+            group.session_open.store(false, Ordering::Release);
         }
     }
 
@@ -463,7 +478,7 @@ impl Engine {
         self.reads.close();
         let mut closing = Vec::new();
         for (&id, group) in &self.shared.groups {
-            let registered = group.session_open.try_lock().is_ok_and(|open| *open);
+            let registered = group.session_open.load(Ordering::Acquire);
             let target = group.route.lock().primary().and_then(|primary| self.links.get(&primary));
             if let (true, Some(link)) = (registered, target) {
                 let link = link.clone();
@@ -522,6 +537,10 @@ impl Volume for Engine {
 
     fn open_session(&self, group: GroupId) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.ensure_session(group))
+    }
+
+    fn is_session_open(&self, group: GroupId) -> bool {
+        self.shared.groups.get(&group).is_some_and(|group| group.session_open.load(Ordering::Acquire))
     }
 
     fn node_status(&self, node: ReplicaId) -> BoxFuture<'_, Result<Bytes>> {
