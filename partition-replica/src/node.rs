@@ -34,6 +34,8 @@ const FRAME_BYTES_MAX: usize = multicast::message::MESSAGE_BYTES_MAX + (1 << 20)
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// A replica's thread that does not say within this time how it is, is left out.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// What telling peers and clients of a shutdown may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 /// What a shutdown may take for flushing; what is not flushed is replayed from the log.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1200);
 
@@ -203,27 +205,32 @@ impl Node {
         if !orderly {
             self.shared.wal.abandon();
         }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        for group in self.shared.groups.values() {
+            group.mailbox.close();
+        }
+        if orderly {
+            self.close_endpoint(&runtime);
+            self.shared.wal.stop();
+            self.shared.flush_before(Instant::now() + FLUSH_TIMEOUT);
+        }
+        self.shared.state.stop_background_work();
+        // On a thread of its own, because whoever stops the node may be a task itself. Tasks hold the data directory.
+        let end = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_millis(500)));
+        let _ = end.join();
+    }
+
+    /// Peers and clients need not find out by themselves.
+    fn close_endpoint(&self, runtime: &Runtime) {
         let endpoint = self.endpoint.clone();
         let (closed, wait) = mpsc::channel();
         runtime.spawn(async move {
             endpoint.close().await;
             let _ = closed.send(());
         });
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-        if orderly {
-            self.shared.wal.stop();
-            self.shared.flush_before(Instant::now() + FLUSH_TIMEOUT);
-        }
-        for group in self.shared.groups.values() {
-            group.mailbox.close();
-        }
-        let _ = wait.recv_timeout(Duration::from_millis(500));
-        self.shared.state.stop_background_work();
-        // On a thread of its own, because whoever stops the node may be a task itself. Tasks hold the data directory.
-        let end = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_millis(500)));
-        let _ = end.join();
+        let _ = wait.recv_timeout(CLOSE_TIMEOUT);
     }
 }
 

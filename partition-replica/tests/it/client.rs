@@ -204,16 +204,20 @@ impl Client {
         Request::Read { group, session: self.session, clock: self.clock.clone(), linearizable, op }
     }
 
-    /// From one node's replica.
+    /// From one node's replica, over a new connection if the node was restarted.
     pub fn read(&mut self, cluster: &Cluster, node: u32, group: GroupId, op: ReadOp) -> ReadResult {
         let request = self.read_request(group, op, false);
-        match self.ask(cluster, ReplicaId(node), request) {
-            Some(Reply::Read { result, position }) => {
-                self.learn(group, &position);
-                result
+        for _ in 0..5 {
+            match self.ask(cluster, ReplicaId(node), request.clone()) {
+                Some(Reply::Read { result, position }) => {
+                    self.learn(group, &position);
+                    return result;
+                }
+                None => std::thread::sleep(Duration::from_millis(50)),
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
         }
+        panic!("node {node} does not answer");
     }
 
     pub fn lookup(&mut self, cluster: &Cluster, node: u32, parent: NodeRef, name: &str) -> Option<Dirent> {

@@ -8,6 +8,7 @@ use metadata::namespace::Genesis;
 use metadata::types::TimeNs;
 use multicast::ids::{GroupId, ReplicaId};
 use net::{ClusterCa, EndpointConfig, Identity, Role};
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use partition_replica::{GroupInfo, GroupStatus, Limits, Node, NodeConfig, NodeInfo, Timeouts};
 
 pub const GROUPS: u16 = 4;
@@ -16,7 +17,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub struct Cluster {
     pub ca: ClusterCa,
     folder: tempfile::TempDir,
-    nodes: BTreeMap<u32, Node>,
+    nodes: Mutex<BTreeMap<u32, Node>>,
     infos: Vec<NodeInfo>,
     identities: BTreeMap<u32, Identity>,
     groups: Vec<GroupInfo>,
@@ -30,11 +31,14 @@ impl Cluster {
     }
 
     pub fn start_with(timeouts: Timeouts) -> Cluster {
-        let mut cluster = Cluster::stopped(timeouts);
+        let cluster = Cluster::stopped(timeouts);
+        let started = Instant::now();
         for node in 1..=3 {
             cluster.start_node(node);
+            println!("node {node} started after {:?}", started.elapsed());
         }
         cluster.wait_for_primaries();
+        println!("primaries after {:?}", started.elapsed());
         cluster
     }
 
@@ -58,7 +62,7 @@ impl Cluster {
         };
         let groups = (0..GROUPS).map(group).collect();
         let folder = tempfile::tempdir().unwrap();
-        Cluster { ca, folder, nodes: BTreeMap::new(), infos, identities, groups, timeouts }
+        Cluster { ca, folder, nodes: Mutex::default(), infos, identities, groups, timeouts }
     }
 
     pub fn config(&self, node: u32) -> NodeConfig {
@@ -78,7 +82,7 @@ impl Cluster {
         }
     }
 
-    pub fn start_node(&mut self, node: u32) {
+    pub fn start_node(&self, node: u32) {
         let deadline = Instant::now() + SOON;
         let started = loop {
             match Node::start(self.config(node)) {
@@ -90,22 +94,25 @@ impl Cluster {
                 Err(error) => panic!("node {node}: {error}"),
             }
         };
-        self.nodes.insert(node, started);
+        self.nodes.lock().insert(node, started);
     }
 
     /// As `kill -9` does, as far as one process can tell.
-    pub fn crash(&mut self, node: u32) {
-        self.nodes.remove(&node).unwrap();
+    pub fn crash(&self, node: u32) {
+        let node = self.nodes.lock().remove(&node).unwrap();
+        drop(node);
     }
 
-    pub fn shut_down(&mut self, node: u32) {
+    pub fn shut_down(&self, node: u32) {
         let started = Instant::now();
-        self.nodes.remove(&node).unwrap().shutdown();
+        let node = self.nodes.lock().remove(&node).unwrap();
+        node.shutdown();
         assert!(started.elapsed() < Duration::from_secs(3), "took {:?}", started.elapsed());
+        println!("shut down in {:?}", started.elapsed());
     }
 
-    pub fn node(&self, node: u32) -> &Node {
-        &self.nodes[&node]
+    pub fn node(&self, node: u32) -> MappedMutexGuard<'_, Node> {
+        MutexGuard::map(self.nodes.lock(), |nodes| nodes.get_mut(&node).unwrap())
     }
 
     pub fn address(&self, node: ReplicaId) -> SocketAddr {
@@ -127,7 +134,7 @@ impl Cluster {
             let found = node.status().groups.into_iter().find(|status| status.group == group.0);
             found.map(|status| (number, status))
         };
-        self.nodes.iter().filter_map(status).collect()
+        self.nodes.lock().iter().filter_map(status).collect()
     }
 
     pub fn primary(&self, group: GroupId) -> Option<ReplicaId> {
@@ -147,7 +154,7 @@ impl Cluster {
                 let statuses = self.statuses(group);
                 seen = format!("{statuses:#?}");
                 let last = statuses.values().map(|status| status.last_index).max();
-                statuses.len() == self.nodes.len()
+                statuses.len() == self.nodes.lock().len()
                     && statuses.values().all(|status| Some(status.applied_index) == last)
             });
             let digests: Vec<_> = self.statuses(group).into_values().collect();
@@ -160,6 +167,14 @@ impl Cluster {
                 }
             }
         }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let started = Instant::now();
+        self.nodes.lock().clear();
+        println!("crashed in {:?}", started.elapsed());
     }
 }
 

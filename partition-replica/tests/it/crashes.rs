@@ -1,6 +1,10 @@
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use metadata::op::NewNode;
+use metadata::read::{ReadAnswer, ReadOp};
+use metadata::types::NodeRef;
 use multicast::ids::{GroupId, ReplicaId};
 use partition_replica::{Error, Node, Timeouts};
 
@@ -9,7 +13,7 @@ use crate::cluster::{Cluster, wait_until};
 
 #[test]
 fn nothing_acknowledged_is_lost_when_all_nodes_crash_again_and_again() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     let mut client = Client::open(&cluster, 1);
     let dirs = [client.placed_directory(&cluster, 1), client.placed_directory(&cluster, 2)];
     let mut made = Vec::new();
@@ -35,7 +39,7 @@ fn nothing_acknowledged_is_lost_when_all_nodes_crash_again_and_again() {
 
 #[test]
 fn majority_goes_on_without_any_one_node_and_takes_it_back() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     let mut client = Client::open(&cluster, 1);
     let dirs: Vec<_> = (1..4).map(|group| client.placed_directory(&cluster, group)).collect();
     for node in 1..=3 {
@@ -60,7 +64,7 @@ fn majority_goes_on_without_any_one_node_and_takes_it_back() {
 
 #[test]
 fn node_shut_down_in_order_starts_where_it_ended() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     let mut client = Client::open(&cluster, 1);
     let file = client.create(&cluster, ROOT, "a", NewNode::File, GroupId::GLOBAL);
     for node in 1..=3 {
@@ -102,4 +106,84 @@ fn session_of_a_silent_client_expires_and_a_live_one_stays() {
         (0..4).all(|group| cluster.statuses(GroupId(group)).values().all(|status| status.sessions == 1))
     });
     alive.create(&cluster, ROOT, "still-here", NewNode::File, GroupId::GLOBAL);
+}
+
+/// What one client has made: (directory, name) → file.
+type Files = BTreeMap<(usize, String), NodeRef>;
+
+/// Creates and renames across groups until told to stop. Every outcome is checked: a command that executed twice, or not at
+/// all, shows.
+fn work(cluster: &Cluster, client: &mut Client, dirs: &[NodeRef], stop: &AtomicBool) -> Files {
+    let mut files = Files::new();
+    for count in 0_usize.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let at = count % dirs.len();
+        if count % 3 != 2 || files.is_empty() {
+            let name = format!("c{}-{count}", client.session);
+            let file = client.create(cluster, dirs[at], &name, NewNode::File, dirs[at].home);
+            files.insert((at, name), file);
+        } else {
+            let ((from, name), mut file) = files.pop_first().unwrap();
+            let to = (from + 1) % dirs.len();
+            let new = format!("{name}-r{count}");
+            match client.rename(cluster, (dirs[from], &name), file, (dirs[to], &new)) {
+                Ok(metadata::outcome::Done::Renamed { attr, .. }) => file.home = attr.home,
+                other => panic!("{name}: {other:?}"),
+            }
+            files.insert((to, new), file);
+        }
+    }
+    files
+}
+
+#[test]
+fn commands_under_way_while_nodes_crash_execute_exactly_once() {
+    let cluster = Cluster::start();
+    let mut first = Client::open(&cluster, 1);
+    let dirs: Vec<_> = (1..4).map(|group| first.placed_directory(&cluster, group)).collect();
+    let stop = AtomicBool::new(false);
+    let all: Files = std::thread::scope(|scope| {
+        let workers: Vec<_> = (2..6)
+            .map(|session| {
+                let (cluster, dirs, stop) = (&cluster, &dirs, &stop);
+                scope.spawn(move || work(cluster, &mut Client::open(cluster, session), dirs, stop))
+            })
+            .collect();
+        let started = Instant::now();
+        for round in 0_u32.. {
+            std::thread::sleep(Duration::from_millis(300));
+            let victims = if round % 4 == 3 { 1..=3 } else { 1 + round % 3..=1 + round % 3 };
+            victims.clone().for_each(|node| cluster.crash(node));
+            std::thread::sleep(Duration::from_millis(u64::from(round % 3) * 700));
+            victims.for_each(|node| cluster.start_node(node));
+            cluster.wait_for_primaries();
+            if started.elapsed() > Duration::from_secs(12) {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    println!("{} files", all.len());
+    let mut reader = Client::open(&cluster, 9);
+    cluster.check_digests();
+    for (at, dir) in dirs.iter().enumerate() {
+        let mut found = Files::new();
+        let mut after = 0;
+        loop {
+            let op = ReadOp::ReadDir { dir: dir.ino, after, limit: 1000, plus: false };
+            let Ok(ReadAnswer::Entries { entries, end }) = reader.read(&cluster, 1 + at as u32, dir.home, op) else { panic!() };
+            after = entries.last().map_or(after, |entry| entry.cookie);
+            for entry in entries {
+                found.insert((at, String::from_utf8(entry.name.to_vec()).unwrap()), entry.dirent);
+            }
+            if end {
+                break;
+            }
+        }
+        let expected: Files = all.iter().filter(|((dir, _), _)| *dir == at).map(|(key, &file)| (key.clone(), file)).collect();
+        assert_eq!(found, expected);
+    }
 }

@@ -6,7 +6,7 @@ use metadata::types::InodeId;
 use multicast::ids::{GroupId, ReplicaId};
 
 use crate::client::{Client, ROOT};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wait_until};
 
 #[test]
 fn names_made_through_one_node_are_found_through_all() {
@@ -114,6 +114,9 @@ fn linearizable_read_goes_through_the_primary_and_sees_others_updates_at_once() 
 fn status_tells_of_every_group() {
     let cluster = Cluster::start();
     let mut client = Client::open(&cluster, 1);
+    wait_until("node 2 has applied what its primaries have", || {
+        cluster.node(2).status().groups.iter().all(|group| group.sessions == 1)
+    });
     let Some(Reply::Status(json)) = client.ask(&cluster, ReplicaId(2), Request::Status) else { panic!() };
     let status: partition_replica::NodeStatus = serde_json::from_slice(&json).unwrap();
     assert_eq!((status.node, status.groups.len(), status.clients), (2, 4, 1));
