@@ -18,17 +18,20 @@
 //!    [`Core::truncate_below`].
 //! 10. `ReadLog`: read entries back and call [`Core::handle_log_read`].
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::command::Command;
 use crate::config::Config;
 use crate::error::Error;
 use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId};
+use crate::log::Replicator;
 use crate::machine::Machine;
 use crate::message::Message;
 use crate::order::OrderState;
-use crate::output::{Applied, Output};
+use crate::output::{Applied, Decline, Event, Output};
 use crate::record::Entry;
+use crate::sequencer::{Sequencer, Turn};
 use crate::time::Time;
 
 /// What the disk of a replica holds of its log.
@@ -55,7 +58,12 @@ pub enum SessionChange {
 #[derive(Debug)]
 pub struct Core {
     config: Config,
+    now: Time,
     order: OrderState,
+    log: Replicator,
+    /// While this replica is primary and has applied everything from before.
+    sequencer: Option<Sequencer>,
+    outputs: VecDeque<Output>,
 }
 
 impl Core {
@@ -65,61 +73,137 @@ impl Core {
     /// If the configuration contradicts itself, or the log does not reach the state's applied index.
     pub fn new(now: Time, config: Config, durable: Durable, order: OrderState) -> Result<Self, Error> {
         config.check()?;
-        let _ = (now, durable);
-        Ok(Core { config, order })
+        let log = Replicator::new(now, &config, durable, order.applied())?;
+        Ok(Core { config, now, order, log, sequencer: None, outputs: VecDeque::new() })
     }
 
     /// A message came. The connection must prove `from`; it is checked here against the configuration.
     pub fn handle_message(&mut self, now: Time, from: (GroupId, ReplicaId), message: Message) {
-        let _ = (now, from, message);
+        self.see_time(now);
+        if from.0 == self.config.group {
+            self.log.handle_message(self.now, from.1, message);
+            return self.follow_role();
+        }
+        if !self.config.groups.get(&from.0).is_some_and(|voters| voters.contains(&from.1)) {
+            let reason = "from a replica that no group has";
+            return self.outputs.push_back(Output::Event(Event::IgnoredMessage { from, reason }));
+        }
+        let is_command = matches!(message, Message::Propose { .. } | Message::Facts(_));
+        if self.sequencer.is_some() {
+            self.with_sequencer(|sequencer, turn| sequencer.handle_message(turn, from, message));
+        } else if is_command && self.log.primary_ballot().is_none() {
+            let message = Message::NotPrimary { hint: self.log.primary() };
+            self.outputs.push_back(Output::Send { to: from, message });
+        }
     }
 
     /// A client asks for a command. The reply comes from [`Core::apply_next`], as an [`Output::Reply`] or as an
     /// [`Output::Declined`].
     pub fn handle_submit(&mut self, now: Time, command: Arc<Command>) {
-        let _ = (now, command);
+        self.see_time(now);
+        let id = command.id;
+        if !self.with_sequencer(|sequencer, turn| sequencer.handle_submit(turn, command)) {
+            let reason = self.not_ready();
+            self.outputs.push_back(Output::Declined { id, reason });
+        }
     }
 
     /// A session is to be opened or closed. [`crate::Change::SessionOpened`] tells when it is done.
     pub fn handle_session(&mut self, now: Time, change: SessionChange) {
-        let _ = (now, change);
+        self.see_time(now);
+        if !self.with_sequencer(|sequencer, turn| sequencer.handle_session(turn, change)) {
+            let (SessionChange::Open(session) | SessionChange::Close(session)) = change;
+            let reason = self.not_ready();
+            self.outputs.push_back(Output::SessionDeclined { session, reason });
+        }
     }
 
     /// Everything up to this token is durable.
     pub fn handle_persisted(&mut self, now: Time, token: u64) {
-        let _ = (now, token);
+        self.see_time(now);
+        self.log.handle_persisted(self.now, token);
+        self.follow_role();
     }
 
     /// The entries that [`Output::ReadLog`] asked for.
     pub fn handle_log_read(&mut self, now: Time, entries: Vec<Entry>) {
-        let _ = (now, entries);
+        self.see_time(now);
+        self.log.handle_log_read(self.now, entries);
     }
 
     /// The time that [`Core::poll_timeout`] named has come. Harmless when early.
     pub fn handle_timeout(&mut self, now: Time) {
-        let _ = now;
+        self.see_time(now);
+        self.log.handle_timeout(self.now);
+        self.follow_role();
+        self.with_sequencer(|sequencer, turn| sequencer.handle_timeout(turn));
     }
 
     /// Moves the replicated time of an idle group by a log record. For a driver that needs deadlines in replicated state.
+    /// Does nothing on a replica that does not take commands.
     pub fn handle_tick(&mut self, now: Time) {
-        let _ = now;
+        self.see_time(now);
+        self.with_sequencer(|sequencer, turn| sequencer.handle_tick(turn));
     }
 
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<Output> {
-        None
+        self.outputs.pop_front().or_else(|| self.log.poll_output())
     }
 
     /// When to call [`Core::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        let sequencer = self.sequencer.as_ref().and_then(Sequencer::poll_timeout);
+        sequencer.into_iter().chain([self.log.poll_timeout()]).min()
     }
 
     /// Applies the next committed entry to the state, if there is one.
     pub fn apply_next(&mut self, now: Time, machine: &mut dyn Machine) -> Option<Applied> {
-        let _ = (now, machine);
-        None
+        self.see_time(now);
+        let (index, record) = self.log.next_committed()?;
+        let applied = self.order.apply(index, &record, machine);
+        self.with_sequencer(|sequencer, turn| sequencer.handle_applied(turn, &applied));
+        self.follow_role();
+        Some(applied)
+    }
+
+    fn see_time(&mut self, now: Time) {
+        self.now = self.now.max(now);
+    }
+
+    /// Lets the sequencer do something, if there is one.
+    fn with_sequencer(&mut self, act: impl FnOnce(&mut Sequencer, &mut Turn<'_>)) -> bool {
+        let Some(sequencer) = &mut self.sequencer else { return false };
+        let mut turn = Turn { now: self.now, log: &mut self.log, order: &self.order, outputs: &mut self.outputs };
+        act(sequencer, &mut turn);
+        true
+    }
+
+    /// Begins or ends to take commands, as the role in the log demands. After every call that may change it.
+    fn follow_role(&mut self) {
+        match self.log.primary_ballot() {
+            Some((ballot, start)) => {
+                if self.sequencer.is_none() && self.order.applied() >= start {
+                    let mut turn =
+                        Turn { now: self.now, log: &mut self.log, order: &self.order, outputs: &mut self.outputs };
+                    self.sequencer = Some(Sequencer::new(&self.config, &mut turn));
+                    self.outputs.push_back(Output::Event(Event::BecameReady { ballot }));
+                }
+            }
+            None => {
+                if let Some(sequencer) = self.sequencer.take() {
+                    sequencer.abandon(self.log.primary(), &mut self.outputs);
+                }
+            }
+        }
+    }
+
+    fn not_ready(&self) -> Decline {
+        match self.log.primary_ballot() {
+            Some(_) => Decline::NotReady,
+            None => Decline::NotPrimary { hint: self.log.primary() },
+        }
     }
 
     /// The replicated state.
@@ -136,49 +220,56 @@ impl Core {
     /// What this replica is at the moment.
     #[must_use]
     pub fn status(&self) -> Status {
+        let role = match (self.log.primary_ballot(), &self.sequencer) {
+            (Some(_), Some(_)) => RoleName::Primary,
+            (Some(_), None) => RoleName::Recovering,
+            (None, _) if self.log.is_candidate() => RoleName::Candidate,
+            (None, _) => RoleName::Follower,
+        };
+        let sequencer = self.sequencer.as_ref();
         Status {
             group: self.config.group,
             replica: self.config.replica,
-            role: RoleName::Follower,
-            primary: None,
-            promised: Ballot::default(),
-            last: LogIndex::ZERO,
-            durable: LogIndex::ZERO,
-            committed: LogIndex::ZERO,
+            role,
+            primary: self.log.primary(),
+            promised: self.log.promised(),
+            last: self.log.last().index,
+            durable: self.log.durable(),
+            committed: self.log.committed(),
             applied: self.order.applied(),
-            in_flight: 0,
-            followers: Vec::new(),
-            silent_groups: Vec::new(),
+            in_flight: sequencer.map_or(0, Sequencer::in_flight),
+            followers: self.log.followers(),
+            silent_groups: sequencer.map_or_else(Vec::new, |sequencer| sequencer.silent_groups(self.now)),
         }
     }
 
     /// Commands of several groups that are not through, the oldest first, with what each waits for. Empty on followers.
     #[must_use]
     pub fn unfinished(&self) -> Vec<Unfinished> {
-        Vec::new()
+        self.sequencer.as_ref().map_or_else(Vec::new, |sequencer| sequencer.unfinished(&self.order))
     }
 
     /// Who is primary, as far as this replica knows.
     #[must_use]
     pub fn primary(&self) -> Option<ReplicaId> {
-        None
+        self.log.primary()
     }
 
     /// True if this replica is primary and takes commands.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        false
+        self.sequencer.is_some()
     }
 
     /// Entries below this index are on every voter's disk: as far as they are concerned, the log may be dropped below it.
     #[must_use]
     pub fn truncatable_below(&self) -> LogIndex {
-        LogIndex::ZERO
+        self.log.everywhere()
     }
 
-    /// The driver has dropped the entries below this index from the disk.
+    /// The driver has dropped the entries below this index from the disk, or will.
     pub fn truncate_below(&mut self, index: LogIndex) {
-        let _ = index;
+        self.log.truncate_below(index);
     }
 }
 

@@ -1,0 +1,94 @@
+//! What must reach the disk, in which order, and what waits for it.
+
+use std::collections::VecDeque;
+
+use crate::ids::{Ballot, LogIndex};
+use crate::output::Writes;
+use crate::record::Entry;
+
+/// Collects the writes of one driver turn, and knows how far the disk is.
+#[derive(Debug)]
+pub(crate) struct Disk<W> {
+    pending: Writes,
+    /// The token of the last batch given out; the pending one gets the next.
+    issued: u64,
+    persisted: u64,
+    /// The end of the log in each batch that is under way.
+    under_way: VecDeque<(u64, LogIndex)>,
+    /// The end of the log on disk.
+    durable: LogIndex,
+    /// What may be told only when a token is durable; tokens ascend.
+    held_back: VecDeque<(u64, W)>,
+}
+
+impl<W> Disk<W> {
+    pub(crate) fn new(durable: LogIndex) -> Self {
+        Disk {
+            pending: Writes::default(),
+            issued: 0,
+            persisted: 0,
+            under_way: VecDeque::new(),
+            durable,
+            held_back: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn durable(&self) -> LogIndex {
+        self.durable
+    }
+
+    pub(crate) fn append(&mut self, entry: Entry) {
+        self.pending.append.push(entry);
+    }
+
+    pub(crate) fn promise(&mut self, ballot: Ballot) {
+        self.pending.promised = Some(ballot);
+    }
+
+    pub(crate) fn truncate_from(&mut self, index: LogIndex) {
+        self.pending.append.retain(|entry| entry.index < index);
+        let from = self.pending.truncate_from.map_or(index, |from| from.min(index));
+        self.pending.truncate_from = Some(from);
+        let last = LogIndex(index.0 - 1);
+        self.durable = self.durable.min(last);
+        for (_, end) in &mut self.under_way {
+            *end = (*end).min(last);
+        }
+    }
+
+    /// Lets `what` wait for everything written so far; gives it back if nothing is outstanding.
+    #[must_use]
+    pub(crate) fn hold_back(&mut self, what: W) -> Option<W> {
+        let token = if self.pending == Writes::default() { self.issued } else { self.issued + 1 };
+        if token <= self.persisted {
+            return Some(what);
+        }
+        self.held_back.push_back((token, what));
+        None
+    }
+
+    /// The batch of this turn, if anything is to be written.
+    pub(crate) fn take_batch(&mut self, last: LogIndex) -> Option<(u64, Writes)> {
+        if self.pending == Writes::default() {
+            return None;
+        }
+        self.issued += 1;
+        self.under_way.push_back((self.issued, last));
+        Some((self.issued, std::mem::take(&mut self.pending)))
+    }
+
+    /// Everything up to `token` is durable: what was held back for it.
+    pub(crate) fn persisted(&mut self, token: u64) -> Vec<W> {
+        assert!(token <= self.issued, "no token is told before it was given out");
+        self.persisted = self.persisted.max(token);
+        while let Some(&(under_way, end)) = self.under_way.front() {
+            if under_way > token {
+                break;
+            }
+            self.under_way.pop_front();
+            self.durable = self.durable.max(end);
+        }
+        let count = self.held_back.iter().take_while(|(needs, _)| *needs <= token).count();
+        self.held_back.drain(..count).map(|(_, what)| what).collect()
+    }
+}

@@ -1,0 +1,292 @@
+//! How a voter becomes primary.
+//!
+//! 1. A voter that hears no primary probes: it asks whether the others miss it too. This promises nothing, so a voter that
+//!    was cut off or restarted does not depose a primary that works.
+//! 2. With a quorum willing it chooses a ballot above all it knows, makes its own promise durable and campaigns.
+//! 3. Voters promise, durably, and tell where their logs end. The most advanced log of the quorum holds every committed
+//!    entry; a candidate with a lesser one fetches it from its owner, who has promised and so does not change it.
+//! 4. Then it is primary, and starts the ballot with a `Noop`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::entries::Slot;
+use super::{HeldBack, ROUND_MAX, ReadFor, Replicator, Role};
+use crate::ids::{Ballot, LogIndex, ReplicaId};
+use crate::message::Message;
+use crate::record::{Entry, Position};
+use crate::time::Time;
+
+#[derive(Debug)]
+pub(super) struct Probing {
+    ballot: Ballot,
+    willing: BTreeSet<ReplicaId>,
+    /// When to ask again: at the start of a cluster the others may not be there yet.
+    pub(super) retry_due: Time,
+}
+
+#[derive(Debug)]
+pub(super) struct Candidate {
+    ballot: Ballot,
+    promises: BTreeMap<ReplicaId, Position>,
+    fetching: Option<Fetching>,
+    /// When to ask again what was not answered.
+    pub(super) retry_due: Time,
+}
+
+/// The candidate takes over another voter's log.
+#[derive(Clone, Copy, Debug)]
+struct Fetching {
+    from: ReplicaId,
+    /// The candidate has that log up to here …
+    after: LogIndex,
+    /// … and it ends here.
+    until: LogIndex,
+}
+
+impl Replicator {
+    pub(super) fn become_probing(&mut self) {
+        let ballot = self.next_ballot();
+        self.expect_primary();
+        let retry_due = self.now.after_ms(self.timing.heartbeat_ms);
+        self.role = Role::Probing(Probing { ballot, willing: BTreeSet::from([self.me]), retry_due });
+        self.send_to_others(&Message::Probe { ballot });
+        self.campaign_if_wanted();
+    }
+
+    pub(super) fn probing_timeout(&mut self) {
+        if self.now >= self.election_due {
+            return self.become_probing();
+        }
+        let Role::Probing(probing) = &mut self.role else { return };
+        if self.now >= probing.retry_due {
+            probing.retry_due = self.now.after_ms(self.timing.heartbeat_ms);
+            let ballot = probing.ballot;
+            self.send_to_others(&Message::Probe { ballot });
+        }
+    }
+
+    pub(super) fn handle_probe(&mut self, from: ReplicaId, ballot: Ballot) {
+        let primary_works = match &self.role {
+            Role::Primary(_) => true,
+            // If the primary itself asks, it has restarted.
+            Role::Follower | Role::Probing(_) | Role::Candidate(_) => {
+                self.primary != Some(from)
+                    && self
+                        .primary_heard
+                        .is_some_and(|heard| self.now.ms_since(heard) < self.timing.election_timeout_ms)
+            }
+        };
+        let promised = self.promised;
+        self.send(from, Message::ProbeAnswer { ballot, willing: !primary_works, promised });
+    }
+
+    pub(super) fn handle_probe_answer(&mut self, from: ReplicaId, ballot: Ballot, willing: bool, promised: Ballot) {
+        self.see_round(promised);
+        if let Role::Probing(probing) = &mut self.role
+            && probing.ballot == ballot
+            && willing
+        {
+            probing.willing.insert(from);
+            self.campaign_if_wanted();
+        }
+    }
+
+    fn campaign_if_wanted(&mut self) {
+        if let Role::Probing(probing) = &self.role
+            && probing.willing.len() >= self.quorum_size
+        {
+            self.become_candidate();
+        }
+    }
+
+    pub(super) fn become_candidate(&mut self) {
+        let ballot = self.next_ballot();
+        self.promised = ballot;
+        self.disk.promise(ballot);
+        self.expect_primary();
+        let retry_due = self.now.after_ms(self.timing.heartbeat_ms);
+        self.role = Role::Candidate(Candidate { ballot, promises: BTreeMap::new(), fetching: None, retry_due });
+        for at in 0..self.voters.len() {
+            let voter = self.voters[at];
+            if voter != self.me {
+                self.send_when_durable(voter, Message::Campaign { ballot });
+            }
+        }
+        if let Some(HeldBack::OwnPromise(ballot)) = self.disk.hold_back(HeldBack::OwnPromise(ballot)) {
+            self.own_promise_is_durable(ballot);
+        }
+    }
+
+    pub(super) fn own_promise_is_durable(&mut self, ballot: Ballot) {
+        let last = self.entries.last();
+        self.count_promise(self.me, ballot, last);
+    }
+
+    pub(super) fn handle_campaign(&mut self, from: ReplicaId, ballot: Ballot) {
+        if ballot.owner != Some(from) || ballot.round > ROUND_MAX {
+            return self.ignore(from, "campaigns in a ballot of another");
+        }
+        if ballot < self.promised {
+            let promised = self.promised;
+            return self.send_when_durable(from, Message::Outbid { promised });
+        }
+        if ballot > self.promised {
+            self.promised = ballot;
+            self.disk.promise(ballot);
+            self.become_follower(None);
+        }
+        let last = self.entries.last();
+        self.send_when_durable(from, Message::Promise { ballot, last });
+    }
+
+    pub(super) fn handle_promise(&mut self, from: ReplicaId, ballot: Ballot, last: Position) {
+        self.count_promise(from, ballot, last);
+    }
+
+    fn count_promise(&mut self, from: ReplicaId, ballot: Ballot, last: Position) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        if candidate.ballot != ballot || candidate.fetching.is_some() {
+            return;
+        }
+        candidate.promises.insert(from, last);
+        // The own promise must be among them: what this voter promised binds it only once durable.
+        if candidate.promises.len() < self.quorum_size || !candidate.promises.contains_key(&self.me) {
+            return;
+        }
+        let own = self.entries.last();
+        let best = candidate.promises.iter().max_by_key(|(_, position)| **position);
+        let Some((&owner, &position)) = best.filter(|(_, position)| **position > own) else {
+            return self.become_primary(ballot);
+        };
+        candidate.fetching = Some(Fetching { from: owner, after: self.committed, until: position.index });
+        self.fetch();
+    }
+
+    fn fetch(&mut self) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        candidate.retry_due = self.now.after_ms(self.timing.heartbeat_ms);
+        if let Some(fetching) = candidate.fetching {
+            let ballot = candidate.ballot;
+            self.send(fetching.from, Message::Fetch { ballot, after: fetching.after });
+        }
+    }
+
+    pub(super) fn handle_fetch(&mut self, from: ReplicaId, ballot: Ballot, after: LogIndex) {
+        if ballot != self.promised || ballot.owner != Some(from) {
+            return self.ignore(from, "fetches in a ballot that was not promised to it");
+        }
+        let first = LogIndex(after.0.saturating_add(1));
+        let entries = self.entries.batch(first, self.limits.append_batch_bytes);
+        if !entries.is_empty() || first < self.first_on_disk {
+            self.send(from, Message::Fetched { ballot, after, entries });
+        } else if self.reading.is_none() && first <= self.entries.last().index {
+            self.read_log(ReadFor::Candidate { candidate: from, ballot, after }, first);
+        }
+    }
+
+    pub(super) fn handle_fetched(&mut self, from: ReplicaId, ballot: Ballot, after: LogIndex, entries: Vec<Entry>) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let Some(fetching) = candidate.fetching else { return };
+        if candidate.ballot != ballot || fetching.from != from || fetching.after != after {
+            return;
+        }
+        if entries.is_empty() {
+            // Too far behind to lead: leave it to the others.
+            self.become_follower(None);
+            self.election_due = self.election_due.after_ms(2 * self.timing.election_timeout_ms);
+            return;
+        }
+        let Some(reached) = self.take_entries(from, after, entries) else { return };
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        if reached >= fetching.until {
+            return self.become_primary(ballot);
+        }
+        candidate.fetching = Some(Fetching { after: reached, ..fetching });
+        self.fetch();
+    }
+
+    /// Brings the log in line with entries that follow `after`, where both logs are known to agree. Gives the index of the
+    /// last, or none if they make no sense.
+    pub(super) fn take_entries(&mut self, from: ReplicaId, after: LogIndex, entries: Vec<Entry>) -> Option<LogIndex> {
+        let dense = entries.iter().zip(after.0 + 1..).all(|(entry, index)| entry.index.0 == index);
+        if !dense || entries.iter().any(|entry| entry.ballot > self.promised) {
+            self.ignore(from, "entries with a hole or of the future");
+            return None;
+        }
+        let reached = LogIndex(after.0 + entries.len() as u64);
+        let is_new = |entry: &Entry| {
+            let known = self.entries.position(entry.index);
+            entry.index > self.committed && known != Some(entry.position())
+        };
+        let first_new = entries.iter().position(is_new).unwrap_or(entries.len());
+        let new: Result<Vec<Slot>, _> = entries.into_iter().skip(first_new).map(Slot::decode).collect();
+        let Ok(new) = new else {
+            self.ignore(from, "entries that are no records");
+            return None;
+        };
+        let Some(first) = new.first().map(|slot| slot.entry.index) else { return Some(reached) };
+        if first <= self.entries.last().index {
+            self.entries.truncate_from(first);
+            self.disk.truncate_from(first);
+        }
+        for slot in new {
+            self.push(slot);
+        }
+        Some(reached)
+    }
+
+    pub(super) fn candidate_timeout(&mut self) {
+        if self.now >= self.election_due {
+            return self.become_follower(None);
+        }
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        if self.now < candidate.retry_due {
+            return;
+        }
+        candidate.retry_due = self.now.after_ms(self.timing.heartbeat_ms);
+        if candidate.fetching.is_some() {
+            return self.fetch();
+        }
+        let ballot = candidate.ballot;
+        let own_is_durable = candidate.promises.contains_key(&self.me);
+        let silent: Vec<ReplicaId> =
+            self.voters.iter().copied().filter(|voter| !candidate.promises.contains_key(voter)).collect();
+        for voter in silent.into_iter().filter(|_| own_is_durable) {
+            if voter != self.me {
+                self.send(voter, Message::Campaign { ballot });
+            }
+        }
+    }
+
+    pub(super) fn handle_outbid(&mut self, from: ReplicaId, promised: Ballot) {
+        if promised.round > ROUND_MAX {
+            return self.ignore(from, "promised an absurd ballot");
+        }
+        self.see_round(promised);
+        let own = match &self.role {
+            Role::Candidate(candidate) => Some(candidate.ballot),
+            Role::Primary(primary) => Some(primary.ballot),
+            Role::Follower | Role::Probing(_) => None,
+        };
+        if own.is_some_and(|own| own < promised) {
+            self.become_follower(None);
+        }
+    }
+
+    /// The primary says that it is this voter's turn.
+    pub(super) fn handle_take_over(&mut self, from: ReplicaId, ballot: Ballot) {
+        if ballot == self.promised && ballot.owner == Some(from) && matches!(self.role, Role::Follower) {
+            self.become_candidate();
+        }
+    }
+
+    pub(super) fn see_round(&mut self, ballot: Ballot) {
+        if ballot.round <= ROUND_MAX {
+            self.round_seen = self.round_seen.max(ballot.round);
+        }
+    }
+
+    fn next_ballot(&self) -> Ballot {
+        Ballot { round: self.promised.round.max(self.round_seen) + 1, owner: Some(self.me) }
+    }
+}

@@ -1,0 +1,52 @@
+//! What a follower does with a primary's appends.
+
+use super::{ROUND_MAX, Replicator, Role};
+use crate::ids::{Ballot, LogIndex, ReplicaId};
+use crate::message::Message;
+use crate::record::{Entry, Position};
+
+impl Replicator {
+    pub(super) fn handle_append(
+        &mut self,
+        from: ReplicaId,
+        ballot: Ballot,
+        previous: Position,
+        entries: Vec<Entry>,
+        committed: LogIndex,
+        everywhere: LogIndex,
+    ) {
+        if ballot < self.promised {
+            let promised = self.promised;
+            return self.send_when_durable(from, Message::Outbid { promised });
+        }
+        if ballot.owner != Some(from) || ballot.round > ROUND_MAX || previous.index.0 > u64::MAX / 2 {
+            return self.ignore(from, "appends in a ballot of another, or beyond reason");
+        }
+        if ballot > self.promised {
+            self.promised = ballot;
+            self.disk.promise(ballot);
+        }
+        if !matches!(self.role, Role::Follower) || self.primary != Some(from) {
+            self.become_follower(Some(from));
+        }
+        self.primary_heard = Some(self.now);
+        self.expect_primary();
+        if !self.matches(previous) {
+            let last = self.entries.last().index;
+            // Of what is not committed nothing is sure; it is little, so begin there.
+            let retry_after = if last < previous.index { last } else { self.committed };
+            let previous = previous.index;
+            return self.send_when_durable(from, Message::AppendRefused { ballot, previous, retry_after });
+        }
+        let Some(matched) = self.take_entries(from, previous.index, entries) else { return };
+        self.committed = self.committed.max(committed.min(matched));
+        self.everywhere = self.everywhere.max(everywhere.min(self.committed));
+        self.send_when_durable(from, Message::Appended { ballot, matched });
+    }
+
+    /// True if this log has the primary's entry there: then all before it agree too. Committed entries are the same in all
+    /// logs, also those that have left this memory.
+    fn matches(&self, previous: Position) -> bool {
+        previous.index <= self.committed || self.entries.position(previous.index) == Some(previous)
+    }
+}

@@ -1,0 +1,91 @@
+//! The other groups, as far as a primary must know them: where their primary probably is, and whether it answers.
+
+use crate::ids::ReplicaId;
+use crate::time::Time;
+
+/// Another group.
+#[derive(Debug)]
+pub(super) struct Peer {
+    voters: Vec<ReplicaId>,
+    /// Probably its primary.
+    target: ReplicaId,
+    /// Since when that one is asked in vain.
+    target_since: Time,
+    /// Since when the group leaves questions unanswered.
+    unanswered_since: Option<Time>,
+    /// When everything was last sent anew because the primary turned out to be another.
+    redirected: Option<Time>,
+    /// Commands with this group that are not through.
+    pub(super) unfinished: usize,
+}
+
+impl Peer {
+    /// `voters` has at least one.
+    pub(super) fn new(now: Time, voters: &[ReplicaId]) -> Self {
+        Peer {
+            target: voters[0],
+            voters: voters.to_vec(),
+            target_since: now,
+            unanswered_since: None,
+            redirected: None,
+            unfinished: 0,
+        }
+    }
+
+    pub(super) fn target(&self) -> ReplicaId {
+        self.target
+    }
+
+    /// A question goes out. Whoever has left one unanswered for so long may not be the primary: tries the next.
+    pub(super) fn ask(&mut self, now: Time, patience_ms: u64) -> ReplicaId {
+        if self.unanswered_since.is_none() {
+            self.unanswered_since = Some(now);
+            self.target_since = now;
+        } else if now.ms_since(self.target_since) >= patience_ms {
+            self.aim(now, None);
+        }
+        self.target
+    }
+
+    /// Its primary spoke. True if that is news.
+    pub(super) fn heard(&mut self, from: ReplicaId) -> bool {
+        self.unanswered_since = None;
+        std::mem::replace(&mut self.target, from) != from
+    }
+
+    /// A replica says that it is not primary. True if the questions should go to another at once.
+    pub(super) fn not_primary(&mut self, now: Time, from: ReplicaId, hint: Option<ReplicaId>, pause_ms: u64) -> bool {
+        if from != self.target {
+            return false;
+        }
+        self.aim(now, hint.filter(|hint| *hint != from && self.voters.contains(hint)));
+        // Two replicas that point at each other must not keep the network busy.
+        if self.redirected.is_some_and(|redirected| now.ms_since(redirected) < pause_ms) {
+            return false;
+        }
+        self.redirected = Some(now);
+        true
+    }
+
+    fn aim(&mut self, now: Time, hint: Option<ReplicaId>) {
+        let at = self.voters.iter().position(|&voter| voter == self.target).unwrap_or(0);
+        self.target = hint.unwrap_or(self.voters[(at + 1) % self.voters.len()]);
+        self.target_since = now;
+    }
+
+    /// One command less. A group of which nothing is wanted owes no answer.
+    pub(super) fn release(&mut self) {
+        self.unfinished -= 1;
+        if self.unfinished == 0 {
+            self.unanswered_since = None;
+        }
+    }
+
+    pub(super) fn silent_since(&self) -> Option<Time> {
+        self.unanswered_since
+    }
+
+    pub(super) fn is_silent(&self, now: Time, silence_ms: u64) -> bool {
+        self.unanswered_since.is_some_and(|since| now.ms_since(since) >= silence_ms)
+    }
+}
