@@ -526,15 +526,35 @@ fn runtime_that_shuts_down_leaves_no_flight_behind() {
     let store = world.store(US);
     world.faults[0].always_all(Some(Fault::Hang));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let flight = runtime.block_on(async {
-        let flight = store.shared.fetch(&blob(0, 1, 10).0);
-        tokio::task::yield_now().await;
-        flight
-    });
+    let flight = {
+        let _inside = runtime.enter();
+        store.shared.fetch(&blob(0, 1, 10).0)
+    };
+    runtime.block_on(tokio::task::yield_now());
     drop(runtime);
     let error = futures::executor::block_on(flight).unwrap_err();
     assert!(matches!(error, Error::ShuttingDown { .. }), "{error}");
     assert!(store.shared.flights.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn folder_put_throughput() {
+    for with_cache in [false, true] {
+        let (folder, cache_folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let bucket = Bucket::open(&crate::BucketConfig::new(folder.path().to_str().unwrap())).await.unwrap();
+        let cache = with_cache.then(|| Cache::open(CacheConfig::new(cache_folder.path())).unwrap());
+        let store = BlobStore::new(US, [(US, bucket)], cache, Arc::new(Direct), limits()).unwrap();
+        let uploader = crate::Uploader::new(store, crate::UploaderConfig::default());
+        let data = blob(0, 0, 4 << 20).1;
+        let started = std::time::Instant::now();
+        let ids: Vec<BlobId> = (0..64).map(|sequence| BlobId::new(US, 1, sequence)).collect();
+        for id in &ids {
+            uploader.submit(*id, data.clone()).await.unwrap();
+        }
+        uploader.flush(&ids).await.unwrap();
+        println!("with cache {with_cache}: {:.0} MiB/s", 256.0 / started.elapsed().as_secs_f64());
+    }
 }
 
 #[derive(Clone, Debug)]
