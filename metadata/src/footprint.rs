@@ -7,7 +7,7 @@
 //! | home | that the inode exists, and where | removal, moves between groups | |
 //! | parent (directory) | a directory's place in the tree | its removal, renames to another parent, moves | |
 //! | locks | byte-range locks | lock operations | |
-//! | births (group) | inode numbers promised to creations from elsewhere | | such creations |
+//! | births (group, shard) | the numbers of inodes that are born here at the wish of another group | such creations | |
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::op::{FsOp, RenameMode};
 use crate::read::ReadOp;
+use crate::birth::{Birth, BirthShard};
 use crate::types::{FileKind, InodeId, NodeRef};
 
 const SEED: u64 = 0x476c_6f62_616c_4653;
@@ -53,8 +54,8 @@ pub fn key_locks(ino: InodeId) -> Key {
 
 /// Inodes that are being born in a group at the wish of another.
 #[must_use]
-pub fn key_births(group: GroupId) -> Key {
-    key(6, u64::from(group.0), &[])
+pub fn key_births(group: GroupId, shard: BirthShard) -> Key {
+    key(6, u64::from(group.0), &[shard.0])
 }
 
 fn key(tag: u8, id: u64, name: &[u8]) -> Key {
@@ -125,7 +126,8 @@ impl FsOp {
             FsOp::Create { parent, name, home, .. } => {
                 footprint.entry(*parent, name);
                 if *home != parent.home {
-                    footprint.touch(*home, key_births(*home), Mode::Add);
+                    let shard = BirthShard::of_name(parent.ino, name);
+                    footprint.touch(*home, key_births(*home, shard), Mode::Write);
                 }
             }
             FsOp::Link { node, parent, name } => {
@@ -209,12 +211,24 @@ impl ReadOp {
     }
 
     /// What else blocks this read if the answer is that there is no such inode ([`crate::outcome::Errno::StaleHandle`]):
-    /// it may be about to be born here.
+    /// it may be about to be
+    /// born here, or to move here.
     #[must_use]
     pub fn keys_if_missing(&self, group: GroupId) -> Vec<Key> {
         match self {
+            ReadOp::Lookup { parent: ino, .. }
+            | ReadOp::GetAttr { ino }
+            | ReadOp::ReadDir { dir: ino, .. }
+            | ReadOp::ReadLink { ino }
+            | ReadOp::Content { ino, .. }
+            | ReadOp::GetXattr { ino, .. }
+            | ReadOp::ListXattr { ino }
+            | ReadOp::Ancestors { dir: ino }
+            | ReadOp::TestLock { ino, .. } => match Birth::of_inode(*ino) {
+                Some(birth) if ino.birth_group() == group => vec![key_births(group, birth.shard), key_home(*ino)],
+                _ => vec![key_home(*ino)],
+            },
             ReadOp::Usage | ReadOp::Garbage { .. } => Vec::new(),
-            _ => vec![key_births(group)],
         }
     }
 }

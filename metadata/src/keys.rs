@@ -20,7 +20,7 @@
 //! | 0f | garbage | sequence | blob that nothing refers to |
 //! | 10 | doubtful garbage | sequence | blob that nothing in this group refers to, but perhaps another group |
 //! | 11 | forward | ino | the group where the inode went |
-//! | 12 | newborn | ino | an inode promised to a creation that other groups have a say in |
+//! | 12 | births | shard | the last number of an inode born here at the wish of another group |
 //!
 //! Extents are keyed by their end: the one that covers an offset is the first that ends behind it, and no backward scan is
 //! needed. Kinds from 40 on are free for whoever shares the store.
@@ -46,7 +46,7 @@ pub(crate) const BLOB: u8 = 0x0e;
 pub(crate) const GARBAGE: u8 = 0x0f;
 pub(crate) const DOUBTFUL: u8 = 0x10;
 pub(crate) const FORWARD: u8 = 0x11;
-pub(crate) const NEWBORN: u8 = 0x12;
+pub(crate) const BIRTHS: u8 = 0x12;
 
 pub(crate) fn volume() -> Vec<u8> {
     vec![0x01]
@@ -128,6 +128,10 @@ pub(crate) fn blob(blob: BlobId) -> Vec<u8> {
     key.extend_from_slice(&blob.writer.to_be_bytes());
     key.extend_from_slice(&blob.sequence.to_be_bytes());
     key
+}
+
+pub(crate) fn births(shard: u8) -> Vec<u8> {
+    vec![BIRTHS, shard]
 }
 
 pub(crate) fn numbered(kind: u8, sequence: u64) -> Vec<u8> {

@@ -5,13 +5,19 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use multicast::command::{Command, Key};
 use multicast::ids::{GroupId, SessionId};
+use multicast::{Context, Machine};
+use serde::de::DeserializeOwned;
 
+pub use crate::answer::read;
 use crate::error::Error;
-use crate::outcome::{Errno, OpError};
-use crate::rows::{self, Volume};
+use crate::op::FsOp;
+use crate::outcome::{Errno, Fact, OpError, Outcome};
+use crate::rows::{Counters, InodeRow, Volume};
 use crate::store::{Store, StoreMut};
-use crate::types::{InodeId, TimeNs};
-use crate::{codec, keys};
+use crate::types::{Attr, FileKind, InodeId, NodeRef, TimeNs};
+use crate::validate::validate;
+use crate::verdict::{self, Contribution, Rank, Step, Stop};
+use crate::{codec, keys, rows};
 
 /// What executed updates changed, for those who cache it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +39,8 @@ pub struct Namespace<S> {
     pub(crate) store: S,
     pub(crate) changes: Changes,
     pub(crate) failure: Option<Error>,
+    /// While an update may still be refused after it has written: what was there before.
+    pub(crate) undo: Option<Vec<(Vec<u8>, Option<Vec<u8>>)>>,
 }
 
 impl<S: StoreMut> Namespace<S> {
@@ -42,25 +50,38 @@ impl<S: StoreMut> Namespace<S> {
         if volume.group != group {
             return Err(Error::OtherGroup { found: volume.group, expected: group });
         }
-        Ok(Namespace { group, volume, store, changes: Changes::default(), failure: None })
+        Ok(Namespace { group, volume, store, changes: Changes::default(), failure: None, undo: None })
     }
 
-    /// What this group has to say to a command of several groups; see [`Namespace::execute`].
-    pub fn contribute(&mut self, _now: TimeNs, _command: &Command) -> Bytes {
-        Bytes::new()
+    /// What this group has to say to a command of several groups: its part of the verdict, and what the others need to
+    /// know or to take over. Changes nothing, and depends on nothing that the command's footprint does not protect.
+    pub fn contribute(&mut self, command: &Command) -> Bytes {
+        let contribution = match admit(command) {
+            Ok(op) => self.contribution(&op),
+            // Every destination sees that by itself when it executes.
+            Err(_) => Ok(Contribution::default()),
+        };
+        self.settle(contribution.map(|contribution| codec::encode_versioned(&contribution)))
     }
 
-    /// Executes a command and gives its encoded [`crate::outcome::Outcome`]. `contributions` holds those of all its
-    /// destinations if there are several.
-    pub fn execute(&mut self, _now: TimeNs, _command: &Command, _contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        codec::encode_outcome(&Err(OpError::Errno(Errno::NotSupported)))
+    /// Executes a command and gives its encoded [`Outcome`]. `contributions` holds those of all its destinations if there
+    /// are several.
+    pub fn execute(&mut self, now: TimeNs, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
+        let outcome = self.run(now, command, contributions);
+        self.settle(outcome.map(|outcome| codec::encode_outcome(&outcome)))
     }
 
     /// A session was registered in this group.
-    pub fn session_opened(&mut self, _now: TimeNs, _session: SessionId) {}
+    pub fn session_opened(&mut self, session: SessionId) {
+        let done = self.put(keys::session(session), Vec::new());
+        self.settle(done);
+    }
 
     /// A session ended: it holds nothing any more.
-    pub fn session_closed(&mut self, _now: TimeNs, _session: SessionId) {}
+    pub fn session_closed(&mut self, session: SessionId) {
+        let done = self.forget_session(session);
+        self.settle(done);
+    }
 
     /// What was changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
@@ -84,6 +105,292 @@ impl<S: StoreMut> Namespace<S> {
     pub fn into_store(self) -> S {
         self.store
     }
+
+    fn settle<T: Default>(&mut self, result: Result<T, Error>) -> T {
+        result.unwrap_or_else(|error| {
+            self.failure.get_or_insert(error);
+            T::default()
+        })
+    }
+
+    fn run(
+        &mut self,
+        now: TimeNs,
+        command: &Command,
+        contributions: &BTreeMap<GroupId, Bytes>,
+    ) -> Result<Outcome, Error> {
+        let op = match admit(command) {
+            Ok(op) => op,
+            Err(errno) => return Ok(Err(OpError::Errno(errno))),
+        };
+        let session = command.id.session;
+        let (outcome, unchanged) = if !is_joint(&op) {
+            (self.run_alone(now, session, &op)?, false)
+        } else if command.is_multi_group() {
+            self.run_joint(now, session, &op, received(command, contributions))?
+        } else {
+            let contribution = self.contribution(&op)?;
+            self.run_joint(now, session, &op, Some(vec![contribution]))?
+        };
+        if outcome.is_ok() && !unchanged {
+            let footprint = command.footprint(self.group).unwrap_or_default();
+            self.changes.keys.extend(footprint.iter().filter(|(_, mode)| mode.changes()).map(|(key, _)| *key));
+        }
+        Ok(outcome)
+    }
+
+    /// Decides on an update that may have several destinations, and does this group's part of it. Also says whether it
+    /// succeeded without changing anything.
+    fn run_joint(
+        &mut self,
+        now: TimeNs,
+        session: SessionId,
+        op: &FsOp,
+        contributions: Option<Vec<Contribution>>,
+    ) -> Result<(Outcome, bool), Error> {
+        let verdict = match contributions {
+            Some(contributions) => verdict::join(now, contributions),
+            None => Err(OpError::Errno(Errno::Malformed)),
+        };
+        let joint = match verdict {
+            Ok(joint) => joint,
+            Err(error) => return Ok((Err(error), false)),
+        };
+        let done = match op {
+            FsOp::Create { .. } => self.apply_create(op, &joint)?,
+            FsOp::Link { node, parent, name } => self.apply_link(*node, *parent, name, &joint)?,
+            FsOp::Unlink { parent, name, target, keep_open } | FsOp::Rmdir { parent, name, target, keep_open } => {
+                let holder = keep_open.then_some(session);
+                self.apply_remove(*parent, name, *target, session, holder, &joint)?
+            }
+            FsOp::Rename { .. } => return self.apply_rename(op, session, &joint),
+            FsOp::MoveInode { parent, name, node, to } => self.apply_move(*parent, name, *node, *to, &joint)?,
+            FsOp::SetAttr { .. }
+            | FsOp::Write { .. }
+            | FsOp::SetXattr { .. }
+            | FsOp::RemoveXattr { .. }
+            | FsOp::Lock { .. }
+            | FsOp::ReleaseOrphans { .. }
+            | FsOp::SetPlacement { .. }
+            | FsOp::Collected { .. } => None,
+        };
+        // A contribution that lacks what its group owes can only come from a group that disagrees on the rules.
+        Ok((done.ok_or(OpError::Errno(Errno::Malformed)), false))
+    }
+
+    /// This group's part of the verdict on an update that may have several destinations.
+    fn contribution(&self, op: &FsOp) -> Result<Contribution, Error> {
+        let mut part = Contribution::default();
+        match op {
+            FsOp::Create { .. } => self.check_create(op, &mut part)?,
+            FsOp::Link { node, parent, name } => self.check_link(*node, *parent, name, &mut part)?,
+            FsOp::Unlink { parent, name, target, .. } => self.check_unlink(*parent, name, *target, &mut part)?,
+            FsOp::Rmdir { parent, name, target, .. } => self.check_rmdir(*parent, name, *target, &mut part)?,
+            FsOp::Rename { .. } => self.check_rename(op, &mut part)?,
+            FsOp::MoveInode { parent, name, node, .. } => self.check_move(*parent, name, *node, &mut part)?,
+            FsOp::SetAttr { .. }
+            | FsOp::Write { .. }
+            | FsOp::SetXattr { .. }
+            | FsOp::RemoveXattr { .. }
+            | FsOp::Lock { .. }
+            | FsOp::ReleaseOrphans { .. }
+            | FsOp::SetPlacement { .. }
+            | FsOp::Collected { .. } => {}
+        }
+        if !part.refusals.is_empty() {
+            part.facts = verdict::Facts::default();
+        }
+        Ok(part)
+    }
+
+    /// Executes an update that has one destination by its nature. A refused one leaves nothing behind.
+    fn run_alone(&mut self, now: TimeNs, session: SessionId, op: &FsOp) -> Result<Outcome, Error> {
+        self.undo = Some(Vec::new());
+        let step = match op {
+            FsOp::SetAttr { node, set } => self.set_attr(now, *node, set),
+            FsOp::Write { .. } => self.write(now, op),
+            FsOp::SetXattr { node, name, value, condition } => self.set_xattr(now, *node, name, value, *condition),
+            FsOp::RemoveXattr { node, name } => self.remove_xattr(now, *node, name),
+            FsOp::Lock { .. } => self.lock(session, op),
+            FsOp::ReleaseOrphans { inodes, .. } => self.release_orphans(session, inodes),
+            FsOp::SetPlacement { dir, placement } => self.set_placement(now, *dir, *placement),
+            FsOp::Collected { blobs, .. } => self.collected(blobs),
+            FsOp::Create { .. }
+            | FsOp::Link { .. }
+            | FsOp::Unlink { .. }
+            | FsOp::Rmdir { .. }
+            | FsOp::Rename { .. }
+            | FsOp::MoveInode { .. } => Err(Stop::errno(Rank::Malformed, Errno::Malformed)),
+        };
+        let before = self.undo.take().unwrap_or_default();
+        match step {
+            Ok(done) => Ok(Ok(done)),
+            Err(Stop::Failed(error)) => Err(error),
+            Err(Stop::Refused(refusal)) => {
+                for (key, value) in before.into_iter().rev() {
+                    match value {
+                        Some(value) => self.store.put(key, value)?,
+                        None => self.store.delete(&key)?,
+                    }
+                }
+                Ok(Err(refusal.error))
+            }
+        }
+    }
+}
+
+impl<S: StoreMut> Machine for Namespace<S> {
+    fn contribute(&mut self, _context: &Context, command: &Command) -> Bytes {
+        Namespace::contribute(self, command)
+    }
+
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
+        let now = TimeNs(i64::try_from(context.time_ns).unwrap_or(i64::MAX));
+        Namespace::execute(self, now, command, contributions)
+    }
+
+    fn session_opened(&mut self, _context: &Context, session: SessionId) {
+        Namespace::session_opened(self, session);
+    }
+
+    fn session_closed(&mut self, _context: &Context, session: SessionId) {
+        Namespace::session_closed(self, session);
+    }
+}
+
+/// Access to rows, for the families of operations.
+impl<S: StoreMut> Namespace<S> {
+    pub(crate) fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, Error> {
+        rows::read(&self.store, key)
+    }
+
+    pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), Error> {
+        if let Some(undo) = &mut self.undo {
+            undo.push((key.clone(), self.store.get(&key)?));
+        }
+        self.store.put(key, value)
+    }
+
+    pub(crate) fn remove(&mut self, key: &[u8]) -> Result<(), Error> {
+        if let Some(undo) = &mut self.undo {
+            undo.push((key.to_vec(), self.store.get(key)?));
+        }
+        self.store.delete(key)
+    }
+
+    pub(crate) fn inode(&self, ino: InodeId) -> Result<Option<InodeRow>, Error> {
+        self.read(&keys::inode(ino))
+    }
+
+    /// An inode that a verdict has found here, or that a row here refers to.
+    pub(crate) fn owned_inode(&self, ino: InodeId) -> Result<InodeRow, Error> {
+        let key = keys::inode(ino);
+        self.read(&key)?.ok_or(Error::CorruptRow { key })
+    }
+
+    pub(crate) fn put_inode(&mut self, row: &InodeRow) -> Result<(), Error> {
+        self.put(keys::inode(row.attr.ino), rows::encode(row))
+    }
+
+    /// The inode that an update names, if it is here and what it was taken for.
+    pub(crate) fn subject(&self, node: NodeRef) -> Step<InodeRow> {
+        match self.inode(node.ino)? {
+            Some(row) if row.attr.kind == node.kind => Ok(row),
+            Some(row) => Err(Stop::stale(Fact::Attr(Box::new(row.attr)))),
+            None => Err(self.absent(node.ino)?),
+        }
+    }
+
+    /// The directory that an update names.
+    pub(crate) fn directory(&self, dir: NodeRef) -> Step<InodeRow> {
+        let row = self.subject(dir)?;
+        if row.attr.kind != FileKind::Directory {
+            return Err(Stop::errno(Rank::NameMissing, Errno::NotDirectory));
+        }
+        if row.attr.nlink == 0 {
+            return Err(Stop::errno(Rank::NameMissing, Errno::NotFound));
+        }
+        Ok(row)
+    }
+
+    fn absent(&self, ino: InodeId) -> Result<Stop, Error> {
+        if let Some(home) = self.read(&keys::of_inode(keys::FORWARD, ino))? {
+            let error = OpError::Moved { ino, home };
+            return Ok(Stop::Refused(verdict::Refusal { rank: Rank::Moved, error }));
+        }
+        if self.is_unborn(ino)? {
+            // Its creation may have executed elsewhere and be about to here: ask again.
+            return Ok(Stop::Refused(verdict::Refusal { rank: Rank::Stale, error: OpError::Stale(Vec::new()) }));
+        }
+        Ok(Stop::errno(Rank::Gone, Errno::StaleHandle))
+    }
+
+    pub(crate) fn counters(&self) -> Result<Counters, Error> {
+        Ok(self.read(&keys::counters())?.unwrap_or_default())
+    }
+
+    pub(crate) fn put_counters(&mut self, counters: &Counters) -> Result<(), Error> {
+        self.put(keys::counters(), rows::encode(counters))
+    }
+
+    /// Adds to the totals of what is at home here.
+    pub(crate) fn account(&mut self, inodes: i64, bytes: i64) -> Result<(), Error> {
+        if inodes == 0 && bytes == 0 {
+            return Ok(());
+        }
+        let mut counters = self.counters()?;
+        counters.inodes = counters.inodes.saturating_add_signed(inodes);
+        counters.bytes = counters.bytes.saturating_add_signed(bytes);
+        self.put_counters(&counters)
+    }
+}
+
+/// An update whose content and footprint agree with its rules.
+fn admit(command: &Command) -> Result<FsOp, Errno> {
+    let op = codec::decode_op(&command.payload).map_err(|_| Errno::Malformed)?;
+    validate(&op)?;
+    // What it touches beyond what it says would escape ordering.
+    if op.destinations() == command.destinations { Ok(op) } else { Err(Errno::Malformed) }
+}
+
+/// Decodes every destination's contribution; `None` if one is missing or makes no sense.
+fn received(command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Option<Vec<Contribution>> {
+    let decode = |group| codec::decode_versioned(contributions.get(&group)?, codec::CONTRIBUTION_BYTES_MAX).ok();
+    command.groups().map(decode).collect()
+}
+
+/// True for updates that may have several destinations.
+fn is_joint(op: &FsOp) -> bool {
+    match op {
+        FsOp::Create { .. }
+        | FsOp::Link { .. }
+        | FsOp::Unlink { .. }
+        | FsOp::Rmdir { .. }
+        | FsOp::Rename { .. }
+        | FsOp::MoveInode { .. } => true,
+        FsOp::SetAttr { .. }
+        | FsOp::Write { .. }
+        | FsOp::SetXattr { .. }
+        | FsOp::RemoveXattr { .. }
+        | FsOp::Lock { .. }
+        | FsOp::ReleaseOrphans { .. }
+        | FsOp::SetPlacement { .. }
+        | FsOp::Collected { .. } => false,
+    }
+}
+
+/// Marks a change of anything.
+pub(crate) fn touch_changed(attr: &mut Attr, now: TimeNs) {
+    attr.ctime = attr.ctime.max(now);
+}
+
+/// Marks a change of content.
+pub(crate) fn touch_modified(attr: &mut Attr, now: TimeNs) {
+    // Updates that only add to a directory may execute in another order than their times: the newest wins.
+    if now >= attr.ctime {
+        attr.mtime = now;
+        attr.ctime = now;
+    }
 }
 
 /// What a new volume starts with.
@@ -106,7 +413,36 @@ pub struct Genesis {
 pub fn genesis<S: StoreMut>(store: &mut S, group: GroupId, genesis: &Genesis) -> Result<(), Error> {
     let volume = Volume { group, inline_bytes_max: genesis.inline_bytes_max };
     store.put(keys::volume(), rows::encode(&volume))?;
-    Ok(())
+    let mut counters = Counters::default();
+    if group == GroupId::GLOBAL {
+        let root = InodeRow::new(root(genesis));
+        store.put(keys::inode(InodeId::ROOT), rows::encode(&root))?;
+        counters = Counters { inode_last: 1, inodes: 1, ..counters };
+    }
+    store.put(keys::counters(), rows::encode(&counters))
+}
+
+fn root(genesis: &Genesis) -> Attr {
+    Attr {
+        ino: InodeId::ROOT,
+        kind: FileKind::Directory,
+        mode: genesis.mode & 0o7777,
+        nlink: 2,
+        uid: genesis.uid,
+        gid: genesis.gid,
+        rdev: 0,
+        size: 0,
+        allocated: 0,
+        atime: genesis.time,
+        mtime: genesis.time,
+        ctime: genesis.time,
+        btime: genesis.time,
+        home: GroupId::GLOBAL,
+        placement: GroupId::GLOBAL,
+        parent: Some(InodeId::ROOT),
+        data_version: 0,
+        xattrs: 0,
+    }
 }
 
 /// What holds for the whole volume.

@@ -1,13 +1,13 @@
 //! Reads: answered by one replica of one group from its own state.
 
 use bytes::Bytes;
+use multicast::command::Key;
 use multicast::ids::SessionId;
 use serde::{Deserialize, Serialize};
 
 use crate::op::{LockKind, LockRange};
-use crate::error::Error;
-use crate::outcome::{Errno, OpError};
-use crate::store::Store;
+use crate::footprint::key_inode;
+use crate::outcome::OpError;
 use crate::types::{Attr, Content, Dirent, InodeId};
 
 /// A question to a replica of the group that holds the inode named first.
@@ -150,7 +150,54 @@ pub enum ReadAnswer {
 /// The result of a read. Of [`OpError`] only `Errno` and `Moved` occur.
 pub type ReadResult = Result<ReadAnswer, OpError>;
 
-/// Answers a read from a group's rows. Bounded work; called by many threads at once on one store.
-pub fn answer<S: Store + ?Sized>(_store: &S, _op: &ReadOp) -> Result<ReadResult, Error> {
-    Ok(Err(OpError::Errno(Errno::NotSupported)))
+impl ReadAnswer {
+    /// What the answer shows beyond what was asked for: attributes of inodes that came with their names. Each has a key of
+    /// its own, to be noted for invalidation beside [`ReadOp::keys`].
+    #[must_use]
+    pub fn attached(&self) -> Vec<Key> {
+        match self {
+            ReadAnswer::Lookup(Some((dirent, Some(_)))) => vec![key_inode(dirent.ino)],
+            ReadAnswer::Entries { entries, .. } => {
+                let with_attr = entries.iter().filter(|entry| entry.attr.is_some());
+                with_attr.map(|entry| key_inode(entry.dirent.ino)).collect()
+            }
+            ReadAnswer::Lookup(_)
+            | ReadAnswer::Attr(_)
+            | ReadAnswer::Target(_)
+            | ReadAnswer::Content { .. }
+            | ReadAnswer::Xattr(_)
+            | ReadAnswer::Xattrs(_)
+            | ReadAnswer::Ancestors(_)
+            | ReadAnswer::Lock(_)
+            | ReadAnswer::Usage { .. }
+            | ReadAnswer::Garbage(_) => Vec::new(),
+        }
+    }
+
+    /// Drops attached attributes of which `hidden` says so: an unfinished update that the reader may know of changes them.
+    pub fn detach(&mut self, hidden: impl Fn(Key) -> bool) {
+        let hide = |dirent: &Dirent, attr: &mut Option<Box<Attr>>| {
+            if attr.is_some() && hidden(key_inode(dirent.ino)) {
+                *attr = None;
+            }
+        };
+        match self {
+            ReadAnswer::Lookup(Some((dirent, attr))) => hide(dirent, attr),
+            ReadAnswer::Entries { entries, .. } => {
+                for entry in entries {
+                    hide(&entry.dirent, &mut entry.attr);
+                }
+            }
+            ReadAnswer::Lookup(None)
+            | ReadAnswer::Attr(_)
+            | ReadAnswer::Target(_)
+            | ReadAnswer::Content { .. }
+            | ReadAnswer::Xattr(_)
+            | ReadAnswer::Xattrs(_)
+            | ReadAnswer::Ancestors(_)
+            | ReadAnswer::Lock(_)
+            | ReadAnswer::Usage { .. }
+            | ReadAnswer::Garbage(_) => {}
+        }
+    }
 }

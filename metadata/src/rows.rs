@@ -118,10 +118,8 @@ pub struct LockRow {
 pub struct BlobRow {
     /// By how many extents.
     pub references: u64,
-    /// Another group may refer to it as well.
+    /// It has come from another group, or some of its references have gone to one: others may refer to it as well.
     pub beyond: bool,
-    /// Its last references are about to move to another group: nobody may share it meanwhile.
-    pub leaving: bool,
     /// Its number among the garbage, if nothing refers to it.
     pub garbage: Option<u64>,
 }

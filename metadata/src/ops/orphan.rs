@@ -1,0 +1,131 @@
+//! Inodes without a name that someone may still hold open; sessions; the end of inodes; collected garbage.
+
+use multicast::ids::SessionId;
+
+use super::content::FileEdit;
+use crate::error::Error;
+use crate::footprint::{key_inode, key_locks};
+use crate::namespace::Namespace;
+use crate::outcome::Done;
+use crate::rows::{BlobRow, InodeRow, LockRow};
+use crate::store::StoreMut;
+use crate::types::{BlobId, FileKind, InodeId};
+use crate::verdict::Step;
+use crate::{keys, rows};
+
+const PAGE: usize = 256;
+
+impl<S: StoreMut> Namespace<S> {
+    /// An inode has lost its last name: every session may hold it open, the one that took the name only if it says so.
+    pub(super) fn orphan(
+        &mut self,
+        row: InodeRow,
+        session: SessionId,
+        holder: Option<SessionId>,
+    ) -> Result<(), Error> {
+        let mut holders = self.sessions()?;
+        holders.retain(|known| *known != session || holder == Some(session));
+        if holders.is_empty() {
+            return self.delete_inode(row);
+        }
+        self.put_inode(&row)?;
+        self.changes.orphans.push(row.attr.ino);
+        self.put(keys::of_inode(keys::ORPHAN, row.attr.ino), rows::encode(&holders))
+    }
+
+    pub(crate) fn release_orphans(&mut self, session: SessionId, inodes: &[InodeId]) -> Step<Done> {
+        for &ino in inodes {
+            self.release_orphan(session, ino)?;
+        }
+        Ok(Done::Nothing)
+    }
+
+    fn release_orphan(&mut self, session: SessionId, ino: InodeId) -> Result<(), Error> {
+        let key = keys::of_inode(keys::ORPHAN, ino);
+        let Some(mut holders) = self.read::<Vec<SessionId>>(&key)? else { return Ok(()) };
+        let Ok(at) = holders.binary_search(&session) else { return Ok(()) };
+        holders.remove(at);
+        if !holders.is_empty() {
+            return self.put(key, rows::encode(&holders));
+        }
+        self.remove(&key)?;
+        let row = self.owned_inode(ino)?;
+        self.delete_inode(row)?;
+        self.changes.keys.push(key_inode(ino));
+        Ok(())
+    }
+
+    /// Removes every row of an inode that has no name and no holder.
+    fn delete_inode(&mut self, row: InodeRow) -> Result<(), Error> {
+        let ino = row.attr.ino;
+        for flock in [false, true] {
+            self.drop_locks(ino, flock)?;
+        }
+        if row.attr.kind == FileKind::Symlink {
+            self.remove(&keys::of_inode(keys::SYMLINK, ino))?;
+        }
+        if row.attr.xattrs > 0 {
+            for (key, _) in self.rows_of(keys::XATTR, ino)? {
+                self.remove(&key)?;
+            }
+        }
+        if row.extents > 0 {
+            let mut edit = FileEdit::new(self, row);
+            edit.clear(0, u64::MAX)?;
+            edit.finish()?;
+        }
+        self.remove(&keys::inode(ino))?;
+        self.account(-1, 0)
+    }
+
+    fn drop_locks(&mut self, ino: InodeId, flock: bool) -> Result<(), Error> {
+        let key = keys::locks(ino, flock);
+        let Some(held) = self.read::<Vec<LockRow>>(&key)? else { return Ok(()) };
+        for lock in held {
+            self.remove(&keys::locked(lock.session, ino, flock))?;
+        }
+        self.remove(&key)
+    }
+
+    fn sessions(&self) -> Result<Vec<SessionId>, Error> {
+        let rows = self.store.scan(&[keys::SESSION], &[], usize::MAX)?;
+        let session = |key: Vec<u8>| keys::number_at(&key, 1).map(SessionId).ok_or(Error::CorruptRow { key });
+        rows.into_iter().map(|(key, _)| session(key)).collect()
+    }
+
+    pub(crate) fn forget_session(&mut self, session: SessionId) -> Result<(), Error> {
+        self.remove(&keys::session(session))?;
+        let prefix = keys::locked_by(session);
+        for (key, _) in self.store.scan(&prefix, &prefix, usize::MAX)? {
+            let ino = keys::number_at(&key, 9).map(InodeId).ok_or_else(|| Error::CorruptRow { key: key.clone() })?;
+            let flock = key.last() == Some(&1);
+            self.remove_session_locks(session, ino, flock)?;
+            self.changes.keys.push(key_locks(ino));
+        }
+        let mut from = vec![keys::ORPHAN];
+        loop {
+            let page = self.store.scan(&[keys::ORPHAN], &from, PAGE)?;
+            for (key, _) in &page {
+                let ino = keys::number_at(key, 1).map(InodeId).ok_or_else(|| Error::CorruptRow { key: key.clone() })?;
+                self.release_orphan(session, ino)?;
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => from = [key.as_slice(), &[0]].concat(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// The collector has deleted these blobs: their rows go.
+    pub(crate) fn collected(&mut self, blobs: &[BlobId]) -> Step<Done> {
+        for &blob in blobs {
+            let key = keys::blob(blob);
+            let Some(BlobRow { references: 0, beyond: false, garbage: Some(number), .. }) = self.read(&key)? else {
+                continue;
+            };
+            self.remove(&key)?;
+            self.remove(&keys::numbered(keys::GARBAGE, number))?;
+        }
+        Ok(Done::Nothing)
+    }
+}

@@ -1,0 +1,99 @@
+//! New content: write(2), fallocate(2), copy_file_range(2).
+
+use super::content::FileEdit;
+use super::setattr::{kill_privileges, require_file};
+use crate::keys;
+use crate::namespace::{Namespace, touch_changed};
+use crate::op::{Change, FsOp, WriteAt};
+use crate::outcome::{Done, Errno, Fact};
+use crate::rows::{BlobRow, Source};
+use crate::store::StoreMut;
+use crate::types::{BlobId, FILE_BYTES_MAX, TimeNs};
+use crate::verdict::{Rank, Step, Stop};
+
+impl<S: StoreMut> Namespace<S> {
+    pub(crate) fn write(&mut self, now: TimeNs, op: &FsOp) -> Step<Done> {
+        let FsOp::Write { node, at, changes, size_min, mtime, kill_privileges: kill } = op else {
+            return Err(Stop::errno(Rank::Malformed, Errno::Malformed));
+        };
+        let row = self.subject(*node)?;
+        require_file(&row)?;
+        let base = match at {
+            WriteAt::Offsets => 0,
+            WriteAt::End => row.attr.size,
+        };
+        let size_before = row.attr.size;
+        let mut size = size_before.max(end_of(base, *size_min)?);
+        for change in changes {
+            size = size.max(self.check_change(base, change)?);
+        }
+        let mut edit = FileEdit::new(self, row);
+        for change in changes {
+            apply_change(&mut edit, base, change)?;
+        }
+        let mut row = edit.finish()?;
+        if row.inline_bytes > self.volume.inline_bytes_max {
+            return Err(Stop::stale(Fact::Attr(Box::new(row.attr))));
+        }
+        if !changes.is_empty() || size != size_before {
+            row.attr.size = size;
+            row.attr.data_version += 1;
+            row.attr.mtime = now;
+            touch_changed(&mut row.attr, now);
+        }
+        if let Some(mtime) = *mtime {
+            row.attr.mtime = mtime;
+            touch_changed(&mut row.attr, now);
+        }
+        if *kill {
+            kill_privileges(&mut row.attr);
+            touch_changed(&mut row.attr, now);
+        }
+        self.put_inode(&row)?;
+        let appended_at = (*at == WriteAt::End).then_some(base);
+        Ok(Done::Node { attr: Box::new(row.attr), appended_at })
+    }
+
+    /// How long the file must be for a change, which must be possible.
+    fn check_change(&self, base: u64, change: &Change) -> Step<u64> {
+        let (offset, len) = change.range();
+        let end = end_of(base, offset.saturating_add(len))?;
+        match change {
+            Change::Inline { bytes, .. } => Ok(if bytes.is_empty() { 0 } else { end }),
+            Change::Blob { source, fresh, .. } => {
+                self.check_reference(source.blob, *fresh)?;
+                Ok(end)
+            }
+            Change::Hole { .. } | Change::Zero { .. } | Change::Allocate { .. } => Ok(0),
+        }
+    }
+
+    /// A blob that nothing refers to may be collected at any moment: too late to refer to it again.
+    fn check_reference(&self, blob: BlobId, fresh: bool) -> Step<()> {
+        let usable = match self.read::<BlobRow>(&keys::blob(blob))? {
+            None => fresh,
+            Some(row) => row.references > 0,
+        };
+        if usable { Ok(()) } else { Err(Stop::stale(Fact::BlobGone(blob))) }
+    }
+}
+
+fn end_of(base: u64, end: u64) -> Step<u64> {
+    match base.checked_add(end) {
+        Some(end) if end <= FILE_BYTES_MAX => Ok(end),
+        _ => Err(Stop::errno(Rank::Limit, Errno::FileTooBig)),
+    }
+}
+
+fn apply_change<S: StoreMut>(edit: &mut FileEdit<'_, S>, base: u64, change: &Change) -> Step<()> {
+    let (offset, len) = change.range();
+    let start = base + offset;
+    match change {
+        Change::Inline { bytes, .. } => edit.write_inline(start, bytes)?,
+        Change::Blob { source, .. } => edit.replace(start, len, Source::Blob(*source))?,
+        Change::Hole { .. } => edit.clear(start, start + len)?,
+        Change::Zero { .. } => edit.replace(start, len, Source::Zero)?,
+        Change::Allocate { .. } => edit.allocate(start, start + len)?,
+    }
+    Ok(())
+}
