@@ -22,6 +22,7 @@ pub struct Cluster {
     identities: BTreeMap<u32, Identity>,
     groups: Vec<GroupInfo>,
     pub timeouts: Timeouts,
+    pub limits: Limits,
 }
 
 impl Cluster {
@@ -31,7 +32,12 @@ impl Cluster {
     }
 
     pub fn start_with(timeouts: Timeouts) -> Cluster {
-        let cluster = Cluster::stopped(timeouts);
+        let limits = Limits { state_memory_bytes: 16 << 20, log_segment_bytes: 24 << 20, ..Limits::default() };
+        Cluster::start_limited(timeouts, limits)
+    }
+
+    pub fn start_limited(timeouts: Timeouts, limits: Limits) -> Cluster {
+        let cluster = Cluster::stopped(timeouts, limits);
         let started = Instant::now();
         for node in 1..=3 {
             cluster.start_node(node);
@@ -42,7 +48,7 @@ impl Cluster {
         cluster
     }
 
-    fn stopped(timeouts: Timeouts) -> Cluster {
+    fn stopped(timeouts: Timeouts, limits: Limits) -> Cluster {
         let ca = ClusterCa::create("test").unwrap();
         // Ports are free as long as the sockets that found them are the only ones to use them.
         let sockets: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
@@ -62,7 +68,7 @@ impl Cluster {
         };
         let groups = (0..GROUPS).map(group).collect();
         let folder = tempfile::tempdir().unwrap();
-        Cluster { ca, folder, nodes: Mutex::default(), infos, identities, groups, timeouts }
+        Cluster { ca, folder, nodes: Mutex::default(), infos, identities, groups, timeouts, limits }
     }
 
     pub fn config(&self, node: u32) -> NodeConfig {
@@ -77,7 +83,7 @@ impl Cluster {
             genesis: Genesis { inline_bytes_max: 4096, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) },
             identity: self.identities[&node].clone(),
             wan: None,
-            limits: Limits { state_memory_bytes: 16 << 20, log_segment_bytes: 24 << 20, ..Limits::default() },
+            limits: self.limits.clone(),
             timeouts: self.timeouts.clone(),
         }
     }

@@ -2,11 +2,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use metadata::op::NewNode;
+use metadata::op::{FsOp, NewNode, SetAttr};
+use metadata::protocol::{Reply, Request};
 use metadata::read::{ReadAnswer, ReadOp};
 use metadata::types::NodeRef;
 use multicast::ids::{GroupId, ReplicaId};
-use partition_replica::{Error, Node, Timeouts};
+use partition_replica::{Error, Limits, Node, Timeouts};
 
 use crate::client::{Client, ROOT};
 use crate::cluster::{Cluster, wait_until};
@@ -101,7 +102,7 @@ fn session_of_a_silent_client_expires_and_a_live_one_stays() {
     wait_until("the silent client's session has expired", || {
         for node in 1..=3 {
             let session = alive.session;
-            alive.ask(&cluster, ReplicaId(node), metadata::protocol::Request::KeepAlive { session });
+            alive.ask(&cluster, ReplicaId(node), Request::KeepAlive { session });
         }
         (0..4).all(|group| cluster.statuses(GroupId(group)).values().all(|status| status.sessions == 1))
     });
@@ -186,4 +187,48 @@ fn commands_under_way_while_nodes_crash_execute_exactly_once() {
         let expected: Files = all.iter().filter(|((dir, _), _)| *dir == at).map(|(key, &file)| (key.clone(), file)).collect();
         assert_eq!(found, expected);
     }
+}
+
+/// `count` updates of the root, many at a time, through its primary.
+fn touch_root(cluster: &Cluster, client: &mut Client, count: usize) {
+    let group = GroupId::GLOBAL;
+    let primary = cluster.primary(group).unwrap();
+    let touch = FsOp::SetAttr { node: ROOT, set: SetAttr { mode: Some(0o755), ..SetAttr::default() } };
+    for _ in 0..count / 100 {
+        let requests = (0..100).map(|_| Request::Update { group, command: client.command(&touch) }).collect();
+        for reply in client.pipeline(cluster, primary.0, requests) {
+            assert!(matches!(reply, Reply::Updated { outcome: Ok(_), .. }), "{reply:?}");
+        }
+    }
+}
+
+#[test]
+fn log_is_cut_once_all_voters_have_it_and_the_state_is_flushed() {
+    let timeouts = Timeouts { state_flush: Duration::from_millis(300), ..Timeouts::default() };
+    let limits = Limits { state_memory_bytes: 16 << 20, log_cache_bytes: 64 << 10, ..Limits::default() };
+    let cluster = Cluster::start_limited(timeouts, limits);
+    let mut client = Client::open(&cluster, 1);
+    let group = GroupId::GLOBAL;
+    let first = |node: u32| cluster.statuses(group)[&node].first_index;
+    touch_root(&cluster, &mut client, 1000);
+    wait_until("all have cut their log", || (1..=3).all(|node| first(node) > 900));
+
+    // What a node misses stays in the others' logs, and is read back from disk for it.
+    let primary = cluster.primary(group).unwrap();
+    let lagging = 1 + primary.0 % 3;
+    cluster.crash(lagging);
+    touch_root(&cluster, &mut client, 3000);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(first(primary.0) < 1200, "the log is kept for the voter that is away");
+    cluster.start_node(lagging);
+    wait_until("all have cut their log again", || (1..=3).all(|node| first(node) > 3900));
+    cluster.check_digests();
+    for node in 1..=3 {
+        cluster.crash(node);
+    }
+    for node in 1..=3 {
+        cluster.start_node(node);
+    }
+    cluster.wait_for_primaries();
+    cluster.check_digests();
 }

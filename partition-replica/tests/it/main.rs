@@ -4,6 +4,7 @@
 
 mod client;
 mod cluster;
+mod collector;
 mod crashes;
 mod groups;
 mod hostile;
