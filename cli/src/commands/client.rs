@@ -1,0 +1,202 @@
+//! From the configuration to a client of the cluster, for mounts and tools.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use datastore::{BlobStore, Bucket, Cache, CacheConfig, Direct, Link, Region, StoreLimits, Unreachable};
+use fs_client::{Client, ClientConfig, GroupInfo, Limits, NodeInfo, Timeouts};
+use net::wan::{Wan, WanSide};
+use net::{Endpoint, EndpointConfig, Role};
+
+use super::node;
+use crate::config::{Cluster, TOOL_CLIENT};
+use crate::exit::{Exit, Failure, OrExit, Result};
+use crate::units::ByteSize;
+
+/// What the metadata cache takes for one entry, in bytes.
+const CACHE_ENTRY_BYTES: u64 = 300;
+/// Flushing and saying goodbye, also to nodes that are not there.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A mount keeps alive well within the session's time.
+const KEEP_ALIVES_PER_SESSION: u32 = 5;
+
+/// What a client may differ in from the configuration.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    /// Where it runs.
+    pub region: String,
+    /// Whose certificate it shows.
+    pub identity: String,
+    /// For people who look at sessions.
+    pub label: String,
+    /// How long a call may wait.
+    pub deadline: Duration,
+    /// Memory for caches and buffers.
+    pub memory: ByteSize,
+    /// Blobs on local disk.
+    pub cache: Option<(PathBuf, ByteSize)>,
+    /// Whether emulated distances and cuts hold for it.
+    pub emulated: bool,
+}
+
+impl Wishes {
+    /// A tool's: no disk cache, little memory.
+    pub fn tool(cluster: &Cluster, region: Option<&str>, deadline: Duration) -> Result<Wishes> {
+        let region = match region {
+            Some(name) => cluster.region(name)?.name.clone(),
+            None => cluster.regions[0].name.clone(),
+        };
+        Ok(Wishes {
+            region,
+            identity: TOOL_CLIENT.into(),
+            label: format!("globalfs tool, pid {}", std::process::id()),
+            deadline,
+            memory: ByteSize(32 << 20),
+            cache: None,
+            emulated: true,
+        })
+    }
+}
+
+/// A socket in the client's region. Must be called inside a runtime.
+pub fn endpoint(cluster: &Cluster, wishes: &Wishes) -> Result<(Endpoint, Option<Arc<Wan>>)> {
+    let identity = cluster.identity(Role::Client, &wishes.identity)?;
+    let mut config = EndpointConfig::client(identity);
+    let wan = if wishes.emulated { node::wan(cluster)? } else { None };
+    if let Some(wan) = &wan {
+        let mut nodes = Vec::new();
+        for node in &cluster.nodes {
+            nodes.push((node.resolve()?, node.region.clone()));
+        }
+        config.wan = Some(WanSide::client(wan.clone(), wishes.region.clone(), nodes));
+    }
+    if cluster.nodes.iter().filter_map(|node| node.resolve().ok()).any(|address| address.is_ipv6()) {
+        config.bind = (std::net::Ipv6Addr::UNSPECIFIED, 0).into();
+    }
+    Ok((Endpoint::bind(config).or_exit(Exit::Failed)?, wan))
+}
+
+/// A client for tools: paths and placement, no file contents.
+pub fn connect(cluster: &Cluster, wishes: &Wishes) -> Result<Client> {
+    let (endpoint, _) = endpoint(cluster, wishes)?;
+    Client::connect(client_config(cluster, wishes), endpoint, None).map_err(client_failure)
+}
+
+/// The client's view of the cluster.
+pub fn client_config(cluster: &Cluster, wishes: &Wishes) -> ClientConfig {
+    let nodes = cluster.nodes.iter().map(|node| NodeInfo {
+        number: node.id,
+        name: node.name.clone(),
+        region: node.region.clone(),
+        address: node.address.clone(),
+    });
+    let groups = cluster.groups.iter().map(|group| GroupInfo {
+        id: group.id,
+        name: group.name.clone(),
+        voters: cluster.voters(group).map(|voter| voter.id).collect(),
+    });
+    let (default_limits, default_times) = (Limits::default(), Timeouts::default());
+    let dirty = (wishes.memory.0 / 4).clamp(8 << 20, 256 << 20);
+    let entries = (wishes.memory.0 / 4 / CACHE_ENTRY_BYTES).clamp(1_000, 10_000_000);
+    ClientConfig {
+        label: wishes.label.clone(),
+        limits: Limits {
+            dirty_bytes_max: usize::try_from(dirty).unwrap_or(usize::MAX),
+            cache_entries_max: usize::try_from(entries).unwrap_or(usize::MAX),
+            inline_bytes_max: u32::try_from(cluster.limits.inline.0).unwrap_or(u32::MAX),
+            ..default_limits
+        },
+        timeouts: Timeouts {
+            deadline: wishes.deadline,
+            attempt: default_times.attempt.min(wishes.deadline),
+            keep_alive: cluster.timeouts.session / KEEP_ALIVES_PER_SESSION,
+            close: CLOSE_TIMEOUT,
+            ..default_times
+        },
+        ..ClientConfig::new(wishes.region.clone(), nodes.collect(), groups.collect())
+    }
+}
+
+/// The regions' buckets as a client sees them. Its own must be usable now; others may be out of reach.
+pub async fn store(cluster: &Cluster, wishes: &Wishes, wan: Option<Arc<Wan>>) -> Result<BlobStore> {
+    let mut buckets = Vec::new();
+    for region in &cluster.regions {
+        let doing = || format!("bucket of region {:?} in {}", region.name, cluster.file.display());
+        let bucket = match region.name == wishes.region {
+            true => Bucket::open(&region.bucket).await.or_exit_with(Exit::Config, doing)?,
+            false => match Bucket::configure(&region.bucket) {
+                Ok(bucket) => bucket,
+                Err(error) => {
+                    tracing::warn!(region = region.name, %error, "bucket not usable from here");
+                    continue;
+                }
+            },
+        };
+        buckets.push((Region(region.number), bucket));
+    }
+    let cache = match &wishes.cache {
+        Some((folder, size)) if size.0 > 0 => {
+            let config = CacheConfig { bytes_max: size.0, ..CacheConfig::new(folder) };
+            let cache = Cache::open(config);
+            Some(cache.or_exit_with(Exit::Config, || format!("cache folder {}", folder.display()))?)
+        }
+        _ => None,
+    };
+    let link: Arc<dyn Link> = match wan {
+        Some(wan) => Arc::new(EmulatedLink { wan, regions: cluster.region_names() }),
+        None => Arc::new(Direct),
+    };
+    let memory = usize::try_from(wishes.memory.0).unwrap_or(usize::MAX);
+    let limits = StoreLimits {
+        deadline: wishes.deadline,
+        fetch_bytes_max: (memory / 4).clamp(8 << 20, 256 << 20),
+        memory_bytes_max: memory / 16,
+        ..StoreLimits::default()
+    };
+    let local = Region(cluster.region_number(&wishes.region));
+    BlobStore::new(local, buckets, cache, link, limits).or_exit(Exit::Config)
+}
+
+/// A client's error, with the code for it.
+pub fn client_failure(error: fs_client::Error) -> Failure {
+    use fs_client::Error;
+    let exit = match &error {
+        Error::Timeout { .. } => Exit::TimedOut,
+        Error::SessionLost { .. } | Error::Net(_) | Error::Closing => Exit::Unavailable,
+        Error::Config(_) | Error::Refused { .. } | Error::Data(_) => Exit::Config,
+        Error::MountPoint { .. } => Exit::Exists,
+        Error::Posix(errno) => return posix_failure(*errno, error),
+        Error::Kernel { .. } => return Failure::from(error),
+    };
+    Failure { exit, error: error.into() }
+}
+
+fn posix_failure(errno: fs_client::Errno, error: fs_client::Error) -> Failure {
+    let exit = match errno.0 {
+        libc::EPERM | libc::EACCES | libc::EROFS => Exit::NotPermitted,
+        libc::EEXIST | libc::EBUSY | libc::ENOTEMPTY => Exit::Exists,
+        libc::ETIMEDOUT => Exit::TimedOut,
+        _ => Exit::Failed,
+    };
+    Failure { exit, error: error.into() }
+}
+
+/// Distances to buckets, as they are emulated between processes.
+struct EmulatedLink {
+    wan: Arc<Wan>,
+    regions: Vec<String>,
+}
+
+#[async_trait]
+impl Link for EmulatedLink {
+    async fn cross(&self, from: Region, to: Region, _bytes: usize) -> std::result::Result<(), Unreachable> {
+        let name = |region: Region| self.regions.get(usize::from(region.0)).map_or("", String::as_str);
+        let there = self.wan.one_way(name(from), name(to));
+        let back = self.wan.one_way(name(to), name(from));
+        let (Some(there), Some(back)) = (there, back) else { return Err(Unreachable { from, to }) };
+        tokio::time::sleep(there + back).await;
+        Ok(())
+    }
+}

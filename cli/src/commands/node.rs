@@ -1,0 +1,154 @@
+//! `globalfs node`: one process that hosts replicas.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use metadata::namespace::Genesis;
+use metadata::types::TimeNs;
+use net::Role;
+use net::wan::Wan;
+use partition_replica::{ErrorClass, GroupInfo, Limits, Node, NodeConfig, NodeInfo, Timeouts};
+use serde_json::json;
+
+use super::service::{self, Parent};
+use crate::args::Globals;
+use crate::config::{Cluster, find};
+use crate::exit::{Exit, Failure, OrExit, Result};
+use crate::units::ByteSize;
+
+/// How often the node is asked whether it has failed.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// A clean end must not take longer; what is not written then is in the log.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Options.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  globalfs node --config /etc/globalfs/cluster.toml --name eu-1
+  RUST_LOG=debug globalfs node --name eu-1 --log-format json
+
+A line `ready …` on stdout tells that clients can connect. SIGTERM and Ctrl-C end it cleanly; it may be killed at any
+moment without loss.")]
+pub struct NodeArgs {
+    /// Which of the configuration's nodes to be
+    #[arg(long, env = "GLOBALFS_NAME", hide_env_values = true)]
+    name: String,
+    /// Where to listen instead of where the configuration says, such as 0.0.0.0:4400
+    #[arg(long, env = "GLOBALFS_LISTEN", hide_env_values = true)]
+    listen: Option<SocketAddr>,
+    /// Where to keep data instead of where the configuration says
+    #[arg(long, value_name = "DIR", env = "GLOBALFS_NODE_DATA", hide_env_values = true)]
+    data: Option<PathBuf>,
+    /// Memory, instead of the configuration's limits.node_memory
+    #[arg(long, value_name = "SIZE", env = "GLOBALFS_NODE_MEMORY", hide_env_values = true)]
+    memory: Option<ByteSize>,
+    #[command(flatten)]
+    parent: Parent,
+}
+
+/// Runs until a signal, or until the node fails.
+pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
+    args.parent.bind()?;
+    let cluster = find::cluster(globals.config.as_deref(), None)?;
+    let config = node_config(&cluster, args)?;
+    let listen = config.listen;
+    let runtime = service::runtime()?;
+    let signals = service::Signals::install(&runtime)?;
+    let node = Node::start(config).map_err(start_failure)?;
+    service::announce(&json!({ "node": args.name, "listen": listen, "pid": std::process::id() }));
+    tracing::info!(node = args.name, %listen, "ready");
+    let failure = loop {
+        if let Some(signal) = signals.wait(&runtime, WATCH_INTERVAL) {
+            tracing::info!(signal, "stopping");
+            break None;
+        }
+        if let Some(failure) = node.failure() {
+            break Some(failure);
+        }
+    };
+    service::end_within(STOP_TIMEOUT, if failure.is_some() { Exit::Failed } else { Exit::Done });
+    node.shutdown();
+    match failure {
+        Some(failure) => Err(Failure::new(Exit::Failed, format!("node {} has stopped: {failure}", args.name))),
+        None => Ok(Exit::Done),
+    }
+}
+
+fn start_failure(error: partition_replica::Error) -> Failure {
+    let exit = match error.class() {
+        ErrorClass::Caller => Exit::Config,
+        ErrorClass::Retry => Exit::Exists,
+        ErrorClass::Corrupt => Exit::Problems,
+        ErrorClass::Fatal => Exit::Failed,
+    };
+    Failure { exit, error: error.into() }
+}
+
+fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
+    let node = cluster.node(&args.name)?;
+    let nodes = cluster.nodes.iter().map(|node| NodeInfo {
+        number: node.id,
+        name: node.name.clone(),
+        address: node.address.clone(),
+        region: node.region.clone(),
+    });
+    let groups = cluster.groups.iter().map(|group| GroupInfo {
+        id: group.id,
+        name: group.name.clone(),
+        voters: cluster.voters(group).map(|voter| voter.id).collect(),
+    });
+    let memory = args.memory.unwrap_or(cluster.limits.node_memory);
+    Ok(NodeConfig {
+        number: node.id,
+        data_dir: args.data.clone().unwrap_or_else(|| node.data.clone()),
+        listen: args.listen.map_or_else(|| node.resolve_listen(), Ok)?,
+        cluster_id: cluster.name.clone(),
+        nodes: nodes.collect(),
+        groups: groups.collect(),
+        genesis: genesis(cluster),
+        identity: cluster.identity(Role::Node, &node.name)?,
+        wan: wan(cluster)?,
+        limits: limits(memory, cluster.groups.len()),
+        timeouts: Timeouts {
+            election: cluster.timeouts.election,
+            heartbeat: cluster.timeouts.election / 10,
+            session_lease: cluster.timeouts.session,
+            ..Timeouts::default()
+        },
+    })
+}
+
+fn genesis(cluster: &Cluster) -> Genesis {
+    let volume = cluster.volume;
+    Genesis {
+        // Both are bounded by the configuration's check.
+        inline_bytes_max: cluster.limits.inline.0 as u32,
+        uid: volume.uid,
+        gid: volume.gid,
+        mode: volume.mode,
+        time: TimeNs(volume.created_unix_s as i64 * 1_000_000_000),
+    }
+}
+
+/// The emulated network, if there is one.
+pub fn wan(cluster: &Cluster) -> Result<Option<Arc<Wan>>> {
+    cluster.wan.as_deref().map(Wan::watch).transpose().or_exit(Exit::Config)
+}
+
+/// Shares a node's memory out: half to the state store, a quarter to recent log entries, the rest to queues and code.
+fn limits(memory: ByteSize, groups: usize) -> Limits {
+    let default = Limits::default();
+    let bytes = usize::try_from(memory.0).unwrap_or(usize::MAX);
+    let groups = groups.max(1);
+    let log_cache = (bytes / 4 / groups).clamp(1 << 20, 64 << 20);
+    let client_queue = (bytes / 16).clamp(8 << 20, default.client_queue_bytes_max.max(8 << 20));
+    Limits {
+        state_memory_bytes: (bytes / 2).max(8 << 20),
+        log_cache_bytes: log_cache,
+        client_queue_bytes_max: client_queue,
+        ..default
+    }
+}

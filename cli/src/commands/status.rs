@@ -1,0 +1,280 @@
+//! `globalfs status`: what every node says, and what can be seen from that.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::Args;
+use fs_client::Client;
+use partition_replica::status::{GroupStatus, NodeStatus, UnfinishedStatus};
+use serde_json::json;
+
+use super::client::Wishes;
+use super::{place, service};
+use crate::args::Globals;
+use crate::config::{Cluster, Group, find};
+use crate::exit::{Exit, Result};
+use crate::output::{Table, bold, green, red, yellow};
+use crate::units::{ByteSize, TimeSpan};
+
+/// Options.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  globalfs status
+  globalfs status --json | jq '.groups[] | {name, primary, lag}'
+
+Exit code 0 if all is well, 5 if a node is down or a group has no primary, 4 if no node answers.")]
+pub struct StatusArgs {
+    /// One JSON object: `nodes` with all that each says, `groups` as their primaries see them
+    #[arg(long)]
+    json: bool,
+    /// How long to wait for a node
+    #[arg(long, value_name = "TIME", default_value = "3s")]
+    timeout: TimeSpan,
+}
+
+/// What is known of a node.
+struct Seen<'a> {
+    name: &'a str,
+    region: &'a str,
+    address: &'a str,
+    answer: std::result::Result<NodeStatus, String>,
+}
+
+/// A group as its primary, or else its most advanced voter, sees it.
+struct View<'a> {
+    group: &'a Group,
+    best: Option<&'a GroupStatus>,
+    has_primary: bool,
+    voters_up: usize,
+    digests_agree: bool,
+}
+
+/// Asks all nodes at once.
+pub fn run(globals: &Globals, args: &StatusArgs) -> Result<Exit> {
+    let (cluster, region) = find::cluster_and_region(globals.config.as_deref(), None)?;
+    // Who looks after a cluster sees it as it is: an emulated cut does not hide nodes.
+    let wishes = Wishes { emulated: false, ..Wishes::tool(&cluster, region.as_deref(), args.timeout.0)? };
+    let runtime = service::runtime()?;
+    runtime.block_on(place::with_client(&cluster, &wishes, async |client| {
+        let nodes = ask(client, &cluster, args.timeout.0).await;
+        let groups: Vec<View> = cluster.groups.iter().map(|group| view(&cluster, group, &nodes)).collect();
+        match args.json {
+            true => println!("{}", as_json(&cluster, &nodes, &groups)),
+            false => print!("{}", as_tables(&cluster, &nodes, &groups)),
+        }
+        Ok(verdict(&nodes, &groups))
+    }))
+}
+
+async fn ask<'a>(client: &Client, cluster: &'a Cluster, timeout: Duration) -> Vec<Seen<'a>> {
+    let mut asked = Vec::new();
+    for node in &cluster.nodes {
+        let (client, id) = (client.clone(), node.id);
+        asked.push(tokio::spawn(async move {
+            let answer = tokio::time::timeout(timeout, client.node_status(id)).await;
+            let document = answer.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
+            serde_json::from_slice::<NodeStatus>(&document).map_err(|error| format!("unreadable answer: {error}"))
+        }));
+    }
+    let mut seen = Vec::new();
+    for (node, asked) in cluster.nodes.iter().zip(asked) {
+        let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
+        seen.push(Seen { name: &node.name, region: &node.region, address: &node.address, answer });
+    }
+    seen
+}
+
+fn view<'a>(cluster: &Cluster, group: &'a Group, nodes: &'a [Seen<'a>]) -> View<'a> {
+    let replicas: Vec<&GroupStatus> = nodes
+        .iter()
+        .filter_map(|node| node.answer.as_ref().ok())
+        .flat_map(|status| &status.groups)
+        .filter(|replica| replica.group == group.id.0)
+        .collect();
+    let primary =
+        replicas.iter().filter(|replica| replica.role == "primary").max_by_key(|replica| replica.ballot_round);
+    let best = primary.or_else(|| replicas.iter().max_by_key(|replica| replica.applied_index)).copied();
+    let voters: Vec<u32> = cluster.voters(group).map(|node| node.id.0).collect();
+    View {
+        group,
+        best,
+        has_primary: primary.is_some(),
+        voters_up: replicas.len().min(voters.len()),
+        digests_agree: digests_agree(&replicas),
+    }
+}
+
+/// Replicas that have applied the same log prefix must have the same state.
+fn digests_agree(replicas: &[&GroupStatus]) -> bool {
+    let mut seen: BTreeMap<u64, &String> = BTreeMap::new();
+    replicas
+        .iter()
+        .flat_map(|replica| &replica.digests)
+        .all(|(index, digest)| *seen.entry(*index).or_insert(digest) == digest)
+}
+
+fn verdict(nodes: &[Seen<'_>], groups: &[View<'_>]) -> Exit {
+    if nodes.iter().all(|node| node.answer.is_err()) {
+        return Exit::Unavailable;
+    }
+    let node_bad = |node: &Seen<'_>| node.answer.as_ref().map_or(true, |status| status.failure.is_some());
+    let bad = nodes.iter().any(node_bad) || groups.iter().any(|group| !group.has_primary || !group.digests_agree);
+    if bad { Exit::Problems } else { Exit::Done }
+}
+
+fn as_json(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> serde_json::Value {
+    let nodes: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            let (status, problem) = match &node.answer {
+                Ok(status) => (Some(status), None),
+                Err(problem) => (None, Some(problem)),
+            };
+            json!({
+                "name": node.name, "region": node.region, "address": node.address, "up": status.is_some(),
+                "pid": status.map(|status| status.pid), "problem": problem, "status": status,
+            })
+        })
+        .collect();
+    let groups: Vec<_> = groups
+        .iter()
+        .map(|view| {
+            let best = view.best;
+            json!({
+                "id": view.group.id.0, "name": view.group.name, "voters": view.group.voters,
+                "primary": primary_name(cluster, view), "ballot": best.map(|best| best.ballot_round),
+                "committed": best.map(|best| best.committed_index), "executed": best.map(|best| best.applied_index),
+                "lag": lag(cluster, view), "voters_up": view.voters_up, "digests_agree": view.digests_agree,
+                "unfinished": best.map(|best| &best.unfinished),
+            })
+        })
+        .collect();
+    json!({ "schema": 1, "cluster": cluster.name, "nodes": nodes, "groups": groups })
+}
+
+fn as_tables(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> String {
+    let mut text = nodes_table(nodes).render();
+    text.push('\n');
+    text.push_str(&groups_table(cluster, groups).render());
+    let unfinished: Vec<_> = groups
+        .iter()
+        .filter_map(|view| view.best.map(|best| (view, &best.unfinished)))
+        .flat_map(|(view, commands)| commands.iter().map(move |command| (view, command)))
+        .collect();
+    if !unfinished.is_empty() {
+        text.push_str(&format!("\n{}\n", bold("unfinished multi-group commands")));
+        text.push_str(&unfinished_table(cluster, &unfinished).render());
+    }
+    for view in groups.iter().filter(|view| !view.digests_agree) {
+        text.push_str(&red(&format!("group {}: the voters' states differ\n", view.group.name)));
+    }
+    text
+}
+
+fn nodes_table(nodes: &[Seen<'_>]) -> Table {
+    let mut table = Table::new([
+        "node",
+        "region",
+        "address",
+        "state",
+        "pid",
+        "up for",
+        "clients",
+        "memory",
+        "log",
+        "state on disk",
+    ])
+    .right(&[4, 5, 6, 7, 8, 9]);
+    for node in nodes {
+        let mut row = vec![node.name.to_owned(), node.region.to_owned(), node.address.to_owned()];
+        match &node.answer {
+            Ok(status) => row.extend([
+                status.failure.as_ref().map_or_else(|| green("up"), |failure| red(&format!("failed: {failure}"))),
+                status.pid.to_string(),
+                TimeSpan(Duration::from_secs(status.uptime_ms / 1000)).to_string(),
+                status.clients.to_string(),
+                ByteSize(status.storage.resident_bytes).to_string(),
+                ByteSize(status.storage.log_bytes).to_string(),
+                ByteSize(status.storage.state_bytes).to_string(),
+            ]),
+            Err(problem) => row.push(red(&format!("down: {problem}"))),
+        }
+        table.row(row);
+    }
+    table
+}
+
+fn groups_table(cluster: &Cluster, groups: &[View<'_>]) -> Table {
+    let mut table =
+        Table::new(["group", "voters", "up", "primary", "ballot", "committed", "executed", "lag", "unfinished"])
+            .right(&[2, 4, 5, 6, 8]);
+    for view in groups {
+        let number = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
+        let up = format!("{}/{}", view.voters_up, view.group.voters.len());
+        let lag = lag(cluster, view).iter().map(|(node, lag)| format!("{node} {lag}")).collect::<Vec<_>>();
+        table.row(vec![
+            view.group.name.clone(),
+            view.group.voters.join(","),
+            if view.voters_up == view.group.voters.len() { up } else { yellow(&up) },
+            primary_name(cluster, view).unwrap_or_else(|| red("none")),
+            number(view.best.map(|best| best.ballot_round)),
+            number(view.best.map(|best| best.committed_index)),
+            number(view.best.map(|best| best.applied_index)),
+            lag.join(", "),
+            number(view.best.map(|best| best.unfinished.len() as u64)),
+        ]);
+    }
+    table
+}
+
+fn unfinished_table(cluster: &Cluster, unfinished: &[(&View<'_>, &UnfinishedStatus)]) -> Table {
+    let mut table = Table::new(["group", "command", "of groups", "stage", "waits for", "since"]).right(&[5]);
+    let names = |groups: &[u16]| {
+        groups.iter().map(|id| cluster.group_name(multicast::ids::GroupId(*id))).collect::<Vec<_>>().join(",")
+    };
+    for (view, command) in unfinished {
+        table.row(vec![
+            view.group.name.clone(),
+            command.command.clone(),
+            names(&command.destinations),
+            command.stage.clone(),
+            names(&command.waiting_for),
+            TimeSpan(Duration::from_millis(command.elapsed_ms)).to_string(),
+        ]);
+    }
+    table
+}
+
+fn primary_name(cluster: &Cluster, view: &View<'_>) -> Option<String> {
+    let primary = view.best.filter(|_| view.has_primary)?.primary?;
+    Some(node_name(cluster, primary))
+}
+
+/// Entries behind the primary, by voter; those that are not behind are left out.
+fn lag(cluster: &Cluster, view: &View<'_>) -> BTreeMap<String, u64> {
+    let lags = view.best.map(|best| &best.lag).into_iter().flatten();
+    lags.filter(|(_, lag)| **lag > 0).map(|(node, lag)| (node_name(cluster, *node), *lag)).collect()
+}
+
+fn node_name(cluster: &Cluster, id: u32) -> String {
+    cluster.nodes.iter().find(|node| node.id.0 == id).map_or_else(|| format!("r{id}"), |node| node.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(digests: &[(u64, &str)]) -> GroupStatus {
+        let digests = digests.iter().map(|(index, digest)| (*index, (*digest).to_owned())).collect();
+        GroupStatus { digests, ..GroupStatus::default() }
+    }
+
+    #[test]
+    fn digests_are_compared_at_common_indexes_only() {
+        let (a, b) = (replica(&[(1000, "aa"), (2000, "bb")]), replica(&[(2000, "bb"), (3000, "cc")]));
+        assert!(digests_agree(&[&a, &b]));
+        let c = replica(&[(1000, "ab")]);
+        assert!(!digests_agree(&[&a, &b, &c]));
+        assert!(digests_agree(&[]));
+    }
+}

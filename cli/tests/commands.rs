@@ -1,0 +1,215 @@
+//! The program from outside where no cluster is needed: help, exit codes, messages.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const GLOBALFS: &str = env!("CARGO_BIN_EXE_globalfs");
+
+fn globalfs(args: &[&str]) -> Output {
+    let folder = std::env::temp_dir();
+    Command::new(GLOBALFS)
+        .args(args)
+        .env_remove("GLOBALFS_CONFIG")
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    let top = globalfs(&["--help"]);
+    assert!(top.status.success());
+    assert!(stdout(&top).contains("Exit codes"));
+    for command in [
+        &["up"][..],
+        &["init"],
+        &["node"],
+        &["mount"],
+        &["umount"],
+        &["status"],
+        &["place"],
+        &["explain"],
+        &["wan"],
+        &["bench", "fs"],
+        &["completion"],
+        &["version"],
+    ] {
+        let output = globalfs(&[command, &["--help"]].concat());
+        assert!(output.status.success(), "{command:?}");
+        assert!(stdout(&output).contains("Examples:"), "{command:?}");
+        assert!(stdout(&output).contains("globalfs"), "{command:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_a_hint() {
+    assert_eq!(globalfs(&[]).status.code(), Some(2));
+    let output = globalfs(&["statsu"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("status"), "{}", stderr(&output));
+    assert_eq!(globalfs(&["wan", "delay", "us", "eu", "80"]).status.code(), Some(2));
+}
+
+#[test]
+fn missing_cluster_ends_with_3_and_says_what_to_do() {
+    let output = globalfs(&["status"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("--config"), "{}", stderr(&output));
+    let output = globalfs(&["--config", "/no/such/file.toml", "node", "--name", "x"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("/no/such/file.toml"));
+}
+
+fn init(folder: &Path, more: &[&str]) -> Output {
+    globalfs(&[&["init", folder.to_str().unwrap()], more].concat())
+}
+
+#[test]
+fn init_writes_a_cluster_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("cluster");
+    let output = init(&dir, &["--regions", "us,eu", "--nodes-per-region", "3", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let written: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(written["nodes"].as_array().unwrap().len(), 6);
+    for file in
+        ["cluster.toml", "tls/ca.crt", "tls/ca.key", "tls/node.eu-3.key", "tls/client.us.crt", "tls/client.admin.key"]
+    {
+        assert!(dir.join(file).exists(), "{file}");
+    }
+    let before = fs::read(dir.join("cluster.toml")).unwrap();
+    let output = init(&dir, &[]);
+    assert_eq!(output.status.code(), Some(9));
+    assert_eq!(fs::read(dir.join("cluster.toml")).unwrap(), before);
+}
+
+#[test]
+fn node_and_mount_name_what_is_wrong_with_their_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(init(folder.path(), &[]).status.success());
+    let config = folder.path().join("cluster.toml");
+    let shown = config.to_str().unwrap();
+
+    let output = globalfs(&["--config", shown, "node", "--name", "us-2"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("did you mean \"us-1\"?"), "{}", stderr(&output));
+
+    fs::remove_file(folder.path().join("tls/node.eu-1.key")).unwrap();
+    let output = globalfs(&["--config", shown, "node", "--name", "eu-1"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("node.eu-1.key"), "{}", stderr(&output));
+
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("[limits]", "[limits]\nnode_memry = \"1GiB\"")).unwrap();
+    let output = globalfs(&["--config", shown, "status"]);
+    assert_eq!(output.status.code(), Some(3));
+    let message = stderr(&output);
+    assert!(message.contains("cluster.toml:") && message.contains("did you mean \"node_memory\"?"), "{message}");
+}
+
+#[test]
+fn mount_refuses_an_unusable_bucket_and_a_full_mount_point() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(init(folder.path(), &[]).status.success());
+    let config = folder.path().join("cluster.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("{ url = \"buckets/eu\", create = true }", "{ url = \"not-there\" }")).unwrap();
+    let point = folder.path().join("point");
+    fs::create_dir(&point).unwrap();
+    let mount = |region: &str| {
+        globalfs(&["--config", config.to_str().unwrap(), "mount", "--region", region, point.to_str().unwrap()])
+    };
+
+    let output = mount("eu");
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("not-there"), "{}", stderr(&output));
+    fs::write(point.join("file"), "").unwrap();
+    let output = mount("us");
+    assert_eq!(output.status.code(), Some(9), "{}", stderr(&output));
+    assert!(stderr(&output).contains("not empty"), "{}", stderr(&output));
+}
+
+#[test]
+fn up_refuses_what_cannot_work_before_it_starts_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mount = folder.path().join("mount");
+    fs::create_dir_all(mount.join("eu")).unwrap();
+    fs::write(mount.join("eu/file"), "").unwrap();
+    let up = |more: &[&str]| {
+        globalfs(&[&["up", "--data", data.to_str().unwrap(), "--mount", mount.to_str().unwrap()], more].concat())
+    };
+    let output = up(&[]);
+    assert_eq!(output.status.code(), Some(9), "{}", stderr(&output));
+    assert!(stderr(&output).contains("mount/eu is not empty"), "{}", stderr(&output));
+    assert!(!data.join("run/us-1.pid").exists());
+
+    let output = up(&["--regions", "us,uk"]);
+    assert_eq!(output.status.code(), Some(9));
+    assert!(stderr(&output).contains("us,eu,ap"), "{}", stderr(&output));
+    let output = up(&["--wan", "geo4"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("geo3-fast"), "{}", stderr(&output));
+}
+
+#[test]
+fn mount_helper_has_mounts_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let helper = folder.path().join("mount.globalfs");
+    std::os::unix::fs::symlink(GLOBALFS, &helper).unwrap();
+    let run = |args: &[&str]| Command::new(&helper).args(args).output().unwrap();
+    assert_eq!(run(&["only-one"]).status.code(), Some(1));
+    assert_eq!(run(&["eu@/no/such.toml", "/mnt", "-o", "wild=1"]).status.code(), Some(1));
+    assert_eq!(run(&["eu@/no/such.toml", "/mnt"]).status.code(), Some(32));
+    assert_eq!(run(&["eu@/no/such.toml", "/mnt", "-f"]).status.code(), Some(0));
+}
+
+#[test]
+fn bench_measures_any_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let output = globalfs(&[
+        "bench",
+        "fs",
+        dir,
+        "--time",
+        "50ms",
+        "--count",
+        "20",
+        "--size",
+        "1MiB",
+        "--threads",
+        "1,2",
+        "--json",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert!(rows.iter().any(|row| row["workload"] == "create" && row["threads"] == 2));
+    assert!(rows.iter().all(|row| row["ops_per_s"].as_f64().unwrap() > 0.0));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    let output = globalfs(&["bench", "fs", dir, "--only", "crate"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("did you mean \"create\"?"));
+}
+
+#[test]
+fn version_and_completion_write_to_stdout() {
+    let output = globalfs(&["version", "--json"]);
+    let version: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&globalfs(&["completion", shell])).contains("globalfs"));
+    }
+}
