@@ -64,5 +64,10 @@ fn measure_creates_in_one_group() {
             cpu as f64 * 1000.0 / f64::from(done),
         );
     }
+    let storage = cluster.node(1).status().storage;
+    println!("all three nodes and the client: {} MiB resident", storage.resident_bytes >> 20);
     cluster.check_digests();
+    let cpu = cpu_ms();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    println!("idle: {} ms CPU a second", (cpu_ms() - cpu) / 3);
 }
