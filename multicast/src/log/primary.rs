@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::entries::Entries;
 use super::{ReadFor, Replicator, Role};
 use crate::core::FollowerStatus;
 use crate::ids::{Ballot, LogIndex, ReplicaId};
@@ -31,6 +32,8 @@ struct Follower {
     matched: LogIndex,
     /// The next entry to send it.
     next: LogIndex,
+    /// The position before `next`, if it has left this memory and was read back from disk.
+    anchor: Position,
     /// Where its log parts from this one is not known: nothing is sent but questions.
     searching: bool,
     /// Last index and bytes of each append that it has not acknowledged.
@@ -52,6 +55,12 @@ impl Follower {
             self.unacknowledged.pop_front();
             self.unacknowledged_bytes -= bytes;
         }
+    }
+
+    /// The position before `next`, as far as it is known here.
+    fn previous(&self, log: &Entries) -> Option<Position> {
+        let before = LogIndex(self.next.0 - 1);
+        log.position(before).or(Some(self.anchor).filter(|anchor| anchor.index == before))
     }
 
     fn restart_at(&mut self, next: LogIndex) {
@@ -77,6 +86,7 @@ impl Told {
             follower.unacknowledged.push_back((last.index, bytes));
             follower.unacknowledged_bytes += bytes;
             follower.next = last.index.next();
+            follower.anchor = last.position();
         }
         follower.told_committed = self.committed;
         follower.sent = Some(self.now);
@@ -94,6 +104,7 @@ impl Replicator {
             matched: LogIndex::ZERO,
             // Most likely it has the same log; if not, it says so.
             next: start,
+            anchor: Position::default(),
             searching: false,
             unacknowledged: VecDeque::new(),
             unacknowledged_bytes: 0,
@@ -173,23 +184,25 @@ impl Replicator {
                 && follower.next <= last
                 && follower.unacknowledged_bytes < self.limits.append_window_bytes
             {
-                let before = LogIndex(follower.next.0 - 1);
-                let entries = self.entries.batch(follower.next, self.limits.append_batch_bytes);
-                let Some(previous) = self.entries.position(before).filter(|_| !entries.is_empty()) else {
-                    read_from = read_from.or(Some(before.max(LogIndex(1))));
+                let Some(previous) = follower.previous(&self.entries) else {
+                    read_from = read_from.or(Some(LogIndex(follower.next.0 - 1)));
                     break;
                 };
+                let entries = self.entries.batch(follower.next, self.limits.append_batch_bytes);
+                if entries.is_empty() {
+                    read_from = read_from.or(Some(follower.next));
+                    break;
+                }
                 self.outputs.push_back(Output::Send { to, message: told.append(follower, previous, entries) });
                 sent = true;
             }
             if !sent && (follower.sent.is_none() || (!follower.searching && follower.told_committed < told.committed)) {
                 // Every log agrees on the beginning, which serves as heartbeat for those far behind.
-                let before = LogIndex(follower.next.0 - 1);
-                let previous = self.entries.position(before).unwrap_or_default();
-                if previous.index != before && follower.searching {
-                    read_from = read_from.or(Some(before));
+                let previous = follower.previous(&self.entries);
+                if previous.is_none() && follower.searching {
+                    read_from = read_from.or(Some(LogIndex(follower.next.0 - 1)));
                 }
-                let message = told.append(follower, previous, Vec::new());
+                let message = told.append(follower, previous.unwrap_or_default(), Vec::new());
                 self.outputs.push_back(Output::Send { to, message });
             }
         }
@@ -209,8 +222,8 @@ impl Replicator {
         let told =
             Told { ballot: primary.ballot, committed: self.committed, everywhere: self.everywhere, now: self.now };
         for follower in &mut primary.followers {
-            let before = LogIndex(follower.next.0 - 1);
-            if self.entries.position(before).is_some() && self.entries.get(follower.next).is_some() {
+            let known = follower.previous(&self.entries);
+            if known.is_some() && (follower.searching || self.entries.get(follower.next).is_some()) {
                 continue;
             }
             if read.is_empty() {
@@ -218,17 +231,16 @@ impl Replicator {
                 self.outputs.push_back(Output::Event(event));
                 continue;
             }
-            let (previous, rest) = if before == LogIndex::ZERO {
-                (Some(Position::default()), read)
-            } else {
-                let at = read.iter().position(|entry| entry.index == before);
-                (at.map(|at| read[at].position()), at.map_or(read, |at| &read[at + 1..]))
-            };
-            let follows = rest.first().is_some_and(|entry| entry.index == follower.next);
-            let Some(previous) = previous.filter(|_| follows || follower.searching) else { continue };
-            let entries = if follower.searching { Vec::new() } else { rest.to_vec() };
-            let message = told.append(follower, previous, entries);
-            self.outputs.push_back(Output::Send { to: (self.group, follower.replica), message });
+            let before = LogIndex(follower.next.0 - 1);
+            let found = read.iter().find(|entry| entry.index == before).map(Entry::position);
+            let Some(previous) = known.or(found) else { continue };
+            follower.anchor = previous;
+            if follower.searching {
+                follower.sent = None;
+            } else if let Some(at) = read.iter().position(|entry| entry.index == follower.next) {
+                let message = told.append(follower, previous, read[at..].to_vec());
+                self.outputs.push_back(Output::Send { to: (self.group, follower.replica), message });
+            }
         }
     }
 

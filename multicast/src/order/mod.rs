@@ -4,6 +4,7 @@ mod locks;
 mod rows;
 mod sessions;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -277,8 +278,8 @@ impl OrderState {
 
     fn apply_open(&mut self, session: SessionId, timestamp: Timestamp, machine: &mut dyn Machine) -> Change {
         self.raise_clock(timestamp);
-        if !self.sessions.contains_key(&session) {
-            self.sessions.insert(session, Session::default());
+        if let Entry::Vacant(vacant) = self.sessions.entry(session) {
+            vacant.insert(Session::default());
             self.dirty.insert(RowKey::Session(session));
             machine.session_opened(&self.context(timestamp), session);
         }

@@ -1,0 +1,156 @@
+//! One replica with its disk: a driver of a core in virtual time.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use multicast::core::Durable;
+use multicast::ids::{Ballot, GroupId, LogIndex, ReplicaId};
+use multicast::{Config, Core, Entry, OrderState, Time, Writes};
+
+use super::Rnd;
+use super::machine::TestMachine;
+
+/// What a write-ahead log holds after a crash.
+#[derive(Clone, Debug, Default)]
+pub struct Wal {
+    pub promised: Ballot,
+    pub entries: BTreeMap<LogIndex, Entry>,
+}
+
+impl Wal {
+    fn write(&mut self, writes: Writes) {
+        if let Some(promised) = writes.promised {
+            assert!(promised > self.promised, "a promise only grows");
+            self.promised = promised;
+        }
+        if let Some(from) = writes.truncate_from {
+            self.entries.split_off(&from);
+        }
+        for entry in writes.append {
+            if let Some((last, _)) = self.entries.last_key_value() {
+                assert_eq!(entry.index, last.next(), "appends are dense");
+            }
+            self.entries.insert(entry.index, entry);
+        }
+    }
+}
+
+/// What the key-value store holds after a crash.
+#[derive(Clone, Debug, Default)]
+pub struct Store {
+    pub rows: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub machine: TestMachine,
+    pub applied: LogIndex,
+}
+
+pub struct Node {
+    pub config: Config,
+    pub skew: u64,
+    pub core: Option<Core>,
+    pub machine: TestMachine,
+    pub wal: Wal,
+    /// Given to the disk, not durable: token and writes.
+    pub under_way: VecDeque<(u64, Writes)>,
+    pub disk_busy: bool,
+    pub flushed: Store,
+    pub restarts: u64,
+    /// A drain is scheduled.
+    pub woken: bool,
+    pub timer: Option<u64>,
+    pub disk_us: u64,
+}
+
+impl Node {
+    pub fn new(config: Config, skew: u64, disk_us: u64) -> Self {
+        Node {
+            config,
+            skew,
+            core: None,
+            machine: TestMachine::default(),
+            wal: Wal::default(),
+            under_way: VecDeque::new(),
+            disk_busy: false,
+            flushed: Store::default(),
+            restarts: 0,
+            woken: false,
+            timer: None,
+            disk_us,
+        }
+    }
+
+    pub fn address(&self) -> (GroupId, ReplicaId) {
+        (self.config.group, self.config.replica)
+    }
+
+    pub fn time(&self, now: u64) -> Time {
+        Time(now + self.skew)
+    }
+
+    pub fn start(&mut self, now: u64) {
+        let rows = self.flushed.rows.clone();
+        let order = OrderState::load(self.config.group, rows).unwrap();
+        assert_eq!(order.applied(), self.flushed.applied, "rows and machine are one batch");
+        self.machine = self.flushed.machine.clone();
+        let first = self.wal.entries.first_key_value().map_or(LogIndex::ZERO, |(&index, _)| index);
+        let entries = self.wal.entries.values().filter(|entry| entry.index >= order.applied()).cloned().collect();
+        let durable = Durable { promised: self.wal.promised, first, entries };
+        self.config.seed = self.config.seed.wrapping_add(1);
+        self.core = Some(Core::new(self.time(now), self.config.clone(), durable, order).unwrap());
+        self.restarts += 1;
+        self.timer = None;
+        self.woken = false;
+    }
+
+    /// Loses memory, and of the unsynced writes all but a random prefix.
+    pub fn crash(&mut self, rnd: &mut Rnd) {
+        self.core = None;
+        let kept = rnd.below(self.under_way.len() as u64 + 1);
+        for _ in 0..kept {
+            let (_, writes) = self.under_way.pop_front().unwrap();
+            self.wal.write(writes);
+        }
+        self.under_way.clear();
+        self.disk_busy = false;
+    }
+
+    /// The disk has finished its oldest batches.
+    pub fn synced(&mut self, count: usize) -> u64 {
+        let mut token = 0;
+        for _ in 0..count {
+            let (synced, writes) = self.under_way.pop_front().unwrap();
+            self.wal.write(writes);
+            token = synced;
+        }
+        token
+    }
+
+    /// The store makes what was applied durable, and the log is cut.
+    pub fn flush(&mut self) {
+        let Some(core) = &mut self.core else { return };
+        for (key, value) in core.order_mut().drain_changes() {
+            match value {
+                Some(value) => self.flushed.rows.insert(key, value),
+                None => self.flushed.rows.remove(&key),
+            };
+        }
+        self.flushed.machine = self.machine.clone();
+        self.flushed.applied = core.order().applied();
+        let keep = core.truncatable_below().min(self.flushed.applied);
+        if self.wal.entries.contains_key(&keep) {
+            core.truncate_below(keep);
+            self.wal.entries = self.wal.entries.split_off(&keep);
+        }
+    }
+
+    pub fn read_log(&self, from: LogIndex, bytes_max: usize) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for (index, entry) in self.wal.entries.range(from..) {
+            if index.0 != from.0 + entries.len() as u64 || (bytes > 0 && bytes + entry.len_bytes() > bytes_max) {
+                break;
+            }
+            bytes += entry.len_bytes();
+            entries.push(entry.clone());
+        }
+        entries
+    }
+}

@@ -1,0 +1,50 @@
+//! Whole clusters under random faults: safety while they last, liveness after they end.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use harness::Rnd;
+use harness::sim::{Options, Sim};
+
+/// How many seeds run by default; `MULTICAST_SEEDS=from..to` runs others.
+const SEEDS: std::ops::Range<u64> = 0..150;
+
+fn seeds() -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("MULTICAST_SEEDS") else { return SEEDS };
+    let (from, to) = text.split_once("..").expect("MULTICAST_SEEDS=from..to");
+    from.parse().unwrap()..to.parse().unwrap()
+}
+
+fn run(seed: u64, adjust: impl Fn(&mut Options)) -> (u64, usize) {
+    let mut options = Options::draw(&mut Rnd::new(seed ^ 0xabcd));
+    adjust(&mut options);
+    let describe = format!("seed {seed}: {options:?}");
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut sim = Sim::new(seed, options);
+        sim.run_to_quiet(400_000);
+        let executed = sim.histories().values().map(Vec::len).sum();
+        (sim.trace, executed)
+    }));
+    outcome.unwrap_or_else(|panic| {
+        eprintln!("MULTICAST_SEEDS={seed}..{} fails: {describe}", seed + 1);
+        std::panic::resume_unwind(panic)
+    })
+}
+
+#[test]
+fn cluster_random_faults_stays_correct_and_recovers() {
+    let mut executed = 0;
+    for seed in seeds() {
+        executed += run(seed, |_| {}).1;
+    }
+    assert!(executed > 0);
+    println!("{executed} executions");
+}
+
+#[test]
+fn cluster_same_seed_same_run() {
+    for seed in 0..5 {
+        assert_eq!(run(seed, |_| {}).0, run(seed, |_| {}).0, "seed {seed}");
+    }
+}
