@@ -30,6 +30,10 @@ const TEMPORARY: &str = "tmp";
 /// After the disk ran full, this part of the cache is given back.
 const FULL_DISK_SHARE: u64 = 16;
 
+/// Where in memory data are read to. An allocator puts large buffers 16 bytes behind a page's begin, and there the
+/// kernel's copy is up to six times slower on some processors (measured on AMD Milan).
+const ALIGNMENT: usize = 64;
+
 /// Size of a cache.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
@@ -196,11 +200,12 @@ impl Cache {
     /// A range of a blob, if that takes no disk: verified before, and in the kernel's page cache.
     #[must_use]
     pub fn try_read(&self, blob: &BlobRef, range: Range<u32>) -> Option<Bytes> {
-        let mut data = buffer_for(blob, &range)?;
-        self.try_read_into(blob, range.start, &mut data).then(|| data.into())
+        let (mut data, start) = buffer_for(blob, &range)?;
+        self.try_read_into(blob, range.start, &mut data[start..]).then(|| Bytes::from(data).slice(start..))
     }
 
-    /// As [`Cache::try_read`], into a buffer that is filled whole or not at all (its content is then undefined).
+    /// As [`Cache::try_read`], into a buffer that is filled whole or not at all (its content is then undefined). A
+    /// buffer that begins on a multiple of 64 bytes is filled several times faster than one as allocators give it.
     #[must_use]
     pub fn try_read_into(&self, blob: &BlobRef, offset: u32, buffer: &mut [u8]) -> bool {
         let Found::Open(file) = self.find(blob) else { return false };
@@ -214,8 +219,8 @@ impl Cache {
     /// A range of a blob. Verifies the blob at its first use after a start.
     #[must_use]
     pub fn read(&self, blob: &BlobRef, range: Range<u32>) -> Option<Bytes> {
-        let mut data = buffer_for(blob, &range)?;
-        self.read_into(blob, range.start, &mut data).then(|| data.into())
+        let (mut data, start) = buffer_for(blob, &range)?;
+        self.read_into(blob, range.start, &mut data[start..]).then(|| Bytes::from(data).slice(start..))
     }
 
     /// As [`Cache::read`], into a buffer that is filled whole or not at all (its content is then undefined).
@@ -438,8 +443,15 @@ fn inside(blob: &BlobRef, offset: u32, len: usize) -> bool {
     u64::from(offset) + len as u64 <= u64::from(blob.len_bytes)
 }
 
-fn buffer_for(blob: &BlobRef, range: &Range<u32>) -> Option<Vec<u8>> {
-    inside(blob, range.start, range.len()).then(|| vec![0; range.len()])
+/// Room for a range of a blob, and where in it the range is to begin.
+fn buffer_for(blob: &BlobRef, range: &Range<u32>) -> Option<(Vec<u8>, usize)> {
+    if !inside(blob, range.start, range.len()) {
+        return None;
+    }
+    let mut data = vec![0; range.len() + ALIGNMENT];
+    let start = data.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+    data.truncate(start + range.len());
+    Some((data, start))
 }
 
 fn is_blob(file: &File, blob: &BlobRef) -> bool {
