@@ -24,6 +24,8 @@ const LIFE_LONG: Duration = Duration::from_secs(20);
 /// A log longer than that at a start makes room for a new one.
 const LOG_BYTES_MAX: u64 = 64 << 20;
 const COMPLAINT_BYTES_MAX: u64 = 8 << 10;
+/// How the program begins its messages.
+const MESSAGE_PREFIX: &str = "globalfs: ";
 
 /// What a child is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +94,7 @@ pub enum Happened {
         how: String,
         /// Its exit code, if it is one of ours.
         exit: Option<Exit>,
-        /// The last line of its log.
+        /// The last message in its log.
         complaint: String,
         /// When it is started again.
         retry_in: Duration,
@@ -212,17 +214,19 @@ fn obituary(spec: &Spec, ended: io::Result<ExitStatus>, retry_in: Duration) -> H
         },
     };
     // Who was killed has no last words.
-    let complaint = if exit.is_some() { last_line(&spec.log).unwrap_or_default() } else { String::new() };
+    let failed = exit.is_some_and(|exit| exit != Exit::Done);
+    let complaint = if failed { last_words(&spec.log).unwrap_or_default() } else { String::new() };
     Happened::Ended { how, exit, complaint, retry_in }
 }
 
-fn last_line(log: &Path) -> io::Result<String> {
+/// The last message that was meant for people, if it stands near the log's end.
+fn last_words(log: &Path) -> io::Result<String> {
     let mut file = File::open(log)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(COMPLAINT_BYTES_MAX)))?;
     let mut tail = Vec::new();
     file.take(COMPLAINT_BYTES_MAX).read_to_end(&mut tail)?;
     let tail = String::from_utf8_lossy(&tail);
-    let line = tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    Ok(line.trim_start_matches("globalfs: ").to_owned())
+    let words = tail.lines().rev().find_map(|line| line.strip_prefix(MESSAGE_PREFIX));
+    Ok(words.unwrap_or_default().trim().to_owned())
 }

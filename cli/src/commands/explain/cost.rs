@@ -177,9 +177,11 @@ mod tests {
         let distances = geo3(&cluster);
         // The only voter is beside the client.
         assert_eq!(distances.update(&[EU], "eu").unwrap().round_trips, 0);
-        // The global primary is in us; eu is its nearest voter.
-        assert_eq!(distances.update(&[GLOBAL], "us").unwrap(), Price { round_trips: 1, ms: 70.0 });
-        assert_eq!(distances.update(&[GLOBAL], "ap").unwrap(), Price { round_trips: 2, ms: 210.0 });
+        // The global primary is in us; eu is its nearest voter. Ways inside a region count 0.2 ms.
+        let near =
+            |price: Price, round_trips: u32, ms: f64| price.round_trips == round_trips && (price.ms - ms).abs() < 1.0;
+        assert!(near(distances.update(&[GLOBAL], "us").unwrap(), 1, 70.0));
+        assert!(near(distances.update(&[GLOBAL], "ap").unwrap(), 2, 210.0));
         // Between us and eu, asked for in us: one crossing.
         assert_eq!(distances.update(&[US, EU], "us").unwrap().round_trips, 1);
         assert_eq!(distances.update(&[US, EU], "eu").unwrap().round_trips, 1);
@@ -201,6 +203,6 @@ mod tests {
         matrix.cut("us", "eu").unwrap();
         let distances = Distances::new(&cluster, Some(matrix));
         assert_eq!(distances.read(&[EU], "us"), None);
-        assert_eq!(distances.update(&[GLOBAL], "us").unwrap().ms, 140.0);
+        assert!((distances.update(&[GLOBAL], "us").unwrap().ms - 140.2).abs() < 0.01);
     }
 }
