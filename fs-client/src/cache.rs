@@ -96,12 +96,6 @@ impl Cache {
         }
     }
 
-    /// The clock and stream positions it goes by.
-    #[must_use]
-    pub fn progress(&self) -> &Arc<Progress> {
-        &self.progress
-    }
-
     /// Names who wants to hear of inodes that others have changed. Called under the cache's lock: must not come back.
     pub fn on_drop(&self, listener: Box<dyn Fn(InodeId) + Send + Sync>) {
         if self.dropped.set(listener).is_err() {
@@ -169,13 +163,15 @@ impl Cache {
         (stamp.epoch == epoch).then(|| value.clone())
     }
 
-    /// Begins to fill with what reflects `group` at `as_of`; `None` if that is too late, or if no stream would keep it
-    /// right.
+    /// Begins to fill with what reflects `group` at `as_of` and was asked for by a client that had seen `asked` of it.
+    /// `None` if that is too late, or if no stream would keep it right.
     #[must_use]
-    pub fn fill(&self, group: GroupId, as_of: LogIndex) -> Option<Fill<'_>> {
+    pub fn fill(&self, group: GroupId, as_of: LogIndex, asked: LogIndex) -> Option<Fill<'_>> {
         let turn = self.writing.lock();
         let (epoch, position) = self.progress.stream(group)?;
-        (as_of >= position).then_some(Fill { cache: self, group, stamp: Stamp { epoch, as_of }, _turn: turn })
+        // After the epoch was read: who raises this ends the epoch afterwards.
+        let floor = self.progress.foreign(group);
+        (as_of >= position && asked >= floor).then_some(Fill { cache: self, group, stamp: Stamp { epoch, as_of }, _turn: turn })
     }
 
     /// Applies an invalidation of the stream of `group` at `index`, then lets the stream's position be known.
@@ -223,10 +219,10 @@ impl Cache {
     fn invalidate_key(&self, place: Place, index: LogIndex) {
         if let Some(slot) = self.inodes.peek(&place) {
             let stale = |stamp: &Stamp| stamp.as_of < index;
-            if slot.attr.as_ref().is_some_and(|(stamp, _)| stale(stamp)) || slot.attr.is_none() {
-                if let Some(listener) = self.dropped.get() {
-                    listener(slot.ino);
-                }
+            if slot.attr.as_ref().is_none_or(|(stamp, _)| stale(stamp))
+                && let Some(listener) = self.dropped.get()
+            {
+                listener(slot.ino);
             }
             let mut kept = InodeSlot::clone(&slot);
             kept.attr = kept.attr.filter(|(stamp, _)| !stale(stamp));

@@ -18,6 +18,9 @@ pub(crate) mod session;
 pub(crate) mod table;
 pub(crate) mod volume;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 mod client;
 mod mount;
 

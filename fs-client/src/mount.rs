@@ -244,7 +244,7 @@ fn find_mount(mountinfo: &str, path: &Path) -> Option<MountInfo> {
         let fs_type = after.next()?.to_owned();
         (Path::new(&at) == path).then(|| MountInfo { source: after.next().map(unescape).unwrap_or_default(), fs_type })
     };
-    mountinfo.lines().filter_map(parse).last()
+    mountinfo.lines().filter_map(parse).next_back()
 }
 
 /// Space, tab, newline and backslash stand as octal numbers in mountinfo.

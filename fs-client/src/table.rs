@@ -177,12 +177,6 @@ impl Table {
         }
         files
     }
-
-    /// Everything that is held open and has no name.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
-    }
 }
 
 impl Entry {

@@ -284,3 +284,6 @@ pub(crate) fn blob_range(blob: &BlobRef) -> BlobRange {
     let id = BlobId { origin: blob.id.origin.0, writer: blob.id.writer, sequence: blob.id.sequence };
     BlobRange { blob: id, blob_len: blob.len_bytes, crc32c: blob.crc32c, start: 0 }
 }
+
+#[cfg(test)]
+mod tests;

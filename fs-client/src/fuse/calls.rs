@@ -79,12 +79,11 @@ fn give_xattr(result: FsResult<Bytes>, size: u32, reply: ReplyXattr) {
 #[derive(Clone, Copy)]
 struct Caller {
     uid: u32,
-    gid: u32,
 }
 
 impl Caller {
     fn of(request: &Request) -> Caller {
-        Caller { uid: request.uid(), gid: request.gid() }
+        Caller { uid: request.uid() }
     }
 
     /// Without `CAP_FSETID`; the kernel does not tell, but who is not root hardly has it.
@@ -371,6 +370,8 @@ impl Filesystem for Face {
     ) {
         let node = self.fs.node(InodeId(ino.0));
         let size = size.min(REQUEST_BYTES_MAX);
+        // Reading ahead starts tasks, and this is the kernel's thread.
+        let _context = self.runtime.enter();
         if let Some(bytes) = self.fs.read_cached(node, offset, size) {
             return reply.data(&bytes);
         }

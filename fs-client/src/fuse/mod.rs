@@ -135,3 +135,6 @@ fn helper_options(options: &MountOptions) -> Vec<MountOption> {
 fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.0)
 }
+
+#[cfg(test)]
+mod tests;

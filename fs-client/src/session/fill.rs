@@ -13,8 +13,15 @@ use crate::cache::{Cache, Fill};
 use crate::content::FileMap;
 
 /// A read's answer, from the connection whose stream keeps the cache right.
-pub fn read(cache: &Cache, group: GroupId, op: &ReadOp, result: &ReadResult, as_of: LogIndex) {
-    let Some(fill) = cache.fill(group, as_of) else { return };
+pub fn read(
+    cache: &Cache,
+    group: GroupId,
+    op: &ReadOp,
+    result: &ReadResult,
+    as_of: LogIndex,
+    asked: LogIndex,
+) {
+    let Some(fill) = cache.fill(group, as_of, asked) else { return };
     match (op, result) {
         (ReadOp::Lookup { parent, name }, Ok(ReadAnswer::Lookup(found))) => {
             fill.dirent(*parent, name, found.as_ref().map(|(dirent, _)| *dirent));
@@ -43,6 +50,10 @@ pub fn read(cache: &Cache, group: GroupId, op: &ReadOp, result: &ReadResult, as_
     }
 }
 
+/// Do nodes note the keys of an update for the session that asked for it, as they do for what it reads? Only then may an
+/// outcome be cached: somebody must tell when it changes.
+pub const UPDATES_ARE_NOTED: bool = false;
+
 /// An own update's outcome. What it changed in other groups, or what no stream would keep right, is forgotten.
 pub fn update(
     cache: &Cache,
@@ -51,19 +62,20 @@ pub fn update(
     op: &FsOp,
     outcome: &Outcome,
     as_of: LogIndex,
-    from_source: bool,
+    is_noted: bool,
 ) {
     for destination in destinations {
-        if destination.group != group || !from_source {
+        if destination.group != group || !is_noted {
             let changed = destination.footprint.iter().filter(|(_, mode)| mode.changes());
             cache.forget(destination.group, changed.map(|(key, _)| *key));
         }
     }
     let Ok(done) = outcome else { return };
-    if !from_source {
+    if !is_noted {
         return;
     }
-    if let Some(fill) = cache.fill(group, as_of) {
+    // An update waits for every prepared one that it conflicts with.
+    if let Some(fill) = cache.fill(group, as_of, as_of) {
         teach(&fill, group, op, done);
     }
 }

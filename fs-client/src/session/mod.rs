@@ -9,7 +9,7 @@ pub mod progress;
 pub mod route;
 pub mod window;
 
-mod fill;
+pub(crate) mod fill;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -24,7 +24,7 @@ use metadata::outcome::Outcome;
 use metadata::protocol::{Event, Reply, Request};
 use metadata::read::{ReadOp, ReadResult};
 use multicast::command::{Command, Destination};
-use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
+use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use net::Endpoint;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -88,6 +88,8 @@ pub enum Expect {
         group: GroupId,
         /// The question.
         op: ReadOp,
+        /// What had been seen of the group when it was asked.
+        asked: LogIndex,
     },
     /// An update's outcome.
     Update {
@@ -400,14 +402,16 @@ impl Engine {
                 Some(other) => other,
                 None => self.choose_stream(group).ok_or(Error::Posix(Errno::EIO))?,
             };
+            let clock = self.shared.progress.clock();
+            let asked = clock.index(group);
             let request = Request::Read {
                 group,
                 session: self.shared.session,
-                clock: self.shared.progress.clock(),
+                clock,
                 linearizable: false,
                 op: op.clone(),
             };
-            let expect = Expect::Read { group, op: op.clone() };
+            let expect = Expect::Read { group, op: op.clone(), asked };
             match self.link(reader)?.call(request, expect, until).await {
                 Ok(Reply::Read { result, .. }) => Ok(Next::Done(result)),
                 Ok(Reply::UnknownSession { group }) => {
@@ -625,21 +629,21 @@ impl Handler for Shared {
             }
             (Expect::Session { group }, Reply::Session(position)) => {
                 self.learn_served(group, node);
-                self.progress.see_all(&position.dependencies);
+                self.progress.depend(group, &position.dependencies);
                 self.progress.see(group, position.index);
             }
-            (Expect::Read { group, op }, Reply::Read { result, position }) => {
+            (Expect::Read { group, op, asked }, Reply::Read { result, position }) => {
                 if self.is_source(group, node, generation) {
-                    fill::read(&self.cache, group, &op, result, position.index);
+                    fill::read(&self.cache, group, &op, result, position.index, asked);
                 }
-                self.progress.see_all(&position.dependencies);
+                self.progress.depend(group, &position.dependencies);
                 self.progress.see(group, position.index);
             }
             (Expect::Update { group, destinations, op }, Reply::Updated { outcome, position }) => {
                 self.learn_served(group, node);
-                let from_source = self.is_source(group, node, generation);
-                fill::update(&self.cache, group, &destinations, &op, outcome, position.index, from_source);
-                self.progress.see_all(&position.dependencies);
+                let is_noted = fill::UPDATES_ARE_NOTED && self.is_source(group, node, generation);
+                fill::update(&self.cache, group, &destinations, &op, outcome, position.index, is_noted);
+                self.progress.depend(group, &position.dependencies);
                 self.progress.see(group, position.index);
             }
             (

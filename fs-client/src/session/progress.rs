@@ -24,6 +24,9 @@ struct GroupProgress {
     position: AtomicU64,
     /// Counts streams: an entry of an earlier one is void.
     epoch: AtomicU64,
+    /// The largest index that another group's answer has named: up to there updates of several groups may be prepared
+    /// here whose effect the client has seen elsewhere, and this group's stream says nothing of prepared updates.
+    foreign: AtomicU64,
 }
 
 /// A stream in which a cached entry is valid.
@@ -40,6 +43,7 @@ impl Progress {
                 seen: AtomicU64::new(0),
                 position: AtomicU64::new(0),
                 epoch: AtomicU64::new(0),
+                foreign: AtomicU64::new(0),
             })
             .collect();
         groups.sort_by_key(|group| group.id);
@@ -113,16 +117,35 @@ impl Progress {
         }
     }
 
+    /// An answer of the group `from` depends on these. Where that is news, what is cached may be older than an update
+    /// prepared below that index: it is void, and only what is asked for from now on counts.
+    pub fn depend(&self, from: GroupId, dependencies: &VectorClock) {
+        for (id, index) in dependencies.iter().filter(|(id, _)| *id != from) {
+            self.see(id, index);
+            let Some(group) = self.group(id) else { continue };
+            if group.foreign.fetch_max(index.0, Ordering::AcqRel) < index.0 {
+                group.epoch.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// What is cached of `group` must have been asked for by a client that had seen this.
+    #[must_use]
+    pub fn foreign(&self, group: GroupId) -> LogIndex {
+        LogIndex(self.group(group).map_or(0, |group| group.foreign.load(Ordering::Acquire)))
+    }
+
     /// Has seen all that `clock` has.
     pub fn see_all(&self, clock: &VectorClock) {
+        // Whoever hands over a clock may have learned it anywhere.
         for (group, index) in clock.iter() {
-            self.see(group, index);
+            self.depend(GroupId(u16::MAX), &[(group, index)].into_iter().collect());
         }
     }
 
     /// How far `group` was seen.
-    #[must_use]
-    pub fn seen(&self, group: GroupId) -> LogIndex {
+    #[cfg(test)]
+    fn seen(&self, group: GroupId) -> LogIndex {
         LogIndex(self.group(group).map_or(0, |group| group.seen.load(Ordering::Acquire)))
     }
 
@@ -164,6 +187,21 @@ mod tests {
         progress.end_stream(G);
         assert_eq!(progress.usable(G), None);
         assert_eq!(progress.usable(GroupId(9)), None, "unknown group");
+    }
+
+    #[test]
+    fn dependency_from_elsewhere_voids_what_is_cached_once() {
+        let progress = Progress::new([GroupId(0), G]);
+        progress.begin_stream(G, LogIndex(10));
+        let before = progress.usable(G).unwrap();
+        let dependencies = [(G, LogIndex(7)), (GroupId(0), LogIndex(3))].into_iter().collect();
+        progress.depend(GroupId(0), &dependencies);
+        let after = progress.usable(G).unwrap();
+        assert_ne!(before, after);
+        assert_eq!((progress.foreign(G), progress.foreign(GroupId(0))), (LogIndex(7), LogIndex(0)));
+        progress.depend(GroupId(0), &dependencies);
+        assert_eq!(progress.usable(G), Some(after), "no news");
+        assert_eq!(progress.seen(G), LogIndex(7));
     }
 
     #[test]

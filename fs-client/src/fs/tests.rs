@@ -1,0 +1,436 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use metadata::op::{NewNode, RenameMode, SetAttr};
+use metadata::types::{Attr, FileKind, InodeId, NodeRef};
+use multicast::ids::GroupId;
+use proptest::prelude::*;
+
+use super::file::OpenFile;
+use super::{Created, Fs, NewEntry, Write};
+use crate::errno::Errno;
+use crate::testing::MemCluster;
+
+const ROOT: NodeRef = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: GroupId::GLOBAL };
+
+fn node(attr: &Attr) -> NodeRef {
+    NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home }
+}
+
+fn bytes(name: &str) -> Bytes {
+    Bytes::copy_from_slice(name.as_bytes())
+}
+
+async fn make(fs: &Fs, parent: NodeRef, name: &str, new: NewNode) -> Attr {
+    let entry = NewEntry { node: new, mode: 0o755, uid: 0, gid: 0 };
+    match fs.create(parent, &bytes(name), &entry).await.unwrap() {
+        Created::New(attr) => attr,
+        Created::Taken(dirent) => panic!("{name} is taken by {dirent:?}"),
+    }
+}
+
+async fn make_file(fs: &Fs, parent: NodeRef, name: &str) -> (NodeRef, Arc<OpenFile>) {
+    let node = node(&make(fs, parent, name, NewNode::File).await);
+    fs.table.open(node.ino, node.kind, node.home);
+    (node, fs.table.file(node.ino).unwrap())
+}
+
+async fn write(fs: &Arc<Fs>, file: &Arc<OpenFile>, offset: u64, bytes: &[u8]) {
+    fs.write_settled(file, Write { offset, bytes, append: false, kill_privileges: false }).await.unwrap();
+}
+
+async fn append(fs: &Arc<Fs>, file: &Arc<OpenFile>, bytes: &[u8]) {
+    fs.write_settled(file, Write { offset: 0, bytes, append: true, kill_privileges: false }).await.unwrap();
+}
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { offset: u64, len: usize, fill: u8 },
+    Append { len: usize, fill: u8 },
+    Truncate(u64),
+    Read { offset: u64, len: u32 },
+    Flush,
+    Punch { offset: u64, len: u64 },
+    Zero { offset: u64, len: u64 },
+    Copy { from: u64, to: u64, len: u64 },
+    Stat,
+    Other,
+}
+
+const SPAN: u64 = 24 << 10;
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = || prop_oneof![0..5000_u64, 0..SPAN];
+    prop_oneof![
+        6 => (at(), 1..6000_usize, any::<u8>()).prop_map(|(offset, len, fill)| Step::Write { offset, len, fill }),
+        2 => (1..3000_usize, any::<u8>()).prop_map(|(len, fill)| Step::Append { len, fill }),
+        1 => at().prop_map(Step::Truncate),
+        5 => (at(), 1..9000_u32).prop_map(|(offset, len)| Step::Read { offset, len }),
+        2 => Just(Step::Flush),
+        1 => (at(), 1..6000_u64).prop_map(|(offset, len)| Step::Punch { offset, len }),
+        1 => (at(), 1..6000_u64).prop_map(|(offset, len)| Step::Zero { offset, len }),
+        1 => (0..SPAN / 2, SPAN / 2..SPAN, 1..SPAN / 2).prop_map(|(from, to, len)| Step::Copy { from, to, len }),
+        1 => Just(Step::Stat),
+        1 => Just(Step::Other),
+    ]
+}
+
+fn pattern(len: usize, fill: u8) -> Vec<u8> {
+    (0..len).map(|at| fill.wrapping_add(at as u8)).collect()
+}
+
+struct Model(Vec<u8>);
+
+impl Model {
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
+        let end = offset as usize + bytes.len();
+        if self.0.len() < end {
+            self.0.resize(end, 0);
+        }
+        self.0[offset as usize..end].copy_from_slice(bytes);
+    }
+
+    fn zero(&mut self, offset: u64, len: u64) {
+        let (from, to) = ((offset as usize).min(self.0.len()), ((offset + len) as usize).min(self.0.len()));
+        self.0[from..to].fill(0);
+    }
+
+    fn get(&self, offset: u64, len: u64) -> &[u8] {
+        let from = (offset as usize).min(self.0.len());
+        &self.0[from..(offset.saturating_add(len) as usize).min(self.0.len())]
+    }
+}
+
+async fn follow(steps: Vec<Step>) {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = MemCluster::new(1);
+    let fs = cluster.fs(folder.path()).await;
+    let other = cluster.fs(folder.path()).await;
+    let (node, file) = make_file(&fs, ROOT, "f").await;
+    let mut model = Model(Vec::new());
+    for step in steps {
+        match step {
+            Step::Write { offset, len, fill } => {
+                let bytes = pattern(len, fill);
+                write(&fs, &file, offset, &bytes).await;
+                model.put(offset, &bytes);
+            }
+            Step::Append { len, fill } => {
+                let bytes = pattern(len, fill);
+                append(&fs, &file, &bytes).await;
+                model.put(model.0.len() as u64, &bytes);
+            }
+            Step::Truncate(size) => {
+                let set = SetAttr { size: Some(size), ..SetAttr::default() };
+                assert_eq!(fs.set_attr(node, set).await.unwrap().size, size);
+                model.0.resize(size as usize, 0);
+            }
+            Step::Read { offset, len } => {
+                let expected = model.get(offset, len.into());
+                if let Some(read) = fs.read_cached(node, offset, len) {
+                    assert_eq!(&read[..], expected, "cached");
+                }
+                assert_eq!(&fs.read(node, offset, len).await.unwrap()[..], expected);
+            }
+            Step::Flush => fs.flush(&file).await.unwrap(),
+            Step::Punch { offset, len } => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                fs.allocate(&file, offset, len, mode, false).await.unwrap();
+                model.zero(offset, len);
+            }
+            Step::Zero { offset, len } => {
+                fs.allocate(&file, offset, len, libc::FALLOC_FL_ZERO_RANGE, false).await.unwrap();
+                model.zero(offset, len);
+                if model.0.len() < (offset + len) as usize {
+                    model.0.resize((offset + len) as usize, 0);
+                }
+            }
+            Step::Copy { from, to, len } => {
+                let copied = fs.copy_range((node, from), (&file, to), len, false).await.unwrap();
+                let bytes = model.get(from, copied).to_vec();
+                assert_eq!(bytes.len() as u64, copied);
+                assert!(copied > 0 || from >= model.0.len() as u64);
+                if copied > 0 {
+                    model.put(to, &bytes);
+                }
+            }
+            Step::Stat => {
+                let attr = fs.stat(node).await.unwrap();
+                assert_eq!(attr.size, model.0.len() as u64);
+                assert!(!file.is_dirty());
+            }
+            Step::Other => {
+                fs.flush(&file).await.unwrap();
+                let seen = other.read(node, 0, SPAN as u32 * 4).await.unwrap();
+                assert_eq!(&seen[..], &model.0[..], "another client");
+            }
+        }
+        let attr = fs.attr(node).await.unwrap();
+        assert_eq!(fs.show(&attr).size, model.0.len() as u64, "shown size");
+    }
+    fs.flush(&file).await.unwrap();
+    let whole = fs.read(node, 0, SPAN as u32 * 4).await.unwrap();
+    assert_eq!(&whole[..], &model.0[..]);
+    assert_eq!(fs.dirty_bytes.load(Ordering::Relaxed), 0);
+    check_seeks(&fs, node, &model).await;
+}
+
+/// Data and holes alternate, and what is said to be a hole is zero.
+async fn check_seeks(fs: &Arc<Fs>, node: NodeRef, model: &Model) {
+    let size = model.0.len() as u64;
+    let mut at = 0;
+    while at < size {
+        let data = match fs.seek(node, at, false).await {
+            Ok(data) => data,
+            Err(errno) => {
+                assert_eq!(errno, Errno::ENXIO);
+                size
+            }
+        };
+        assert!(data >= at);
+        assert!(model.0[at as usize..data as usize].iter().all(|byte| *byte == 0));
+        if data == size {
+            break;
+        }
+        let hole = fs.seek(node, data, true).await.unwrap();
+        assert!(hole > data && hole <= size);
+        at = hole;
+    }
+    assert_eq!(fs.seek(node, size, true).await, Err(Errno::ENXIO));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn file_behaves_like_a_plain_array(steps in proptest::collection::vec(step(), 1..30)) {
+        run(follow(steps));
+    }
+}
+
+#[test]
+fn small_file_is_created_written_and_closed_with_two_updates() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        make_file(&fs, ROOT, "warm").await;
+        let before = cluster.counts().0;
+        let (_, file) = make_file(&fs, ROOT, "f").await;
+        write(&fs, &file, 0, &[1; 1024]).await;
+        fs.flush(&file).await.unwrap();
+        fs.flush(&file).await.unwrap();
+        assert_eq!(cluster.counts().0 - before, 2);
+        let blobs = walk(&folder.path().join("bucket/blobs"));
+        assert_eq!(blobs, 0, "small files need no bucket");
+    });
+}
+
+fn walk(folder: &std::path::Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let count = |entry: std::fs::DirEntry| if entry.path().is_dir() { walk(&entry.path()) } else { 1 };
+    entries.map(|entry| count(entry.unwrap())).sum()
+}
+
+#[test]
+fn big_sequential_write_becomes_whole_blobs_within_the_buffer() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let (node, file) = make_file(&fs, ROOT, "big").await;
+        let size = 37_u64 << 20;
+        for at in 0..size >> 20 {
+            write(&fs, &file, at << 20, &vec![at as u8; 1 << 20]).await;
+            assert!(fs.dirty_bytes.load(Ordering::Relaxed) <= fs.limits.dirty_bytes_max / 2);
+        }
+        fs.flush(&file).await.unwrap();
+        assert_eq!(walk(&folder.path().join("bucket/blobs")), 10);
+        for at in 0..size >> 20 {
+            let read = fs.read(node, at << 20, 1 << 20).await.unwrap();
+            assert!(read.len() == 1 << 20 && read.iter().all(|byte| *byte == at as u8));
+        }
+    });
+}
+
+#[test]
+fn failed_flush_keeps_the_data_and_tells_it_each_time() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let (node, file) = make_file(&fs, ROOT, "f").await;
+        for round in [3000_usize, 30_000] {
+            write(&fs, &file, 0, &vec![round as u8; round]).await;
+            cluster.cut.store(true, Ordering::Relaxed);
+            assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+            assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+            write(&fs, &file, 10, b"later").await;
+            cluster.cut.store(false, Ordering::Relaxed);
+            fs.flush(&file).await.unwrap();
+            let read = fs.read(node, 0, 60_000).await.unwrap();
+            assert_eq!((read.len(), &read[8..16]), (round, &[&[round as u8; 2][..], b"later", &[round as u8]].concat()[..]));
+        }
+        append(&fs, &file, b"end").await;
+        cluster.cut.store(true, Ordering::Relaxed);
+        assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+        append(&fs, &file, b"!").await;
+        cluster.cut.store(false, Ordering::Relaxed);
+        let read = fs.read(node, 30_000, 100).await.unwrap();
+        assert_eq!(&read[..], b"end!");
+    });
+}
+
+#[test]
+fn appends_of_two_clients_interleave_whole() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let (one, two) = (cluster.fs(folder.path()).await, cluster.fs(folder.path()).await);
+        let (node, file) = make_file(&one, ROOT, "log").await;
+        two.table.open(node.ino, node.kind, node.home);
+        let file_two = two.table.file(node.ino).unwrap();
+        for round in 0..20 {
+            append(&one, &file, format!("one {round:04}\n").as_bytes()).await;
+            append(&two, &file_two, format!("two {round:04}\n").as_bytes()).await;
+            if round % 3 == 0 {
+                one.flush(&file).await.unwrap();
+            }
+        }
+        one.flush(&file).await.unwrap();
+        two.flush(&file_two).await.unwrap();
+        let read = one.read(node, 0, 1 << 16).await.unwrap();
+        let text = std::str::from_utf8(&read).unwrap();
+        for who in ["one", "two"] {
+            let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(who)).collect();
+            let expected: Vec<String> = (0..20).map(|round| format!("{who} {round:04}")).collect();
+            assert_eq!(lines, expected);
+        }
+    });
+}
+
+#[test]
+fn names_are_found_cached_and_invalidated_across_clients_and_groups() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(3);
+        let (one, two) = (cluster.fs(folder.path()).await, cluster.fs(folder.path()).await);
+        let placed = |group| NewNode::Directory { placement: Some(GroupId(group)) };
+        let a = node(&make(&one, ROOT, "a", placed(1)).await);
+        let b = node(&make(&one, ROOT, "b", placed(2)).await);
+        assert_eq!((a.home, b.home), (GroupId(1), GroupId(2)));
+        let f = make(&one, a, "f", NewNode::File).await;
+        assert_eq!(f.home, GroupId(1));
+        assert_eq!(two.lookup(a, &bytes("f")).await.unwrap().ino, f.ino);
+        two.table.remember(&two.attr(a).await.unwrap());
+        assert!(two.lookup_cached(a.ino, b"f").unwrap().is_ok());
+        assert_eq!(two.lookup(b, &bytes("g")).await, Err(Errno::ENOENT));
+
+        one.rename((a, &bytes("f")), (b, &bytes("g")), RenameMode::Replace).await.unwrap();
+        assert_eq!(two.lookup(a, &bytes("f")).await, Err(Errno::ENOENT));
+        let moved = two.lookup(b, &bytes("g")).await.unwrap();
+        assert_eq!((moved.ino, moved.home), (f.ino, GroupId(2)));
+        assert_eq!(two.attr(node(&f)).await.unwrap().home, GroupId(2), "asked for where it was");
+
+        // A directory is moved without its content.
+        let d = node(&make(&one, a, "d", NewNode::Directory { placement: None }).await);
+        make(&one, d, "inner", NewNode::File).await;
+        two.rename((a, &bytes("d")), (b, &bytes("d")), RenameMode::NoReplace).await.unwrap();
+        assert_eq!(one.attr(d).await.unwrap().parent, Some(b.ino));
+        let deep = node(&make(&one, d, "deep", NewNode::Directory { placement: None }).await);
+        let into_itself = two.rename((b, &bytes("d")), (deep, &bytes("x")), RenameMode::Replace).await;
+        assert_eq!(into_itself, Err(Errno::EINVAL));
+        assert_eq!(one.remove(b, &bytes("d"), true).await, Err(Errno::ENOTEMPTY));
+        assert_eq!(one.remove(b, &bytes("d"), false).await, Err(Errno::EISDIR));
+        one.remove(b, &bytes("g"), false).await.unwrap();
+        assert_eq!(two.lookup(b, &bytes("g")).await, Err(Errno::ENOENT));
+    });
+}
+
+#[test]
+fn unlinked_file_lives_until_the_last_close_anywhere() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let (one, two) = (cluster.fs(folder.path()).await, cluster.fs(folder.path()).await);
+        let (node, file) = make_file(&one, ROOT, "f").await;
+        write(&one, &file, 0, b"still here").await;
+        one.flush(&file).await.unwrap();
+        two.remove(ROOT, &bytes("f"), false).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        assert_eq!(one.stat(node).await.unwrap().nlink, 0);
+        write(&one, &file, 10, b", and growing").await;
+        one.flush(&file).await.unwrap();
+        assert_eq!(&one.read(node, 0, 100).await.unwrap()[..], b"still here, and growing");
+        one.close_handle(node.ino);
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        assert_eq!(one.attr(node).await, Err(Errno::ESTALE));
+    });
+}
+
+#[test]
+fn directory_is_listed_in_pages_that_survive_removals() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(2);
+        let fs = cluster.fs(folder.path()).await;
+        let dir = node(&make(&fs, ROOT, "dir", NewNode::Directory { placement: Some(GroupId(1)) }).await);
+        for number in 0..1500 {
+            make(&fs, dir, &format!("f{number}"), NewNode::File).await;
+        }
+        let open = super::Directory::new(dir.ino);
+        fs.table.remember(&fs.attr(dir).await.unwrap());
+        for plus in [false, true] {
+            let (mut offset, mut names) = (0, Vec::new());
+            loop {
+                // The kernel's buffer takes only some at a time.
+                let listed = fs.read_dir(&open, offset, plus).await.unwrap();
+                let Some(last) = listed.iter().take(100).next_back() else { break };
+                offset = last.offset;
+                names.extend(listed.iter().take(100).map(|entry| String::from_utf8(entry.name.to_vec()).unwrap()));
+            }
+            assert_eq!(names.len(), 1502);
+            assert_eq!(&names[..2], [".", ".."]);
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), 1502);
+        }
+        let first = fs.read_dir(&open, 0, false).await.unwrap();
+        for number in 0..1500 {
+            fs.remove(dir, &bytes(&format!("f{number}")), false).await.unwrap();
+        }
+        assert!(fs.read_dir(&open, first.last().unwrap().offset, false).await.unwrap().is_empty());
+        assert_eq!(fs.read_dir(&open, 0, false).await.unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn copy_shares_blobs_within_a_group_and_copies_across() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(2);
+        let fs = cluster.fs(folder.path()).await;
+        let (source, file) = make_file(&fs, ROOT, "source").await;
+        let content = pattern(100_000, 9);
+        write(&fs, &file, 0, &content).await;
+        fs.flush(&file).await.unwrap();
+        let blobs = walk(&folder.path().join("bucket/blobs"));
+        let (near, near_file) = make_file(&fs, ROOT, "near").await;
+        assert_eq!(fs.copy_range((source, 10), (&near_file, 5), 1 << 20, false).await, Ok(99_990));
+        assert_eq!(walk(&folder.path().join("bucket/blobs")), blobs, "shared");
+        let dir = node(&make(&fs, ROOT, "dir", NewNode::Directory { placement: Some(GroupId(1)) }).await);
+        let (far, far_file) = make_file(&fs, dir, "far").await;
+        assert_eq!(fs.copy_range((source, 10), (&far_file, 5), 1 << 20, false).await, Ok(99_990));
+        fs.flush(&far_file).await.unwrap();
+        for copy in [near, far] {
+            let read = fs.read(copy, 0, 1 << 20).await.unwrap();
+            assert_eq!((&read[..5], &read[5..]), (&[0; 5][..], &content[10..]));
+        }
+    });
+}
