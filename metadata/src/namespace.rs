@@ -385,12 +385,12 @@ pub(crate) fn touch_changed(attr: &mut Attr, now: TimeNs) {
 }
 
 /// Marks a change of content.
-pub(crate) fn touch_modified(attr: &mut Attr, now: TimeNs) {
-    // Updates that only add to a directory may execute in another order than their times: the newest wins.
-    if now >= attr.ctime {
-        attr.mtime = now;
-        attr.ctime = now;
+pub(crate) fn touch_modified(row: &mut InodeRow, now: TimeNs) {
+    if now >= row.modified {
+        row.attr.mtime = now;
+        row.modified = now;
     }
+    touch_changed(&mut row.attr, now);
 }
 
 /// What a new volume starts with.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::op::{LockKind, LockRange};
 use crate::store::Store;
-use crate::types::{Attr, BlobRange, Dirent};
+use crate::types::{Attr, BlobRange, Dirent, TimeNs};
 
 const ROW_VERSION: u8 = 1;
 
@@ -39,6 +39,9 @@ pub struct Counters {
 pub struct InodeRow {
     /// What the world sees.
     pub attr: Attr,
+    /// When its mtime was last set, to whatever: updates that only add to a directory may execute in another order than
+    /// their times, and the newest must win.
+    pub modified: TimeNs,
     /// A directory's last cookie.
     pub cookie_last: u64,
     /// How many extent rows a file has.
@@ -53,7 +56,8 @@ impl InodeRow {
     /// Without entries, content, xattrs.
     #[must_use]
     pub fn new(attr: Attr) -> Self {
-        InodeRow { attr, cookie_last: COOKIE_RESERVED_MAX, extents: 0, inline_bytes: 0, xattr_bytes: 0 }
+        let modified = attr.mtime;
+        InodeRow { attr, modified, cookie_last: COOKIE_RESERVED_MAX, extents: 0, inline_bytes: 0, xattr_bytes: 0 }
     }
 }
 

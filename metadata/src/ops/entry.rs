@@ -46,7 +46,7 @@ impl<S: StoreMut> Namespace<S> {
         dir.cookie_last += 1;
         dir.attr.size += 1;
         dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
-        touch_modified(&mut dir.attr, now);
+        touch_modified(&mut dir, now);
         self.put_inode(&dir)?;
         self.put_entry(parent, name, DirentRow { node, cookie: dir.cookie_last })
     }
@@ -62,7 +62,7 @@ impl<S: StoreMut> Namespace<S> {
     ) -> Result<(), Error> {
         let mut dir = self.owned_inode(parent)?;
         dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
-        touch_modified(&mut dir.attr, now);
+        touch_modified(&mut dir, now);
         self.put_inode(&dir)?;
         self.repoint_entry(parent, name, node)
     }
@@ -84,7 +84,7 @@ impl<S: StoreMut> Namespace<S> {
         let mut dir = self.owned_inode(parent)?;
         dir.attr.size = dir.attr.size.saturating_sub(1);
         dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
-        touch_modified(&mut dir.attr, now);
+        touch_modified(&mut dir, now);
         self.put_inode(&dir)?;
         let key = keys::dirent(parent, name);
         let Some(row) = self.read::<DirentRow>(&key)? else { return Err(Error::CorruptRow { key }) };

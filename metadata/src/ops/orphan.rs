@@ -4,7 +4,7 @@ use multicast::ids::SessionId;
 
 use super::content::FileEdit;
 use crate::error::Error;
-use crate::footprint::{key_inode, key_locks};
+use crate::footprint::{key_home, key_inode, key_locks};
 use crate::namespace::Namespace;
 use crate::outcome::Done;
 use crate::rows::{BlobRow, InodeRow, LockRow};
@@ -51,7 +51,7 @@ impl<S: StoreMut> Namespace<S> {
         self.remove(&key)?;
         let row = self.owned_inode(ino)?;
         self.delete_inode(row)?;
-        self.changes.keys.push(key_inode(ino));
+        self.changes.keys.extend([key_inode(ino), key_home(ino), key_locks(ino)]);
         Ok(())
     }
 

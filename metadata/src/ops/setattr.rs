@@ -18,7 +18,7 @@ impl<S: StoreMut> Namespace<S> {
         if let Some(size) = set.size {
             require_file(&row)?;
             row = self.truncate(row, size)?;
-            touch_modified(&mut row.attr, now);
+            touch_modified(&mut row, now);
         }
         let attr = &mut row.attr;
         if set.kill_privileges {
@@ -30,6 +30,9 @@ impl<S: StoreMut> Namespace<S> {
         attr.atime = set.atime.map_or(attr.atime, |time| chosen(time, now));
         attr.mtime = set.mtime.map_or(attr.mtime, |time| chosen(time, now));
         touch_changed(attr, now);
+        if set.mtime.is_some() {
+            row.modified = now;
+        }
         self.put_inode(&row)?;
         Ok(Done::Node { attr: Box::new(row.attr), appended_at: None })
     }

@@ -3,7 +3,7 @@
 use super::content::FileEdit;
 use super::setattr::{kill_privileges, require_file};
 use crate::keys;
-use crate::namespace::{Namespace, touch_changed};
+use crate::namespace::{Namespace, touch_changed, touch_modified};
 use crate::op::{Change, FsOp, WriteAt};
 use crate::outcome::{Done, Errno, Fact};
 use crate::rows::{BlobRow, Source};
@@ -38,11 +38,11 @@ impl<S: StoreMut> Namespace<S> {
         if !changes.is_empty() || size != size_before {
             row.attr.size = size;
             row.attr.data_version += 1;
-            row.attr.mtime = now;
-            touch_changed(&mut row.attr, now);
+            touch_modified(&mut row, now);
         }
         if let Some(mtime) = *mtime {
             row.attr.mtime = mtime;
+            row.modified = now;
             touch_changed(&mut row.attr, now);
         }
         if *kill {

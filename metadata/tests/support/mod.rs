@@ -1,0 +1,187 @@
+//! A cluster of namespaces without a log: one serial order, driven by hand.
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
+
+pub mod driver;
+pub mod model;
+pub mod tree;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use metadata::codec::{decode_outcome, encode_op};
+use metadata::namespace::{Genesis, genesis, read};
+use metadata::op::{Change, FsOp, NewNode, WriteAt};
+use metadata::outcome::{Done, OpError, Outcome};
+use metadata::read::{ReadAnswer, ReadOp, ReadResult};
+use metadata::types::{Attr, FileKind, InodeId, NodeRef, TimeNs};
+use metadata::{Changes, MemStore, Namespace, Overlay};
+use multicast::command::Command;
+use multicast::ids::{CommandId, GroupId, SessionId, VectorClock};
+
+pub const INLINE_BYTES_MAX: u32 = 64;
+pub const ROOT: NodeRef = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: GroupId::GLOBAL };
+
+pub struct Cluster {
+    pub stores: BTreeMap<GroupId, MemStore>,
+    /// What the last command changed, by group.
+    pub changes: BTreeMap<GroupId, Changes>,
+    pub now: i64,
+    sequence: u64,
+}
+
+impl Cluster {
+    pub fn new(groups: u16) -> Self {
+        let mut cluster = Cluster { stores: BTreeMap::new(), changes: BTreeMap::new(), now: 1000, sequence: 0 };
+        for group in (0..groups).map(GroupId) {
+            let first = Genesis { inline_bytes_max: INLINE_BYTES_MAX, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1000) };
+            let mut store = MemStore::new();
+            let mut overlay = Overlay::new(&store).unwrap();
+            genesis(&mut overlay, group, &first).unwrap();
+            let writes = overlay.into_writes();
+            store.apply(writes);
+            cluster.stores.insert(group, store);
+        }
+        cluster
+    }
+
+    /// Runs one thing on one group's namespace, as one batch.
+    pub fn on<T>(&mut self, group: GroupId, run: impl FnOnce(&mut Namespace<Overlay<'_, MemStore>>) -> T) -> T {
+        let store = &self.stores[&group];
+        let mut namespace = Namespace::open(group, Overlay::new(store).unwrap()).unwrap();
+        let result = run(&mut namespace);
+        assert_eq!(namespace.failure(), None);
+        self.changes.insert(group, namespace.take_changes());
+        let writes = namespace.into_store().into_writes();
+        self.stores.get_mut(&group).unwrap().apply(writes);
+        result
+    }
+
+    pub fn open_session(&mut self, session: SessionId) {
+        for group in self.groups() {
+            self.on(group, |namespace| namespace.session_opened(session));
+        }
+    }
+
+    pub fn close_session(&mut self, session: SessionId) {
+        self.changes.clear();
+        for group in self.groups() {
+            self.on(group, |namespace| namespace.session_closed(session));
+        }
+    }
+
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.stores.keys().copied().collect()
+    }
+
+    pub fn command(&mut self, session: SessionId, op: &FsOp) -> Command {
+        self.sequence += 1;
+        Command {
+            id: CommandId { session, sequence: self.sequence },
+            acknowledged_below: 0,
+            clock: VectorClock::new(),
+            destinations: op.destinations(),
+            payload: encode_op(op),
+        }
+    }
+
+    /// Executes an update in all its groups, at a time of its own.
+    pub fn submit(&mut self, session: SessionId, op: &FsOp) -> Outcome {
+        self.now += 1000;
+        let command = self.command(session, op);
+        self.changes.clear();
+        let groups: Vec<GroupId> = command.groups().collect();
+        let mut contributions = BTreeMap::new();
+        if command.is_multi_group() {
+            for &group in &groups {
+                let before = self.stores[&group].clone();
+                contributions.insert(group, self.on(group, |namespace| namespace.contribute(&command)));
+                assert_eq!(before, self.stores[&group], "a contribution changes nothing");
+            }
+        }
+        let now = TimeNs(self.now);
+        let outcomes: Vec<Bytes> = groups
+            .iter()
+            .map(|&group| self.on(group, |namespace| namespace.execute(now, &command, &contributions)))
+            .collect();
+        assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]), "every group answers alike");
+        decode_outcome(&outcomes[0]).unwrap()
+    }
+
+    pub fn read(&self, group: GroupId, op: &ReadOp) -> ReadResult {
+        match self.stores.get(&group) {
+            Some(store) => read(store, group, op).unwrap(),
+            None => Err(OpError::Errno(metadata::outcome::Errno::StaleHandle)),
+        }
+    }
+
+    pub fn attr(&self, node: NodeRef) -> Attr {
+        match self.read(node.home, &ReadOp::GetAttr { ino: node.ino }) {
+            Ok(ReadAnswer::Attr(attr)) => *attr,
+            other => panic!("no attributes of {node:?}: {other:?}"),
+        }
+    }
+
+    pub fn lookup(&self, parent: NodeRef, name: &str) -> Option<NodeRef> {
+        let name = Bytes::copy_from_slice(name.as_bytes());
+        match self.read(parent.home, &ReadOp::Lookup { parent: parent.ino, name }) {
+            Ok(ReadAnswer::Lookup(found)) => found.map(|(dirent, _)| dirent),
+            other => panic!("no lookup in {parent:?}: {other:?}"),
+        }
+    }
+
+    pub fn check(&self) {
+        let stores: BTreeMap<GroupId, &MemStore> = self.stores.iter().map(|(group, store)| (*group, store)).collect();
+        let found = metadata::check::check(&stores).unwrap();
+        assert!(found.is_empty(), "{}", found.iter().map(|violation| format!("{violation}\n")).collect::<String>());
+    }
+}
+
+/// Shorter ways to say what tests do most.
+impl Cluster {
+    pub fn create(&mut self, session: SessionId, parent: NodeRef, name: &str, node: NewNode) -> NodeRef {
+        let home = match node {
+            NewNode::Directory { placement: Some(placement) } => placement,
+            _ => self.attr(parent).placement,
+        };
+        let done = self.submit(session, &create_op(parent, name, node, home));
+        let attr = node_of(&done);
+        NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home }
+    }
+
+    pub fn mkdir(&mut self, session: SessionId, parent: NodeRef, name: &str) -> NodeRef {
+        self.create(session, parent, name, NewNode::Directory { placement: None })
+    }
+
+    pub fn mkdir_on(&mut self, session: SessionId, parent: NodeRef, name: &str, group: u16) -> NodeRef {
+        self.create(session, parent, name, NewNode::Directory { placement: Some(GroupId(group)) })
+    }
+
+    pub fn mkfile(&mut self, session: SessionId, parent: NodeRef, name: &str) -> NodeRef {
+        self.create(session, parent, name, NewNode::File)
+    }
+
+    pub fn write(&mut self, session: SessionId, node: NodeRef, changes: Vec<Change>) -> Outcome {
+        self.submit(session, &write_op(node, changes))
+    }
+}
+
+pub fn create_op(parent: NodeRef, name: &str, node: NewNode, home: GroupId) -> FsOp {
+    let name = Bytes::copy_from_slice(name.as_bytes());
+    FsOp::Create { parent, name, node, mode: 0o644, uid: 1, gid: 2, home }
+}
+
+pub fn write_op(node: NodeRef, changes: Vec<Change>) -> FsOp {
+    FsOp::Write { node, at: WriteAt::Offsets, changes, size_min: 0, mtime: None, kill_privileges: false }
+}
+
+/// The attributes of the inode that an update was about.
+pub fn node_of(outcome: &Outcome) -> Attr {
+    match outcome {
+        Ok(Done::Node { attr, .. } | Done::Removed { attr } | Done::Renamed { attr, .. }) => (**attr).clone(),
+        other => panic!("not about an inode: {other:?}"),
+    }
+}
+
+pub fn name(name: &str) -> Bytes {
+    Bytes::copy_from_slice(name.as_bytes())
+}
