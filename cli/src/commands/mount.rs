@@ -103,7 +103,7 @@ fn plan(globals: &Globals, args: &MountArgs) -> Result<Plan> {
     for options in &args.options {
         list.add(options, false).map_err(|problem| Failure::new(Exit::Usage, problem))?;
     }
-    // A flag goes before -o, which goes before the environment's and the file's values where both can be told apart.
+    // What -o says goes first: an option beside it may be the environment's.
     let config = list.config.clone().or_else(|| globals.config.clone());
     let cluster = find::cluster(config.as_deref(), None)?;
     let Some(region) = list.region.or_else(|| args.region.clone()) else {
@@ -112,14 +112,14 @@ fn plan(globals: &Globals, args: &MountArgs) -> Result<Plan> {
     };
     let region = cluster.region(&region)?.name.clone();
     let point = mounts::absolute(&args.mountpoint);
-    let cache_size = args.cache_size.or(list.cache_size).unwrap_or(cluster.limits.cache);
+    let cache_size = list.cache_size.or(args.cache_size).unwrap_or(cluster.limits.cache);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let wishes = Wishes {
-        identity: args.identity.clone().or(list.identity).unwrap_or_else(|| region.clone()),
+        identity: list.identity.or_else(|| args.identity.clone()).unwrap_or_else(|| region.clone()),
         label: format!("{host}:{} pid {}", point.display(), std::process::id()),
-        deadline: args.deadline.or(list.deadline).map_or(cluster.timeouts.deadline, |span| span.0),
-        memory: args.memory.or(list.memory).unwrap_or(cluster.limits.client_memory),
-        cache: args.cache_dir.clone().or(list.cache_dir).map(|folder| (folder, cache_size)),
+        deadline: list.deadline.or(args.deadline).map_or(cluster.timeouts.deadline, |span| span.0),
+        memory: list.memory.or(args.memory).unwrap_or(cluster.limits.client_memory),
+        cache: list.cache_dir.or_else(|| args.cache_dir.clone()).map(|folder| (folder, cache_size)),
         region,
         emulated: true,
     };
