@@ -85,9 +85,9 @@ pub enum Message {
     Fetched {
         /// The candidate's ballot.
         ballot: Ballot,
-        /// Just before the first entry.
+        /// Just before the first entry. Later than asked if the log was dropped up to there, as every voter has it.
         after: LogIndex,
-        /// The entries; none if they are on this disk no more.
+        /// The entries; none if they cannot be read.
         entries: Vec<Entry>,
     },
     /// Entries, heartbeat, commit index.

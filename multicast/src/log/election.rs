@@ -173,11 +173,14 @@ impl Replicator {
 
     pub(super) fn handle_fetch(&mut self, from: ReplicaId, ballot: Ballot, after: LogIndex) {
         if ballot != self.promised || ballot.owner != Some(from) {
-            return self.ignore(from, "fetches in a ballot that was not promised to it");
+            return;
         }
+        // What was dropped here is on every voter's disk, so both logs agree up to there.
+        let dropped = if self.first_on_disk > LogIndex(1) { self.first_on_disk } else { LogIndex::ZERO };
+        let after = after.max(dropped);
         let first = LogIndex(after.0.saturating_add(1));
         let entries = self.entries.batch(first, self.limits.append_batch_bytes);
-        if !entries.is_empty() || first < self.first_on_disk {
+        if !entries.is_empty() {
             self.send(from, Message::Fetched { ballot, after, entries });
         } else if self.reading.is_none() && first <= self.entries.last().index {
             self.read_log(ReadFor::Candidate { candidate: from, ballot, after }, first);
@@ -187,11 +190,11 @@ impl Replicator {
     pub(super) fn handle_fetched(&mut self, from: ReplicaId, ballot: Ballot, after: LogIndex, entries: Vec<Entry>) {
         let Role::Candidate(candidate) = &self.role else { return };
         let Some(fetching) = candidate.fetching else { return };
-        if candidate.ballot != ballot || fetching.from != from || fetching.after != after {
+        if candidate.ballot != ballot || fetching.from != from || after < fetching.after {
             return;
         }
-        if entries.is_empty() {
-            // Too far behind to lead: leave it to the others.
+        if entries.is_empty() || after > self.entries.last().index {
+            // It cannot be helped to lead: leave it to the others.
             self.become_follower(None);
             self.election_due = self.election_due.after_ms(2 * self.timing.election_timeout_ms);
             return;

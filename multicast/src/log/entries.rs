@@ -67,6 +67,16 @@ impl Entries {
         self.get(index).map(|slot| slot.entry.position())
     }
 
+    /// The index before the run of entries of one ballot that `index` belongs to, as far as it is in memory.
+    pub(crate) fn before_run(&self, index: LogIndex) -> LogIndex {
+        let ballot = self.position(index).map(|position| position.ballot);
+        let mut first = index;
+        while first > self.before && self.position(first).map(|position| position.ballot) == ballot {
+            first = LogIndex(first.0 - 1);
+        }
+        first
+    }
+
     /// Entries from `index` on, at least one and then up to so many bytes; none beyond the end.
     pub(crate) fn batch(&self, index: LogIndex, bytes_max: usize) -> Vec<Entry> {
         let mut batch = Vec::new();

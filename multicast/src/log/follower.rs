@@ -33,8 +33,9 @@ impl Replicator {
         self.expect_primary();
         if !self.matches(previous) {
             let last = self.entries.last().index;
-            // Of what is not committed nothing is sure; it is little, so begin there.
-            let retry_after = if last < previous.index { last } else { self.committed };
+            // What was made in the same ballot as the wrong entry is probably wrong too; what is committed is not.
+            let retry_after =
+                if last < previous.index { last } else { self.entries.before_run(previous.index).max(self.committed) };
             let previous = previous.index;
             return self.send_when_durable(from, Message::AppendRefused { ballot, previous, retry_after });
         }

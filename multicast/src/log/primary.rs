@@ -164,7 +164,13 @@ impl Replicator {
         if is_old {
             return;
         }
-        let retry_after = retry_after.min(last).min(LogIndex(previous.0 - 1)).max(follower.matched);
+        // The log was dropped only as far as every voter had it on disk.
+        let dropped = if self.first_on_disk > LogIndex(1) { self.first_on_disk } else { LogIndex::ZERO };
+        if previous <= dropped {
+            let event = Event::FollowerBeyondHelp { replica: from, from: retry_after };
+            return self.outputs.push_back(Output::Event(event));
+        }
+        let retry_after = retry_after.min(last).min(LogIndex(previous.0 - 1)).max(follower.matched).max(dropped);
         follower.restart_at(retry_after.next());
         follower.searching = true;
         follower.sent = None;

@@ -1,0 +1,443 @@
+//! Each known trap of the protocol, set up by hand.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use harness::sim::{MS, Options, Sim};
+use multicast::command::{Command, Destination, Key, Mode};
+use multicast::core::{SessionChange, Wait};
+use multicast::ids::{CommandId, GroupId, SessionId, VectorClock};
+use multicast::record::Rejection;
+use multicast::{Decline, Message, Refusal};
+
+const A: GroupId = GroupId(0);
+const B: GroupId = GroupId(1);
+const C: GroupId = GroupId(2);
+const SESSION: SessionId = SessionId(7);
+
+fn command(sequence: u64, footprints: &[(GroupId, u64, Mode)]) -> Arc<Command> {
+    command_of(SESSION, sequence, footprints)
+}
+
+fn command_of(session: SessionId, sequence: u64, footprints: &[(GroupId, u64, Mode)]) -> Arc<Command> {
+    let destinations =
+        footprints.iter().map(|&(group, key, mode)| Destination { group, footprint: vec![(Key(key), mode)] }).collect();
+    Arc::new(Command {
+        id: CommandId { session, sequence },
+        acknowledged_below: 0,
+        clock: VectorClock::new(),
+        destinations,
+        payload: Bytes::from_static(b"payload"),
+    })
+}
+
+fn write_both(sequence: u64, key: u64) -> Arc<Command> {
+    command(sequence, &[(A, key, Mode::Write), (B, key, Mode::Write)])
+}
+
+/// A calm cluster with an open session.
+fn cluster(voters: &[usize]) -> Sim {
+    let mut sim = Sim::new(1, Options::calm(voters));
+    sim.settle();
+    sim.open_everywhere(SESSION);
+    sim
+}
+
+fn order_in(sim: &Sim, group: GroupId) -> Vec<u64> {
+    sim.histories()[&group].iter().map(|executed| executed.id.sequence).collect()
+}
+
+fn submit(sim: &mut Sim, group: GroupId, command: &Arc<Command>) {
+    let primary = sim.primary(group).unwrap();
+    sim.submit(primary, command);
+}
+
+fn latency_ms(sim: &Sim, command: &Command, since: u64) -> u64 {
+    (sim.replied_at[&command.id] - since) / MS
+}
+
+#[test]
+fn single_group_command_costs_one_near_round_trip() {
+    let mut sim = cluster(&[3, 3]);
+    let (began, one) = (sim.now, command(1, &[(A, 1, Mode::Write)]));
+    submit(&mut sim, A, &one);
+    sim.run_for_ms(100);
+    // 0.5 ms there, 1 ms of disk, 0.5 ms back.
+    assert!(latency_ms(&sim, &one, began) <= 3, "{} ms", latency_ms(&sim, &one, began));
+}
+
+#[test]
+fn multi_group_command_costs_one_wide_round_trip_beside_a_destination() {
+    let mut sim = cluster(&[3, 3]);
+    let (began, both) = (sim.now, write_both(1, 1));
+    submit(&mut sim, A, &both);
+    sim.run_for_ms(1_000);
+    let latency = latency_ms(&sim, &both, began);
+    assert!((80..=95).contains(&latency), "80 ms there and back, and three appends of 2 ms: {latency} ms");
+}
+
+#[test]
+fn three_groups_commit_when_a_timestamp_overtakes_the_proposal() {
+    let mut sim = cluster(&[1, 1, 1]);
+    // C learns of the command late; B's timestamp is there before.
+    let held = Rc::new(RefCell::new(0));
+    let seen = Rc::clone(&held);
+    sim.filter = Some(Box::new(move |_, to, message| {
+        let first = to.0 == C && matches!(message, Message::Propose { .. }) && *seen.borrow() == 0;
+        if first {
+            *seen.borrow_mut() += 1;
+        }
+        first
+    }));
+    let all = command(1, &[(A, 1, Mode::Write), (B, 1, Mode::Write), (C, 1, Mode::Write)]);
+    submit(&mut sim, A, &all);
+    sim.run_for_ms(3_000);
+    assert_eq!(order_in(&sim, C), [1]);
+    assert_eq!(*held.borrow(), 1, "one proposal was lost");
+}
+
+#[test]
+fn c1_clock_after_primary_change_is_beyond_what_was_executed() {
+    let mut sim = cluster(&[3, 3]);
+    let both = write_both(1, 1);
+    submit(&mut sim, A, &both);
+    sim.run_for_ms(1_000);
+    let final_timestamp = sim.histories()[&A][0].timestamp;
+    let old = sim.primary(A).unwrap();
+    sim.crash(old);
+    sim.run_for_ms(5_000);
+    let after = command(2, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &after);
+    sim.run_for_ms(1_000);
+    let history = &sim.histories()[&A];
+    assert!(history[1].timestamp > final_timestamp);
+}
+
+#[test]
+fn c6_command_that_a_reader_caused_comes_after_what_it_read() {
+    let mut sim = Sim::new(1, Options::calm(&[1, 1]));
+    // A's clock is far ahead of B's, so A's timestamp decides.
+    for (address, node) in &mut sim.nodes {
+        node.skew += if address.0 == A { 20_000 * MS } else { 0 };
+    }
+    sim.settle();
+    sim.open_everywhere(SESSION);
+    let both = write_both(1, 1);
+    submit(&mut sim, A, &both);
+    while !sim.replies.contains_key(&both.id) {
+        assert!(sim.step());
+    }
+    let later = command(2, &[(B, 1, Mode::Write)]);
+    submit(&mut sim, B, &later);
+    sim.run_for_ms(1_000);
+    assert_eq!(order_in(&sim, B), [1, 2]);
+}
+
+#[test]
+fn c7_id_with_other_destinations_is_refused_and_the_first_binding_executes() {
+    let mut sim = cluster(&[3, 3, 3]);
+    let first = write_both(1, 1);
+    let second = command(1, &[(A, 1, Mode::Write), (C, 1, Mode::Write)]);
+    submit(&mut sim, A, &first);
+    sim.run_for_ms(10);
+    let at_c = sim.primary(C).unwrap();
+    sim.submit(at_c, &second);
+    sim.run_for_ms(5_000);
+    assert_eq!((order_in(&sim, A), order_in(&sim, B), order_in(&sim, C)), (vec![1], vec![1], vec![]));
+    let again = command(1, &[(A, 2, Mode::Write)]);
+    submit(&mut sim, A, &again);
+    sim.run_for_ms(100);
+    assert_eq!(order_in(&sim, A), [1]);
+    assert!(sim.primary(C).is_some_and(|primary| sim.core(primary).unfinished().is_empty()));
+}
+
+#[test]
+fn c8_unknown_session_is_an_error_not_a_second_execution() {
+    let mut sim = cluster(&[1, 1]);
+    let stranger = command_of(SessionId(99), 1, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &stranger);
+    let one = command(1, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &one);
+    sim.run_for_ms(100);
+    assert_eq!(sim.declined[&stranger.id], Decline::Refused(Refusal::UnknownSession));
+    let primary = sim.primary(A).unwrap();
+    sim.change_session(primary, SessionChange::Close(SESSION));
+    sim.run_for_ms(100);
+    sim.submit(primary, &one);
+    sim.run_for_ms(100);
+    assert_eq!(sim.declined[&one.id], Decline::Refused(Refusal::UnknownSession));
+    assert_eq!(order_in(&sim, A), [1]);
+}
+
+#[test]
+fn c8_session_unknown_at_one_destination_aborts_everywhere() {
+    let mut sim = cluster(&[3, 3]);
+    let primary = sim.primary(B).unwrap();
+    sim.change_session(primary, SessionChange::Close(SESSION));
+    sim.run_for_ms(500);
+    let both = write_both(1, 1);
+    submit(&mut sim, A, &both);
+    sim.run_for_ms(3_000);
+    let rejection = Rejection { by: B, reason: Refusal::UnknownSession };
+    assert_eq!(sim.replies[&both.id].result, Err(rejection));
+    assert!(order_in(&sim, A).is_empty() && order_in(&sim, B).is_empty());
+    // Nothing is left of it, and its keys are free.
+    let next = command(2, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &next);
+    sim.run_for_ms(1_000);
+    assert_eq!(order_in(&sim, A), [2]);
+    for group in [A, B] {
+        let primary = sim.primary(group).unwrap();
+        assert!(sim.core(primary).unfinished().is_empty());
+    }
+}
+
+#[test]
+fn c9_retry_at_a_new_primary_is_answered_not_executed() {
+    let mut sim = cluster(&[3]);
+    let one = command(1, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &one);
+    sim.run_for_ms(200);
+    let reply = sim.replies.remove(&one.id).unwrap();
+    let old = sim.primary(A).unwrap();
+    sim.crash(old);
+    sim.run_for_ms(5_000);
+    submit(&mut sim, A, &one);
+    sim.run_for_ms(200);
+    assert_eq!(sim.replies[&one.id].result, reply.result);
+    assert_eq!(order_in(&sim, A), [1]);
+}
+
+#[test]
+fn c10_cut_off_group_holds_only_the_keys_of_its_commands() {
+    let mut sim = cluster(&[3, 3]);
+    sim.cut_groups(A, B);
+    let stuck = write_both(1, 1);
+    submit(&mut sim, A, &stuck);
+    sim.run_for_ms(100);
+    for sequence in 2..50 {
+        let (began, free) = (sim.now, command(sequence, &[(A, 2, Mode::Write)]));
+        submit(&mut sim, A, &free);
+        sim.run_for_ms(10);
+        assert!(latency_ms(&sim, &free, began) <= 3);
+    }
+    let behind = command(50, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &behind);
+    sim.run_for_ms(6_000);
+    assert!(!sim.replies.contains_key(&behind.id), "the key of the unfinished command is held");
+    let primary = sim.primary(A).unwrap();
+    let unfinished = sim.core(primary).unfinished();
+    assert_eq!(unfinished.len(), 1);
+    assert_eq!((unfinished[0].id, unfinished[0].locks_keys), (stuck.id, true));
+    assert_eq!(unfinished[0].waits_for, [Wait::Timestamp(B)]);
+    assert_eq!(sim.core(primary).status().silent_groups.len(), 1);
+    // New commands for the silent group lock nothing.
+    let refused = write_both(51, 3);
+    submit(&mut sim, A, &refused);
+    sim.run_for_ms(10);
+    assert_eq!(sim.declined[&refused.id], Decline::Unavailable { group: B });
+    sim.heal();
+    sim.run_for_ms(8_000);
+    assert!(sim.replies.contains_key(&stuck.id) && sim.replies.contains_key(&behind.id));
+    let again = write_both(52, 3);
+    submit(&mut sim, A, &again);
+    sim.run_for_ms(1_000);
+    assert!(sim.replies.contains_key(&again.id));
+}
+
+#[test]
+fn c11_single_commands_do_not_wait_for_unrelated_multi_group_commands() {
+    let mut sim = cluster(&[3, 3]);
+    let mut slowest = 0;
+    for round in 0..100 {
+        let both = write_both(round * 2 + 1, round % 5);
+        submit(&mut sim, A, &both);
+        let (began, single) = (sim.now, command(round * 2 + 2, &[(A, 100 + round % 5, Mode::Write)]));
+        submit(&mut sim, A, &single);
+        sim.run_for_ms(7);
+        slowest = slowest.max(latency_ms(&sim, &single, began));
+    }
+    assert!(slowest <= 3, "{slowest} ms");
+}
+
+#[test]
+fn c13_crossing_commands_finish() {
+    let mut sim = cluster(&[3, 3, 3]);
+    for round in 0..20 {
+        for (at, group) in [A, B, C].into_iter().enumerate() {
+            let sequence = round * 3 + at as u64 + 1;
+            let all = command(sequence, &[(A, 1, Mode::Write), (B, 1, Mode::Write), (C, 1, Mode::Write)]);
+            submit(&mut sim, group, &all);
+        }
+        sim.run_for_ms(30);
+    }
+    sim.run_for_ms(20_000);
+    assert_eq!(order_in(&sim, A).len(), 60);
+    assert_eq!(order_in(&sim, A), order_in(&sim, B));
+    assert_eq!(order_in(&sim, B), order_in(&sim, C));
+}
+
+#[test]
+fn c17_group_restarted_from_its_rows_owes_what_it_owed() {
+    let mut sim = cluster(&[3, 3]);
+    // B's contribution never arrives, so A has committed and not finished.
+    sim.filter = Some(Box::new(|from, _, message| {
+        from.0 == B && matches!(message, Message::Facts(facts) if facts.contribution.is_some())
+    }));
+    let both = write_both(1, 1);
+    submit(&mut sim, A, &both);
+    sim.run_for_ms(2_000);
+    let nodes: Vec<_> = sim.nodes.keys().copied().filter(|address| address.0 == A).collect();
+    for &node in &nodes {
+        sim.nodes.get_mut(&node).unwrap().flush();
+        sim.crash(node);
+        sim.restart(node);
+    }
+    sim.filter = None;
+    sim.run_for_ms(10_000);
+    assert_eq!((order_in(&sim, A), order_in(&sim, B)), (vec![1], vec![1]));
+    for group in [A, B] {
+        let primary = sim.primary(group).unwrap();
+        assert!(sim.core(primary).unfinished().is_empty(), "{group} has nothing left to do");
+    }
+}
+
+#[test]
+fn c18_facts_leave_only_when_committed() {
+    let mut sim = cluster(&[3, 1]);
+    let told = Rc::new(RefCell::new(0));
+    let count = Rc::clone(&told);
+    // No append of A is acknowledged, so nothing commits there.
+    sim.filter = Some(Box::new(move |from, to, message| {
+        if from.0 == A && to.0 == B && matches!(message, Message::Facts(facts) if facts.timestamp.is_some()) {
+            *count.borrow_mut() += 1;
+        }
+        from.0 == A && to.0 == A && matches!(message, Message::Appended { .. })
+    }));
+    let both = write_both(1, 1);
+    submit(&mut sim, A, &both);
+    sim.run_for_ms(900);
+    assert_eq!(*told.borrow(), 0, "an uncommitted timestamp is no fact");
+    sim.filter = None;
+    sim.run_for_ms(10_000);
+    assert!(order_in(&sim, B).len() <= 1);
+}
+
+#[test]
+fn client_that_dies_after_its_first_primary_leaves_no_orphan() {
+    let mut sim = cluster(&[3, 3]);
+    // B gets the proposal, then A's primary dies before B's answer arrives; nobody retries.
+    let both = write_both(1, 1);
+    submit(&mut sim, A, &both);
+    sim.run_for_ms(45);
+    let primary = sim.primary(A).unwrap();
+    sim.crash(primary);
+    sim.run_for_ms(15_000);
+    assert_eq!(order_in(&sim, A), order_in(&sim, B));
+    for group in [A, B] {
+        let primary = sim.primary(group).unwrap();
+        assert!(sim.core(primary).unfinished().is_empty());
+    }
+}
+
+#[test]
+fn preferred_primary_returns_when_it_is_up_to_date() {
+    let mut sim = cluster(&[3]);
+    let preferred = (A, sim.voters[&A][0]);
+    assert_eq!(sim.primary(A), Some(preferred));
+    sim.crash(preferred);
+    sim.run_for_ms(5_000);
+    assert!(sim.primary(A).is_some_and(|primary| primary != preferred));
+    sim.restart(preferred);
+    sim.run_for_ms(8_000);
+    assert_eq!(sim.primary(A), Some(preferred));
+}
+
+#[test]
+fn restarted_follower_does_not_depose_a_primary_that_works() {
+    let mut sim = cluster(&[3]);
+    let promised = sim.core(sim.primary(A).unwrap()).status().promised;
+    let follower = (A, sim.voters[&A][2]);
+    for _ in 0..5 {
+        sim.crash(follower);
+        sim.run_for_ms(3_000);
+        sim.restart(follower);
+        sim.run_for_ms(1_000);
+    }
+    assert_eq!(sim.core(sim.primary(A).unwrap()).status().promised, promised);
+}
+
+#[test]
+fn cut_off_primary_declines_and_the_others_go_on() {
+    let mut sim = cluster(&[3]);
+    let old = sim.primary(A).unwrap();
+    for at in 1..3 {
+        let other = (A, sim.voters[&A][at]);
+        sim.cut(old, other);
+    }
+    sim.run_for_ms(5_000);
+    let one = command(1, &[(A, 1, Mode::Write)]);
+    sim.submit(old, &one);
+    sim.run_for_ms(100);
+    assert!(matches!(sim.declined[&one.id], Decline::NotPrimary { .. }));
+    submit(&mut sim, A, &one);
+    sim.run_for_ms(100);
+    assert_eq!(order_in(&sim, A), [1]);
+}
+
+#[test]
+fn sequences_out_of_order_execute_once_each() {
+    let mut sim = cluster(&[1]);
+    for sequence in [5, 3, 4, 1, 3, 5] {
+        let one = command(sequence, &[(A, 1, Mode::Add)]);
+        submit(&mut sim, A, &one);
+        sim.run_for_ms(10);
+    }
+    assert_eq!(order_in(&sim, A), [5, 3, 4, 1]);
+    let far = command(100_000, &[(A, 1, Mode::Add)]);
+    submit(&mut sim, A, &far);
+    sim.run_for_ms(10);
+    assert_eq!(sim.declined[&far.id], Decline::Refused(Refusal::BeyondWindow));
+}
+
+#[test]
+fn overload_is_refused_not_queued() {
+    let mut sim = Sim::new(1, Options::calm(&[3]));
+    for node in sim.nodes.values_mut() {
+        node.config.limits.in_flight_max = 10;
+    }
+    sim.settle();
+    sim.open_everywhere(SESSION);
+    for sequence in 1..=15 {
+        let one = command(sequence, &[(A, sequence, Mode::Write)]);
+        submit(&mut sim, A, &one);
+    }
+    sim.run_for_ms(100);
+    assert_eq!(order_in(&sim, A).len(), 10);
+    assert_eq!(sim.declined.values().filter(|reason| **reason == Decline::Overloaded).count(), 5);
+    let next = command(16, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &next);
+    sim.run_for_ms(100);
+    assert!(sim.replies.contains_key(&next.id), "there is room again");
+}
+
+#[test]
+fn malformed_commands_are_declined() {
+    let mut sim = cluster(&[1, 1]);
+    let unsorted = command(1, &[(B, 1, Mode::Write), (A, 1, Mode::Write)]);
+    let unknown_group = command(2, &[(A, 1, Mode::Write), (GroupId(9), 1, Mode::Write)]);
+    let elsewhere = command(3, &[(B, 1, Mode::Write)]);
+    for wrong in [&unsorted, &unknown_group, &elsewhere] {
+        submit(&mut sim, A, wrong);
+    }
+    sim.run_for_ms(10);
+    assert_eq!(sim.declined[&unsorted.id], Decline::Malformed);
+    assert_eq!(sim.declined[&unknown_group.id], Decline::Malformed);
+    assert_eq!(sim.declined[&elsewhere.id], Decline::WrongGroup);
+}
