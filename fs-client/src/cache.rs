@@ -68,6 +68,8 @@ struct InodeSlot {
 struct Stamp {
     epoch: Epoch,
     as_of: LogIndex,
+    /// A stream will tell when it changes. Otherwise it answers only as long as nothing newer of its group was seen.
+    noted: bool,
 }
 
 /// The right to fill: made by [`Cache::fill`] when the answer is not too late.
@@ -108,7 +110,7 @@ impl Cache {
     pub fn dirent(&self, group: GroupId, parent: InodeId, name: &[u8]) -> Option<Option<Dirent>> {
         let epoch = self.progress.usable(group)?;
         let slot = self.names.get(&(group, key_dirent(parent, name)))?;
-        if slot.stamp.epoch != epoch || slot.parent != parent || slot.name != name {
+        if !self.is_valid(group, epoch, &slot.stamp) || slot.parent != parent || slot.name != name {
             return None;
         }
         let home = self.homes.get(&(group, key_home(parent)))?;
@@ -121,7 +123,7 @@ impl Cache {
         let epoch = self.progress.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, attr) = slot.attr.as_ref()?;
-        (stamp.epoch == epoch).then(|| attr.clone())
+        self.is_valid(group, epoch, stamp).then(|| attr.clone())
     }
 
     /// The last attributes that were known, however old: for hints only.
@@ -130,13 +132,19 @@ impl Cache {
         self.slot(group, ino)?.attr.as_ref().map(|(_, attr)| attr.clone())
     }
 
+    /// How far `group` was seen.
+    #[must_use]
+    pub fn seen(&self, group: GroupId) -> LogIndex {
+        self.progress.seen(group)
+    }
+
     /// What is known of a file's content.
     #[must_use]
     pub fn map(&self, group: GroupId, ino: InodeId) -> Option<Arc<FileMap>> {
         let epoch = self.progress.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, map) = slot.map.as_ref()?;
-        (stamp.epoch == epoch).then(|| map.clone())
+        self.is_valid(group, epoch, stamp).then(|| map.clone())
     }
 
     /// A symlink's target.
@@ -145,7 +153,7 @@ impl Cache {
         let epoch = self.progress.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, target) = slot.target.as_ref()?;
-        (stamp.epoch == epoch).then(|| target.clone())
+        self.is_valid(group, epoch, stamp).then(|| target.clone())
     }
 
     /// An xattr's value; `Some(None)` is known not to exist.
@@ -154,24 +162,24 @@ impl Cache {
         let epoch = self.progress.usable(group)?;
         let slot = self.slot(group, ino)?;
         if let Some((stamp, attr)) = &slot.attr
-            && stamp.epoch == epoch
+            && self.is_valid(group, epoch, stamp)
             && attr.xattrs == 0
         {
             return Some(None);
         }
         let (stamp, _, value) = slot.xattrs.iter().find(|(_, known, _)| known == name)?;
-        (stamp.epoch == epoch).then(|| value.clone())
+        self.is_valid(group, epoch, stamp).then(|| value.clone())
     }
 
-    /// Begins to fill with what reflects `group` at `as_of` and was asked for by a client that had seen `asked` of it.
-    /// `None` if that is too late, or if no stream would keep it right.
+    /// Begins to fill with what reflects `group` at `as_of` and was asked for by a client whose clock had reached the effects `asked`.
+    /// `None` if that is too late, or if no stream would keep it right. `noted`: the stream will tell of changes.
     #[must_use]
-    pub fn fill(&self, group: GroupId, as_of: LogIndex, asked: LogIndex) -> Option<Fill<'_>> {
+    pub fn fill(&self, group: GroupId, as_of: LogIndex, asked: LogIndex, noted: bool) -> Option<Fill<'_>> {
         let turn = self.writing.lock();
         let (epoch, position) = self.progress.stream(group)?;
         // After the epoch was read: who raises this ends the epoch afterwards.
-        let floor = self.progress.foreign(group);
-        (as_of >= position && asked >= floor).then_some(Fill { cache: self, group, stamp: Stamp { epoch, as_of }, _turn: turn })
+        let floor = self.progress.effects(group);
+        (as_of >= position && asked >= floor).then_some(Fill { cache: self, group, stamp: Stamp { epoch, as_of, noted }, _turn: turn })
     }
 
     /// Applies an invalidation of the stream of `group` at `index`, then lets the stream's position be known.
@@ -210,6 +218,10 @@ impl Cache {
     pub fn end_stream(&self, group: GroupId) {
         let _turn = self.writing.lock();
         self.progress.end_stream(group);
+    }
+
+    fn is_valid(&self, group: GroupId, epoch: Epoch, stamp: &Stamp) -> bool {
+        stamp.epoch == epoch && (stamp.noted || self.progress.seen(group) <= stamp.as_of)
     }
 
     fn slot(&self, group: GroupId, ino: InodeId) -> Option<Arc<InodeSlot>> {

@@ -91,8 +91,15 @@ impl fmt::Display for CommandId {
 }
 
 /// "Has seen": group → log index. A missing group stands for index zero.
+///
+/// Beside what was seen of each group's log it knows, for each group, the newest `Prepare` there of a command of several
+/// groups whose *effect* was seen in another one: whoever carries it must not read past that command's keys there. What was
+/// merely logged there, and executed nowhere yet, holds up no reader.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VectorClock(BTreeMap<GroupId, LogIndex>);
+pub struct VectorClock {
+    seen: BTreeMap<GroupId, LogIndex>,
+    effects: BTreeMap<GroupId, LogIndex>,
+}
 
 impl VectorClock {
     /// A clock that has seen nothing.
@@ -104,35 +111,62 @@ impl VectorClock {
     /// How far this clock has seen `group`'s log.
     #[must_use]
     pub fn index(&self, group: GroupId) -> LogIndex {
-        self.0.get(&group).copied().unwrap_or(LogIndex::ZERO)
+        self.seen.get(&group).copied().unwrap_or(LogIndex::ZERO)
+    }
+
+    /// Commands prepared in `group` up to here may have been seen executed elsewhere.
+    #[must_use]
+    pub fn effects(&self, group: GroupId) -> LogIndex {
+        self.effects.get(&group).copied().unwrap_or(LogIndex::ZERO)
     }
 
     /// Notes that `group`'s log has been seen up to `index`; never goes back. True if that was news.
     pub fn advance(&mut self, group: GroupId, index: LogIndex) -> bool {
-        if index <= self.index(group) {
-            return false;
-        }
-        self.0.insert(group, index);
-        true
+        raise(&mut self.seen, group, index)
+    }
+
+    /// Notes that the effect of a command which `group` prepared at `index` has been seen elsewhere.
+    pub fn advance_effects(&mut self, group: GroupId, index: LogIndex) {
+        raise(&mut self.effects, group, index);
+        raise(&mut self.seen, group, index);
     }
 
     /// Takes the larger index of each group.
     pub fn merge(&mut self, other: &VectorClock) {
-        for (&group, &index) in &other.0 {
+        for (&group, &index) in &other.seen {
             self.advance(group, index);
+        }
+        for (&group, &index) in &other.effects {
+            self.advance_effects(group, index);
         }
     }
 
     /// True if this clock has seen all that `other` has.
     #[must_use]
     pub fn covers(&self, other: &VectorClock) -> bool {
-        other.0.iter().all(|(&group, &index)| self.index(group) >= index)
+        other.seen.iter().all(|(&group, &index)| self.index(group) >= index)
+            && other.effects.iter().all(|(&group, &index)| self.effects(group) >= index)
     }
 
-    /// The components, by group.
+    /// What was seen of each group's log, by group.
     pub fn iter(&self) -> impl Iterator<Item = (GroupId, LogIndex)> + '_ {
-        self.0.iter().map(|(&group, &index)| (group, index))
+        self.seen.iter().map(|(&group, &index)| (group, index))
     }
+
+    /// The newest effects, by group; see [`VectorClock::effects`].
+    pub fn iter_effects(&self) -> impl Iterator<Item = (GroupId, LogIndex)> + '_ {
+        self.effects.iter().map(|(&group, &index)| (group, index))
+    }
+}
+
+fn raise(components: &mut BTreeMap<GroupId, LogIndex>, group: GroupId, index: LogIndex) -> bool {
+    let component = components.entry(group).or_default();
+    let news = index > *component;
+    *component = index.max(*component);
+    if *component == LogIndex::ZERO {
+        components.remove(&group);
+    }
+    news
 }
 
 impl FromIterator<(GroupId, LogIndex)> for VectorClock {

@@ -165,7 +165,7 @@ impl Engine {
 
     /// Counts as having seen what `clock` has.
     pub fn see_all(&self, clock: &VectorClock) {
-        self.shared.progress.see_all(clock);
+        self.shared.progress.depend(clock);
     }
 
     /// Returns when a replica of `group` has answered from a state that includes all that this session has seen.
@@ -403,7 +403,7 @@ impl Engine {
                 None => self.choose_stream(group).ok_or(Error::Posix(Errno::EIO))?,
             };
             let clock = self.shared.progress.clock();
-            let asked = clock.index(group);
+            let asked = clock.effects(group);
             let request = Request::Read {
                 group,
                 session: self.shared.session,
@@ -629,21 +629,21 @@ impl Handler for Shared {
             }
             (Expect::Session { group }, Reply::Session(position)) => {
                 self.learn_served(group, node);
-                self.progress.depend(group, &position.dependencies);
+                self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
             (Expect::Read { group, op, asked }, Reply::Read { result, position }) => {
                 if self.is_source(group, node, generation) {
                     fill::read(&self.cache, group, &op, result, position.index, asked);
                 }
-                self.progress.depend(group, &position.dependencies);
+                self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
             (Expect::Update { group, destinations, op }, Reply::Updated { outcome, position }) => {
                 self.learn_served(group, node);
                 let is_noted = fill::UPDATES_ARE_NOTED && self.is_source(group, node, generation);
                 fill::update(&self.cache, group, &destinations, &op, outcome, position.index, is_noted);
-                self.progress.depend(group, &position.dependencies);
+                self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
             (

@@ -24,9 +24,9 @@ struct GroupProgress {
     position: AtomicU64,
     /// Counts streams: an entry of an earlier one is void.
     epoch: AtomicU64,
-    /// The largest index that another group's answer has named: up to there updates of several groups may be prepared
-    /// here whose effect the client has seen elsewhere, and this group's stream says nothing of prepared updates.
-    foreign: AtomicU64,
+    /// Up to there updates of several groups may be prepared here whose effect the client has seen elsewhere, and this
+    /// group's stream says nothing of prepared updates.
+    effects: AtomicU64,
 }
 
 /// A stream in which a cached entry is valid.
@@ -43,7 +43,7 @@ impl Progress {
                 seen: AtomicU64::new(0),
                 position: AtomicU64::new(0),
                 epoch: AtomicU64::new(0),
-                foreign: AtomicU64::new(0),
+                effects: AtomicU64::new(0),
             })
             .collect();
         groups.sort_by_key(|group| group.id);
@@ -117,35 +117,33 @@ impl Progress {
         }
     }
 
-    /// An answer of the group `from` depends on these. Where that is news, what is cached may be older than an update
-    /// prepared below that index: it is void, and only what is asked for from now on counts.
-    pub fn depend(&self, from: GroupId, dependencies: &VectorClock) {
-        for (id, index) in dependencies.iter().filter(|(id, _)| *id != from) {
+    /// An answer depends on these. Where it shows effects of updates that another group has prepared, what is cached of that
+    /// group may be older than they are: it is void, and only what is asked for from now on counts.
+    pub fn depend(&self, dependencies: &VectorClock) {
+        for (id, index) in dependencies.iter() {
             self.see(id, index);
-            let Some(group) = self.group(id) else { continue };
-            if group.foreign.fetch_max(index.0, Ordering::AcqRel) < index.0 {
-                group.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        for (id, index) in dependencies.iter_effects() {
+            match self.group(id) {
+                Some(group) => {
+                    if group.effects.fetch_max(index.0, Ordering::AcqRel) < index.0 {
+                        group.epoch.fetch_add(1, Ordering::AcqRel);
+                    }
+                }
+                None => self.unknown.lock().advance_effects(id, index),
             }
         }
     }
 
-    /// What is cached of `group` must have been asked for by a client that had seen this.
+    /// What is cached of `group` must have been asked for by a client whose clock had reached these effects.
     #[must_use]
-    pub fn foreign(&self, group: GroupId) -> LogIndex {
-        LogIndex(self.group(group).map_or(0, |group| group.foreign.load(Ordering::Acquire)))
-    }
-
-    /// Has seen all that `clock` has.
-    pub fn see_all(&self, clock: &VectorClock) {
-        // Whoever hands over a clock may have learned it anywhere.
-        for (group, index) in clock.iter() {
-            self.depend(GroupId(u16::MAX), &[(group, index)].into_iter().collect());
-        }
+    pub fn effects(&self, group: GroupId) -> LogIndex {
+        LogIndex(self.group(group).map_or(0, |group| group.effects.load(Ordering::Acquire)))
     }
 
     /// How far `group` was seen.
-    #[cfg(test)]
-    fn seen(&self, group: GroupId) -> LogIndex {
+    #[must_use]
+    pub fn seen(&self, group: GroupId) -> LogIndex {
         LogIndex(self.group(group).map_or(0, |group| group.seen.load(Ordering::Acquire)))
     }
 
@@ -155,9 +153,8 @@ impl Progress {
         let mut clock = self.unknown.lock().clone();
         for group in &self.groups {
             let seen = group.seen.load(Ordering::Acquire);
-            if seen > 0 {
-                clock.advance(group.id, LogIndex(seen));
-            }
+            clock.advance(group.id, LogIndex(seen));
+            clock.advance_effects(group.id, self.effects(group.id));
         }
         clock
     }
@@ -190,25 +187,29 @@ mod tests {
     }
 
     #[test]
-    fn dependency_from_elsewhere_voids_what_is_cached_once() {
+    fn effect_seen_elsewhere_voids_what_is_cached_once() {
         let progress = Progress::new([GroupId(0), G]);
         progress.begin_stream(G, LogIndex(10));
         let before = progress.usable(G).unwrap();
-        let dependencies = [(G, LogIndex(7)), (GroupId(0), LogIndex(3))].into_iter().collect();
-        progress.depend(GroupId(0), &dependencies);
+        progress.depend(&[(G, LogIndex(6))].into_iter().collect());
+        assert_eq!(progress.usable(G), Some(before), "an index is no effect");
+        let mut dependencies = VectorClock::new();
+        dependencies.advance_effects(G, LogIndex(7));
+        progress.depend(&dependencies);
         let after = progress.usable(G).unwrap();
         assert_ne!(before, after);
-        assert_eq!((progress.foreign(G), progress.foreign(GroupId(0))), (LogIndex(7), LogIndex(0)));
-        progress.depend(GroupId(0), &dependencies);
+        assert_eq!((progress.effects(G), progress.effects(GroupId(0))), (LogIndex(7), LogIndex(0)));
+        progress.depend(&dependencies);
         assert_eq!(progress.usable(G), Some(after), "no news");
         assert_eq!(progress.seen(G), LogIndex(7));
+        assert_eq!(progress.clock(), dependencies);
     }
 
     #[test]
     fn clock_hands_on_unknown_groups() {
         let progress = Progress::new([G]);
         let other = [(G, LogIndex(2)), (GroupId(9), LogIndex(7))].into_iter().collect();
-        progress.see_all(&other);
+        progress.depend(&other);
         progress.see(G, LogIndex(1));
         assert_eq!(progress.clock(), other);
         assert_eq!(progress.seen(G), LogIndex(2));

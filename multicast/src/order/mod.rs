@@ -231,7 +231,7 @@ impl OrderState {
         for (&group, theirs) in foreign.iter().filter(|(group, _)| **group != own) {
             values.insert(group, theirs.value.clone());
             self.merge_dependencies(&theirs.depends_on);
-            self.depends_on.advance(group, theirs.index);
+            self.depends_on.advance_effects(group, theirs.index);
         }
         let outcome = machine.execute(&self.context(timestamp), &command, &values);
         let binding = command.binding();
@@ -359,6 +359,10 @@ impl OrderState {
                 self.depends_on.advance(group, index);
             }
         }
+        // But that an effect of what is still locked here was seen elsewhere, only the vector tells.
+        for (group, index) in seen.iter_effects() {
+            self.depends_on.advance_effects(group, index);
+        }
     }
 
     /// The group.
@@ -385,10 +389,11 @@ impl OrderState {
         &self.depends_on
     }
 
-    /// The unfinished command that a client whose clock has reached `client_index` must wait for before it reads `key`.
+    /// The unfinished command that a client must wait for before it reads `key`. `effects` is its clock's
+    /// [`VectorClock::effects`] for this group.
     #[must_use]
-    pub fn blocked(&self, key: Key, client_index: LogIndex) -> Option<CommandId> {
-        self.locks.blocking(key, client_index)
+    pub fn blocked(&self, key: Key, effects: LogIndex) -> Option<CommandId> {
+        self.locks.blocking(key, effects)
     }
 
     /// The locks that block readers: key, index of the `Prepare`, command. By key.

@@ -28,11 +28,12 @@ pub(crate) struct Stored {
 }
 
 impl Session {
-    /// May a command of this sequence that was not settled before be executed?
+    /// May a command of this sequence that was not settled before be executed? A session's sequences run over all groups, so
+    /// a group sees them with gaps of any width: what is bounded is how many replies the session leaves unacknowledged.
     pub(crate) fn admits(&self, sequence: u64) -> Result<(), Refusal> {
         if sequence < self.floor {
             Err(Refusal::StaleSequence)
-        } else if sequence - self.floor >= SESSION_WINDOW {
+        } else if self.replies.len() as u64 >= SESSION_WINDOW {
             Err(Refusal::BeyondWindow)
         } else {
             Ok(())
@@ -50,7 +51,7 @@ impl OrderState {
         acknowledged_below: u64,
     ) {
         let Some(session) = self.sessions.get_mut(&id.session) else { return };
-        if id.sequence >= session.floor && id.sequence - session.floor < SESSION_WINDOW {
+        if id.sequence >= session.floor {
             session.replies.insert(id.sequence, Stored { binding, result });
             self.dirty.insert(RowKey::Reply(id));
         }

@@ -59,6 +59,8 @@ pub struct PendingRead {
     pub session: SessionId,
     /// The reader has seen the group's log up to here.
     pub index: LogIndex,
+    /// The reader may have seen effects, elsewhere, of what this group prepared up to here.
+    pub effects: LogIndex,
     /// The question.
     pub op: ReadOp,
     /// From then on the answer is `Behind`.
@@ -121,7 +123,7 @@ impl View {
     /// Answers a read, or gives it back if it must wait.
     fn answer(&self, read: PendingRead, front: &Front) -> Option<PendingRead> {
         let mut keys = read.op.keys();
-        if front.applied < read.index || front.blocks(&keys, read.index) {
+        if front.applied < read.index || front.blocks(&keys, read.effects) {
             return Some(read);
         }
         let mut result = match metadata::answer::read(&self.state, self.group, &read.op) {
@@ -134,11 +136,11 @@ impl View {
             }
         };
         let missing = matches!(result, Err(OpError::Errno(Errno::StaleHandle)));
-        if missing && front.blocks(&read.op.keys_if_missing(self.group), read.index) {
+        if missing && front.blocks(&read.op.keys_if_missing(self.group), read.effects) {
             return Some(read);
         }
         if let Ok(answer) = &mut result {
-            answer.detach(|key| front.blocks(&[key], read.index));
+            answer.detach(|key| front.blocks(&[key], read.effects));
             keys.extend(answer.attached());
         }
         self.interest.lock().note(read.session, read.ticket.client(), &keys, front.applied);
@@ -206,9 +208,9 @@ impl Front {
         Position { index: self.applied, dependencies: self.dependencies.clone() }
     }
 
-    /// True if whoever has seen the log up to `index` must not yet look at one of these keys.
-    fn blocks(&self, keys: &[Key], index: LogIndex) -> bool {
-        !self.locked.is_empty() && keys.iter().any(|key| self.locked.get(key).is_some_and(|&at| at <= index))
+    /// True if whoever may have seen `effects` of prepared commands must not yet look at one of these keys.
+    fn blocks(&self, keys: &[Key], effects: LogIndex) -> bool {
+        !self.locked.is_empty() && keys.iter().any(|key| self.locked.get(key).is_some_and(|&at| at <= effects))
     }
 }
 
@@ -271,7 +273,8 @@ mod tests {
 
     fn read(client: &Arc<Client>, request: u64, index: u64, deadline: Instant) -> PendingRead {
         let op = ReadOp::GetAttr { ino: InodeId::ROOT };
-        PendingRead { ticket: client.ticket(request), session: SessionId(1), index: LogIndex(index), op, deadline }
+        let index = LogIndex(index);
+        PendingRead { ticket: client.ticket(request), session: SessionId(1), index, effects: index, op, deadline }
     }
 
     fn advance(view: &View, index: u64, locked: &[(Key, u64)], changed: &[Key]) {
@@ -315,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn read_of_a_locked_key_waits_only_for_those_who_have_seen_the_lock() {
+    fn read_of_a_locked_key_waits_only_for_those_who_may_have_seen_its_effect() {
         let Fixture { view, .. } = &fixture(&Limits::default());
         let client = Client::test(1);
         let later = Instant::now() + Duration::from_secs(60);
@@ -323,8 +326,10 @@ mod tests {
         advance(view, 4, &[(key, 4)], &[]);
         view.serve(read(&client, 1, 3, later));
         view.serve(read(&client, 2, 4, later));
+        // Has seen the log beyond the lock, but nothing elsewhere.
+        view.serve(PendingRead { effects: LogIndex(3), ..read(&client, 3, 4, later) });
         view.serve_parked(Instant::now());
-        assert_eq!(taken(&client), ["read 1 at 4"]);
+        assert_eq!(taken(&client), ["read 1 at 4", "read 3 at 4"]);
         advance(view, 5, &[], &[]);
         view.serve_parked(Instant::now());
         assert_eq!(taken(&client), ["read 2 at 5"]);

@@ -75,7 +75,8 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
         }
         Request::Read { group, session, clock, linearizable, op } => {
             let deadline = Instant::now() + shared.config.timeouts.parked_read;
-            let read = |ticket| PendingRead { ticket, session, index: clock.index(group), op, deadline };
+            let (index, effects) = (clock.index(group), clock.effects(group));
+            let read = |ticket| PendingRead { ticket, session, index, effects, op, deadline };
             if linearizable {
                 to_thread(shared, group, ticket, |ticket| Input::Linearize(read(ticket)));
             } else if let Some((group, ticket)) = find(shared, group, ticket) {
