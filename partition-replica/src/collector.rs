@@ -83,10 +83,8 @@ impl Collector {
         let seen = self.seen.entry(id).or_default();
         seen.retain(|blob, _| garbage.contains(blob));
         let grace = self.times.grace;
-        let due: Vec<BlobId> = garbage
-            .into_iter()
-            .filter(|&blob| now.duration_since(*seen.entry(blob).or_insert(now)) >= grace)
-            .collect();
+        let due: Vec<BlobId> =
+            garbage.into_iter().filter(|&blob| now.duration_since(*seen.entry(blob).or_insert(now)) >= grace).collect();
         if due.is_empty() {
             return Ok(());
         }

@@ -268,7 +268,12 @@ impl Shared {
             failure: self.ending.state.0.lock().failure.clone(),
             clients: self.clients.connected(),
             storage: self.storage_status(),
-            peers: self.config.nodes.iter().filter_map(|node| Some((node.name.clone(), self.peer_status(node)?))).collect(),
+            peers: self
+                .config
+                .nodes
+                .iter()
+                .filter_map(|node| Some((node.name.clone(), self.peer_status(node)?)))
+                .collect(),
             groups,
         }
     }
@@ -330,7 +335,8 @@ impl Shared {
 
     fn flush_before(&self, deadline: Instant) {
         let (done, wait) = mpsc::channel();
-        let groups: Vec<_> = self.groups.values().map(|group| (group.state.clone(), group.view.front().applied)).collect();
+        let groups: Vec<_> =
+            self.groups.values().map(|group| (group.state.clone(), group.view.front().applied)).collect();
         let flush = move || {
             for (state, applied) in groups {
                 if let Err(error) = state.flush(applied) {

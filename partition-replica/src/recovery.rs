@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use metadata::namespace::{genesis, volume};
 use metadata::Overlay;
+use metadata::namespace::{genesis, volume};
 use multicast::core::{Core, Durable};
 use multicast::ids::{GroupId, LogIndex};
 use multicast::{Entry, OrderState};
@@ -89,11 +89,8 @@ fn durable(group: GroupId, applied: LogIndex, wal: &Wal) -> Result<Durable> {
     let log = wal.state(group);
     let first = log.trimmed.0.next();
     let entries = wal.read(group, applied.max(first), log.last.0, usize::MAX)?;
-    let entries = entries.into_iter().map(|entry| Entry {
-        index: entry.index,
-        ballot: entry.ballot,
-        record: entry.bytes,
-    });
+    let entries =
+        entries.into_iter().map(|entry| Entry { index: entry.index, ballot: entry.ballot, record: entry.bytes });
     Ok(Durable { promised: log.promised, first, entries: entries.collect() })
 }
 

@@ -144,9 +144,8 @@ pub(crate) fn of_core(core: &multicast::Core, now: multicast::Time) -> GroupStat
         RoleName::Recovering => "recovering",
         RoleName::Primary => "primary",
     };
-    let lag = status.followers.iter().map(|follower| {
-        (follower.replica.0, status.last.0.saturating_sub(follower.matched.0))
-    });
+    let lag =
+        status.followers.iter().map(|follower| (follower.replica.0, status.last.0.saturating_sub(follower.matched.0)));
     GroupStatus {
         group: status.group.0,
         role: role.into(),

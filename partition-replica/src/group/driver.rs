@@ -106,7 +106,8 @@ impl Driver {
             return Duration::ZERO;
         }
         let now = self.parts.clock.now();
-        let due = self.parts.core.poll_timeout().map_or(TURN_MAX, |due| Duration::from_nanos(due.0.saturating_sub(now.0)));
+        let due =
+            self.parts.core.poll_timeout().map_or(TURN_MAX, |due| Duration::from_nanos(due.0.saturating_sub(now.0)));
         due.min(TURN_MAX)
     }
 
@@ -262,11 +263,8 @@ impl Driver {
         let (group, now) = (self.parts.group, self.parts.clock.now());
         let last = self.parts.wal.state(group).last.0;
         let entries = self.parts.wal.read(group, from, last, bytes_max)?;
-        let entries = entries.into_iter().map(|entry| Entry {
-            index: entry.index,
-            ballot: entry.ballot,
-            record: entry.bytes,
-        });
+        let entries =
+            entries.into_iter().map(|entry| Entry { index: entry.index, ballot: entry.ballot, record: entry.bytes });
         self.parts.core.handle_log_read(now, entries.collect());
         Ok(())
     }

@@ -165,8 +165,9 @@ impl View {
         let applied = self.front.read().applied;
         let ready: Vec<PendingRead> = {
             let mut parked = self.parked.lock();
-            let (ready, rest) =
-                std::mem::take(&mut *parked).into_iter().partition(|read| read.index <= applied || read.deadline <= now);
+            let (ready, rest) = std::mem::take(&mut *parked)
+                .into_iter()
+                .partition(|read| read.index <= applied || read.deadline <= now);
             *parked = rest;
             self.parked_count.store(parked.len(), Ordering::Release);
             ready

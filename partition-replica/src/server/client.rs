@@ -1,8 +1,8 @@
 //! One client's connection: the ordered queue towards it, and what it has under way.
 
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use metadata::codec;
 use metadata::protocol::{Reply, ToClient};
@@ -21,7 +21,10 @@ pub struct Client {
 }
 
 enum Outlet {
-    Channel { sender: FrameSender, connection: Connection },
+    Channel {
+        sender: FrameSender,
+        connection: Connection,
+    },
     /// This node itself; only replies are of interest.
     Local(SyncSender<Reply>),
     #[cfg(test)]

@@ -46,7 +46,11 @@ pub struct Router {
 
 impl Router {
     /// From this node's replicas to each other and over the links to other nodes.
-    pub fn new(own: ReplicaId, mailboxes: BTreeMap<GroupId, Arc<Mailbox>>, links: BTreeMap<ReplicaId, PeerLink>) -> Router {
+    pub fn new(
+        own: ReplicaId,
+        mailboxes: BTreeMap<GroupId, Arc<Mailbox>>,
+        links: BTreeMap<ReplicaId, PeerLink>,
+    ) -> Router {
         Router { own, mailboxes, links }
     }
 

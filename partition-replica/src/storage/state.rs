@@ -15,9 +15,9 @@ use multicast::ids::{GroupId, LogIndex};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache as BlockCache, ColumnFamilyDescriptor, DBCompressionType, DBWithThreadMode,
-    Direction, FlushOptions, IteratorMode, MultiThreaded, Options, ReadOptions, WriteBatch, WriteBufferManager,
-    WriteOptions,
+    BlockBasedOptions, BoundColumnFamily, Cache as BlockCache, ColumnFamilyDescriptor, DBCompressionType,
+    DBWithThreadMode, Direction, FlushOptions, IteratorMode, MultiThreaded, Options, ReadOptions, WriteBatch,
+    WriteBufferManager, WriteOptions,
 };
 
 use crate::error::{Error, Result};
@@ -64,16 +64,12 @@ impl StateDb {
         let blocks = memory_bytes - memory_bytes / ROWS_SHARE;
         let cache = BlockCache::new_lru_cache(blocks);
         // Charged to the cache, so that both together stay within the setting.
-        let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
-            memory_bytes / BUFFER_SHARE,
-            false,
-            cache.clone(),
-        );
+        let buffers =
+            WriteBufferManager::new_write_buffer_manager_with_cache(memory_bytes / BUFFER_SHARE, false, cache.clone());
         // Closing must not flush by itself: an orderly shutdown does so within its time, and a node that is dropped in a test
         // must lose what a crash would lose.
-        let mut options = Options::default()
-            .get_options_from_string("avoid_flush_during_shutdown=true")
-            .map_err(failed)?;
+        let mut options =
+            Options::default().get_options_from_string("avoid_flush_during_shutdown=true").map_err(failed)?;
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_write_buffer_manager(&buffers);
@@ -179,12 +175,7 @@ impl GroupState {
 
     /// Writes what a batch of log entries changed, atomically with the index that it leads to. Not durable before a flush;
     /// see the module. Nobody may read in the meantime.
-    pub fn write(
-        &self,
-        namespace: WriteSet,
-        order: &[(Vec<u8>, Option<Vec<u8>>)],
-        applied: LogIndex,
-    ) -> Result<()> {
+    pub fn write(&self, namespace: WriteSet, order: &[(Vec<u8>, Option<Vec<u8>>)], applied: LogIndex) -> Result<()> {
         let family = self.family()?;
         let mut batch = WriteBatch::default();
         let mut key = vec![ORDER];
@@ -217,7 +208,9 @@ impl GroupState {
 
     /// The log index that the rows reflect.
     pub fn applied_index(&self) -> Result<LogIndex> {
-        let Some(row) = self.db.get_pinned_cf(&self.family()?, APPLIED).map_err(failed)? else { return Ok(LogIndex::ZERO) };
+        let Some(row) = self.db.get_pinned_cf(&self.family()?, APPLIED).map_err(failed)? else {
+            return Ok(LogIndex::ZERO);
+        };
         let index: [u8; 8] = row[..].try_into().map_err(|_| self.damaged("the applied index is not a number"))?;
         Ok(LogIndex(u64::from_le_bytes(index)))
     }

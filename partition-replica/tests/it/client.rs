@@ -185,7 +185,13 @@ impl Client {
         self.create(cluster, ROOT, &format!("g{group}"), NewNode::Directory { placement }, GroupId(group))
     }
 
-    pub fn rename(&mut self, cluster: &Cluster, from: (NodeRef, &str), source: NodeRef, to: (NodeRef, &str)) -> Outcome {
+    pub fn rename(
+        &mut self,
+        cluster: &Cluster,
+        from: (NodeRef, &str),
+        source: NodeRef,
+        to: (NodeRef, &str),
+    ) -> Outcome {
         let op = FsOp::Rename {
             from_parent: from.0,
             from_name: from.1.to_owned().into(),

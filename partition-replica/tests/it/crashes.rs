@@ -51,10 +51,12 @@ fn majority_goes_on_without_any_one_node_and_takes_it_back() {
         cluster.start_node(node);
         wait_until("the node has caught up", || {
             let statuses = cluster.node(node).status().groups;
-            statuses.len() == 4 && statuses.iter().all(|group| {
-                let committed = cluster.statuses(GroupId(group.group)).values().map(|other| other.committed_index).max();
-                Some(group.applied_index) == committed
-            })
+            statuses.len() == 4
+                && statuses.iter().all(|group| {
+                    let committed =
+                        cluster.statuses(GroupId(group.group)).values().map(|other| other.committed_index).max();
+                    Some(group.applied_index) == committed
+                })
         });
         for dir in &dirs {
             assert!(client.lookup(&cluster, node, *dir, &format!("without-{node}")).is_some());
@@ -175,7 +177,9 @@ fn commands_under_way_while_nodes_crash_execute_exactly_once() {
         let mut after = 0;
         loop {
             let op = ReadOp::ReadDir { dir: dir.ino, after, limit: 1000, plus: false };
-            let Ok(ReadAnswer::Entries { entries, end }) = reader.read(&cluster, 1 + at as u32, dir.home, op) else { panic!() };
+            let Ok(ReadAnswer::Entries { entries, end }) = reader.read(&cluster, 1 + at as u32, dir.home, op) else {
+                panic!()
+            };
             after = entries.last().map_or(after, |entry| entry.cookie);
             for entry in entries {
                 found.insert((at, String::from_utf8(entry.name.to_vec()).unwrap()), entry.dirent);
@@ -184,7 +188,8 @@ fn commands_under_way_while_nodes_crash_execute_exactly_once() {
                 break;
             }
         }
-        let expected: Files = all.iter().filter(|((dir, _), _)| *dir == at).map(|(key, &file)| (key.clone(), file)).collect();
+        let expected: Files =
+            all.iter().filter(|((dir, _), _)| *dir == at).map(|(key, &file)| (key.clone(), file)).collect();
         assert_eq!(found, expected);
     }
 }

@@ -104,7 +104,8 @@ fn linearizable_read_goes_through_the_primary_and_sees_others_updates_at_once() 
             other => panic!("{other:?}"),
         }
     }
-    let follower = cluster.voters(GroupId::GLOBAL).into_iter().find(|&voter| Some(voter) != cluster.primary(GroupId::GLOBAL));
+    let follower =
+        cluster.voters(GroupId::GLOBAL).into_iter().find(|&voter| Some(voter) != cluster.primary(GroupId::GLOBAL));
     let request = reader.read_request(GroupId::GLOBAL, ReadOp::Usage, true);
     let reply = reader.ask(&cluster, follower.unwrap(), request);
     assert!(matches!(reply, Some(Reply::NotPrimary { .. })), "{reply:?}");

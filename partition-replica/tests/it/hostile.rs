@@ -55,10 +55,22 @@ fn commands_that_make_no_sense_change_nothing() {
     let destinations = [
         vec![],
         vec![Destination { group: GroupId(0), footprint: vec![] }],
-        vec![Destination { group: GroupId(0), footprint: vec![] }, Destination { group: GroupId(0), footprint: vec![] }],
-        vec![Destination { group: GroupId(1), footprint: vec![] }, Destination { group: GroupId(0), footprint: vec![] }],
-        vec![Destination { group: GroupId(0), footprint: vec![] }, Destination { group: GroupId(999), footprint: vec![] }],
-        vec![Destination { group: GroupId(0), footprint: vec![] }, Destination { group: GroupId(3), footprint: vec![] }],
+        vec![
+            Destination { group: GroupId(0), footprint: vec![] },
+            Destination { group: GroupId(0), footprint: vec![] },
+        ],
+        vec![
+            Destination { group: GroupId(1), footprint: vec![] },
+            Destination { group: GroupId(0), footprint: vec![] },
+        ],
+        vec![
+            Destination { group: GroupId(0), footprint: vec![] },
+            Destination { group: GroupId(999), footprint: vec![] },
+        ],
+        vec![
+            Destination { group: GroupId(0), footprint: vec![] },
+            Destination { group: GroupId(3), footprint: vec![] },
+        ],
     ];
     let before = client.lookup(&cluster, 1, ROOT, "x");
     for (sequence, destinations) in (1..).zip(destinations) {

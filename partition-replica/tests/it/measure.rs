@@ -21,12 +21,14 @@ fn cpu_ms() -> u64 {
 fn measure_creates_in_one_group() {
     let cluster = Cluster::start();
     let mut client = Client::open(&cluster, 1);
-    let dirs: Vec<_> = (0..8).map(|count| {
-        let name = format!("d{count}");
-        let parent = if count == 0 { client.placed_directory(&cluster, 1) } else { crate::client::ROOT };
-        let node = NewNode::Directory { placement: Some(GroupId(1)) };
-        if count == 0 { parent } else { client.create(&cluster, parent, &name, node, GroupId(1)) }
-    }).collect();
+    let dirs: Vec<_> = (0..8)
+        .map(|count| {
+            let name = format!("d{count}");
+            let parent = if count == 0 { client.placed_directory(&cluster, 1) } else { crate::client::ROOT };
+            let node = NewNode::Directory { placement: Some(GroupId(1)) };
+            if count == 0 { parent } else { client.create(&cluster, parent, &name, node, GroupId(1)) }
+        })
+        .collect();
     let primary = cluster.primary(GroupId(1)).unwrap();
     let mut count = 0_u64;
     for outstanding in [1, 16, 64, 256] {

@@ -135,13 +135,7 @@ impl Wal {
 
     /// Durable entries from `from` to `through`, at least one and at most `bytes_max` bytes if there are any. Empty if
     /// `from` is trimmed or not yet durable.
-    pub fn read(
-        &self,
-        group: GroupId,
-        from: LogIndex,
-        through: LogIndex,
-        bytes_max: usize,
-    ) -> Result<Vec<LogEntry>> {
+    pub fn read(&self, group: GroupId, from: LogIndex, through: LogIndex, bytes_max: usize) -> Result<Vec<LogEntry>> {
         let (mut entries, mut reads) = (Vec::new(), Vec::new());
         {
             let tables = self.tables.lock();

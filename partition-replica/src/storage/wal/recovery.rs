@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use super::format::{
-    ALIGNMENT, BATCH_HEADER_LEN, BatchHeader, RecordReader, SEGMENT_HEADER_LEN, SegmentHeader, align,
-};
+use super::format::{ALIGNMENT, BATCH_HEADER_LEN, BatchHeader, RecordReader, SEGMENT_HEADER_LEN, SegmentHeader, align};
 use super::index::{Position, group_of};
 use super::writer::{Segment, Tables, Tail, WalConfig};
 use crate::error::{Error, Result};

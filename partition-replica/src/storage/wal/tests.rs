@@ -141,12 +141,7 @@ fn empty() -> Models {
 }
 
 /// The state recovered behind `count` ops is the last one acknowledged, or that with the write under way.
-fn check_crash(
-    disk: &SimDisk,
-    history: &[(usize, Models)],
-    count: usize,
-    random: &mut Random,
-) -> (SimDisk, Models) {
+fn check_crash(disk: &SimDisk, history: &[(usize, Models)], count: usize, random: &mut Random) -> (SimDisk, Models) {
     let chance = random.next(3);
     let crashed = disk.crash(count, &mut || chance == 2 || (chance == 1 && random.next(2) == 0));
     let found = recovered(&crashed, SEGMENT_BYTES);
