@@ -12,7 +12,7 @@ use bytes::Bytes;
 use harness::sim::{MS, Options, Sim};
 use multicast::command::{Command, Destination, Key, Mode};
 use multicast::core::{SessionChange, Wait};
-use multicast::ids::{CommandId, GroupId, SessionId, VectorClock};
+use multicast::ids::{CommandId, GroupId, LogIndex, SessionId, VectorClock};
 use multicast::record::Rejection;
 use multicast::{Decline, Message, Refusal};
 
@@ -404,6 +404,22 @@ fn sequences_out_of_order_execute_once_each() {
     submit(&mut sim, A, &command(100_000, &[(A, 1, Mode::Add)]));
     sim.run_for_ms(10);
     assert_eq!(order_in(&sim, A), [5, 3, 4, 1, 100_000]);
+}
+
+#[test]
+fn state_depends_on_what_its_clients_had_seen_in_other_groups() {
+    let mut sim = cluster(&[1, 1, 1]);
+    let mut sees = |sequence: u64, index: u64, footprints: &[(GroupId, u64, Mode)]| {
+        let mut command = Command::clone(&command(sequence, footprints));
+        command.clock.advance(C, LogIndex(index));
+        let command = Arc::new(command);
+        submit(&mut sim, A, &command);
+        sim.run_for_ms(1_000);
+        let seen = |group: GroupId| sim.core(sim.primary(group).unwrap()).order().depends_on().index(C).0;
+        (seen(A), seen(B))
+    };
+    assert_eq!(sees(1, 1, &[(A, 1, Mode::Write)]), (1, 0));
+    assert_eq!(sees(2, 2, &[(A, 1, Mode::Write), (B, 1, Mode::Write)]), (2, 2));
 }
 
 #[test]

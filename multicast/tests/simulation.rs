@@ -8,7 +8,7 @@ use harness::Rnd;
 use harness::sim::{Options, Sim};
 
 /// How many seeds run by default; `MULTICAST_SEEDS=from..to` runs others.
-const SEEDS: std::ops::Range<u64> = 0..150;
+const SEEDS: std::ops::Range<u64> = 0..120;
 
 fn seeds() -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("MULTICAST_SEEDS") else { return SEEDS };
@@ -40,6 +40,24 @@ fn cluster_random_faults_stays_correct_and_recovers() {
     }
     assert!(executed > 0);
     println!("{executed} executions");
+}
+
+/// Many reads at lagging replicas, little else: what a reader has seen must be followed by its causes, across groups.
+#[test]
+fn cluster_reads_follow_causes() {
+    for seed in seeds() {
+        run(seed, |options| {
+            let groups = options.voters.len().max(3);
+            options.voters = vec![3; groups];
+            options.mix.groups = groups as u16;
+            (options.mix.keys, options.mix.keys_per_group_max) = (2, 1);
+            (options.mix.read_per_mille, options.mix.add_per_mille, options.mix.single_per_mille) = (600, 0, 600);
+            (options.crash_every_ms, options.cut_every_ms, options.faults_until_ms) = (0, seed % 2 * 400, 6_000);
+            (options.clients, options.commands_per_client) = (6, 30);
+            (options.near_us, options.wide_us) = (40_000, 5_000);
+            options.classic = false;
+        });
+    }
 }
 
 #[test]

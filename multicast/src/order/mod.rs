@@ -250,7 +250,10 @@ impl OrderState {
         if settled_before {
             return Change::Skipped(id);
         }
-        self.store_reply(id, binding, Err(Rejection { by: self.group, reason }), 0);
+        // One that found no room may be asked for again, but this way nobody fills the session with refusals.
+        if reason != Refusal::BeyondWindow {
+            self.store_reply(id, binding, Err(Rejection { by: self.group, reason }), 0);
+        }
         self.settled.insert(id, Settled { binding, groups: groups.to_vec(), verdict: Verdict::Refused(reason) });
         self.dirty.insert(RowKey::Settled(id));
         Change::Refused(id)

@@ -295,7 +295,7 @@ impl Sequencer {
         if command.footprint(self.group).is_none() {
             return Err(Decline::WrongGroup);
         }
-        let clock_is_possible = command.clock.iter().all(|(group, index)| {
+        let clock_is_possible = command.clock.iter().chain(command.clock.iter_effects()).all(|(group, index)| {
             if group == self.group { index <= turn.log.last().index } else { self.peers.contains_key(&group) }
         });
         if !clock_is_possible || !self.is_well_formed(command) || len_bytes(command) > self.limits.command_bytes_max {

@@ -722,12 +722,13 @@ impl Sim {
     }
 
     fn client_read(&mut self, client: usize, node: Address, key: Key) {
-        let index = self.clients[client].clock.index(node.0);
+        let clock = &self.clients[client].clock;
+        let (index, effects) = (clock.index(node.0), clock.effects(node.0));
         let replica = &self.nodes[&node];
         let served = replica
             .core
             .as_ref()
-            .is_some_and(|core| core.order().applied() >= index && core.order().blocked(key, index).is_none());
+            .is_some_and(|core| core.order().applied() >= index && core.order().blocked(key, effects).is_none());
         if !served {
             let replica = *self.rnd.pick(&self.voters[&node.0]);
             let delay = self.rnd.range(1, 20) * MS;

@@ -1,0 +1,285 @@
+//! Bytes: what goes out comes back, what is nonsense is an error, and the format of today is the format of tomorrow.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use harness::Rnd;
+use harness::sim::{Address, Options, Sim};
+use multicast::command::{Command, Destination, Key, Mode};
+use multicast::core::Durable;
+use multicast::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId, Timestamp, VectorClock};
+use multicast::message::Facts;
+use multicast::record::{Contribution, Rejection};
+use multicast::{Config, Context, Core, Entry, Machine, Message, OrderState, Output, Position, Record, Refusal, Time};
+use proptest::prelude::*;
+
+fn sample_command() -> Arc<Command> {
+    let footprint = vec![(Key(3), Mode::Read), (Key(300), Mode::Add), (Key(u64::MAX), Mode::Write)];
+    let destinations = vec![
+        Destination { group: GroupId(0), footprint },
+        Destination { group: GroupId(2), footprint: vec![(Key(5), Mode::Write)] },
+    ];
+    Arc::new(Command {
+        id: CommandId { session: SessionId(0x0102_0304_0506_0708), sequence: 9 },
+        acknowledged_below: 7,
+        clock: sample_clock(),
+        destinations,
+        payload: Bytes::from_static(b"op"),
+    })
+}
+
+fn sample_clock() -> VectorClock {
+    let mut clock: VectorClock = [(GroupId(1), LogIndex(200))].into_iter().collect();
+    clock.advance_effects(GroupId(2), LogIndex(3));
+    clock
+}
+
+fn sample_contribution() -> Contribution {
+    let depends_on: VectorClock = [(GroupId(2), LogIndex(4))].into_iter().collect();
+    Contribution { value: Bytes::from_static(b"yes"), index: LogIndex(77), depends_on }
+}
+
+fn sample_records() -> Vec<Record> {
+    let (command, id) = (sample_command(), sample_command().id);
+    let (timestamp, session) = (Timestamp(1_000_000), id.session);
+    let rejection = Rejection { by: GroupId(2), reason: Refusal::StaleSequence };
+    vec![
+        Record::Noop,
+        Record::Single { command: Arc::clone(&command), timestamp },
+        Record::Prepare { command, timestamp },
+        Record::Commit { id, timestamp },
+        Record::Finish { id, contributions: BTreeMap::from([(GroupId(2), sample_contribution())]) },
+        Record::Refuse { id, binding: 99, groups: vec![GroupId(0), GroupId(2)], reason: Refusal::UnknownSession },
+        Record::Abort { id, rejection },
+        Record::Forget { ids: vec![id] },
+        Record::SessionOpen { session, timestamp },
+        Record::SessionClose { sessions: vec![session], timestamp },
+        Record::Tick { timestamp },
+    ]
+}
+
+fn sample_messages() -> Vec<Message> {
+    let ballot = Ballot { round: 300, owner: Some(ReplicaId(2)) };
+    let position = Position { ballot, index: LogIndex(128) };
+    let entry = Entry { index: LogIndex(129), ballot, record: Record::Noop.encode() };
+    let facts = Facts {
+        id: sample_command().id,
+        binding: 99,
+        timestamp: Some(Timestamp(5)),
+        contribution: Some(sample_contribution()),
+        refused: Some(Rejection { by: GroupId(1), reason: Refusal::IdReused }),
+        closed: true,
+        ask: false,
+    };
+    vec![
+        Message::Probe { ballot },
+        Message::ProbeAnswer { ballot, willing: true, promised: Ballot::default() },
+        Message::Campaign { ballot },
+        Message::Promise { ballot, last: position },
+        Message::Outbid { promised: ballot },
+        Message::Fetch { ballot, after: LogIndex(1) },
+        Message::Fetched { ballot, after: LogIndex(128), entries: vec![entry.clone()] },
+        Message::Append {
+            ballot,
+            previous: position,
+            entries: vec![entry],
+            committed: LogIndex(100),
+            everywhere: LogIndex(90),
+        },
+        Message::Appended { ballot, matched: LogIndex(129) },
+        Message::AppendRefused { ballot, previous: LogIndex(128), retry_after: LogIndex(3) },
+        Message::TakeOver { ballot },
+        Message::Propose { command: sample_command() },
+        Message::Facts(facts),
+        Message::NotPrimary { hint: Some(ReplicaId(3)) },
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn messages_and_records_come_back_as_they_were() {
+    for message in sample_messages() {
+        assert_eq!(Message::decode(&message.encode()).unwrap(), message);
+    }
+    for record in sample_records() {
+        assert_eq!(Record::decode(&record.encode()).unwrap(), record);
+    }
+}
+
+#[test]
+fn messages_and_records_keep_their_bytes() {
+    let messages: Vec<String> = sample_messages().iter().map(|message| hex(&message.encode())).collect();
+    let records: Vec<String> = sample_records().iter().map(|record| hex(&record.encode())).collect();
+    let text = format!("{}\n\n{}\n", messages.join("\n"), records.join("\n"));
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text, golden, "a changed format needs a new version; then run with UPDATE_GOLDEN=1 and review the diff");
+}
+
+#[test]
+fn unknown_version_rest_and_size_are_errors() {
+    let mut bytes = Message::NotPrimary { hint: None }.encode().to_vec();
+    bytes.push(0);
+    assert!(Message::decode(&bytes).is_err(), "bytes too many");
+    bytes.pop();
+    assert!(Message::decode(&bytes).is_ok());
+    bytes[0] = 2;
+    assert!(matches!(Message::decode(&bytes), Err(multicast::Error::UnknownVersion { found: 2, .. })));
+    let huge = vec![1; multicast::message::MESSAGE_BYTES_MAX + 1];
+    assert!(matches!(Message::decode(&huge), Err(multicast::Error::TooLarge { .. })));
+    assert!(Message::decode(&[]).is_err());
+}
+
+#[test]
+fn binding_of_a_command_is_its_destinations_and_payload() {
+    let command = sample_command();
+    let mut other = Command::clone(&command);
+    (other.acknowledged_below, other.clock) = (0, VectorClock::new());
+    assert_eq!(command.binding(), other.binding());
+    other.destinations[1].group = GroupId(3);
+    assert_ne!(command.binding(), other.binding());
+    let mut other = Command::clone(&command);
+    other.payload = Bytes::from_static(b"po");
+    assert_ne!(command.binding(), other.binding());
+    assert_eq!(command.binding(), 17_703_706_169_372_978_671, "the binding is on disk: it must never change");
+}
+
+proptest! {
+    #[test]
+    fn decoders_random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut bytes = bytes;
+        let _ = Message::decode(&bytes);
+        let _ = Record::decode(&bytes);
+        if let Some(first) = bytes.first_mut() {
+            *first = 1;
+        }
+        let _ = Message::decode(&bytes);
+        let _ = Record::decode(&bytes);
+        let key = bytes.get(..bytes.len() / 2).unwrap_or_default().to_vec();
+        let _ = OrderState::load(GroupId(0), [(key, bytes.clone())]);
+        for tag in b"mopr" {
+            let mut key = vec![*tag; 17];
+            key.truncate(if *tag == b'm' { 1 } else { 17 });
+            let _ = OrderState::load(GroupId(0), [(key, bytes.clone())]);
+        }
+    }
+}
+
+/// Answers anything, for logs that no honest primary would write.
+struct Indifferent;
+
+impl Machine for Indifferent {
+    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
+        Bytes::new()
+    }
+
+    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
+        Bytes::new()
+    }
+
+    fn session_opened(&mut self, _: &Context, _: SessionId) {}
+
+    fn session_closed(&mut self, _: &Context, _: SessionId) {}
+}
+
+/// Messages of a real run, with who sent them to whom.
+fn recorded() -> Vec<(Address, Address, Bytes)> {
+    let recorded = Rc::new(RefCell::new(Vec::new()));
+    let record = Rc::clone(&recorded);
+    let mut options = Options::draw(&mut Rnd::new(3));
+    (options.voters, options.clients, options.commands_per_client) = (vec![3, 3], 4, 20);
+    (options.mix.groups, options.faults_until_ms, options.crash_every_ms) = (2, 5_000, 700);
+    let mut sim = Sim::new(3, options);
+    sim.filter = Some(Box::new(move |from, to, message| {
+        record.borrow_mut().push((from, to, message.encode()));
+        false
+    }));
+    sim.run_to_quiet(200_000);
+    sim.filter = None;
+    Rc::try_unwrap(recorded).unwrap().into_inner()
+}
+
+/// Whatever peers send, in whatever order, altered as they like: a replica drops it or takes it, and lives.
+#[test]
+fn core_altered_messages_never_panic() {
+    let messages = recorded();
+    let (mut taken, mut led, mut executed) = (0, 0, 0);
+    let groups: BTreeMap<GroupId, Vec<ReplicaId>> = BTreeMap::from([
+        (GroupId(0), vec![ReplicaId(1), ReplicaId(2), ReplicaId(3)]),
+        (GroupId(1), vec![ReplicaId(11), ReplicaId(12), ReplicaId(13)]),
+    ]);
+    for seed in 0..60 {
+        let mut rnd = Rnd::new(seed);
+        // Either whatever comes, and peers that say yes to everything; or what a follower got, and how it came.
+        let follows = seed % 2 == 0;
+        let me = if follows { ReplicaId(2) } else { ReplicaId(1) };
+        let config = Config::new(GroupId(0), me, groups.clone());
+        let mut core = Core::new(Time(0), config, Durable::default(), OrderState::new(GroupId(0))).unwrap();
+        let mut now = 0;
+        let mut to_me = messages.iter().filter(|(_, to, _)| *to == (GroupId(0), me));
+        for _ in 0..1_500 {
+            now += rnd.below(if follows { 10_000_000 } else { 60_000_000 });
+            let next = if follows { to_me.next() } else { Some(rnd.pick(&messages)) };
+            let Some((from, _, bytes)) = next else { break };
+            let mut bytes = bytes.to_vec();
+            let alterations = if follows && rnd.chance(900) { 0 } else { rnd.below(3) };
+            for _ in 0..alterations {
+                let at = rnd.below(bytes.len() as u64) as usize;
+                bytes[at] = if rnd.chance(500) { rnd.next() as u8 } else { bytes[at].wrapping_add(1) };
+            }
+            if let Ok(message) = Message::decode(&bytes) {
+                taken += 1;
+                core.handle_message(Time(now), *from, message);
+            }
+            if core.poll_timeout().is_some_and(|due| due <= Time(now)) {
+                core.handle_timeout(Time(now));
+            }
+            let mut tokens = Vec::new();
+            for _ in 0..3 {
+                while let Some(output) = core.poll_output() {
+                    match output {
+                        Output::Persist { token, .. } => tokens.push(token),
+                        // A peer may say yes to everything.
+                        Output::Send { to, message: Message::Probe { ballot } } if !follows && rnd.chance(300) => {
+                            let promised = Ballot::default();
+                            let message = Message::ProbeAnswer { ballot, willing: true, promised };
+                            core.handle_message(Time(now), to, message);
+                        }
+                        Output::Send { to, message: Message::Campaign { ballot } } if !follows && rnd.chance(300) => {
+                            let message = Message::Promise { ballot, last: Position::default() };
+                            core.handle_message(Time(now), to, message);
+                        }
+                        Output::Send { to, message: Message::Append { ballot, previous, entries, .. } }
+                            if rnd.chance(800) =>
+                        {
+                            let matched = LogIndex(previous.index.0 + entries.len() as u64);
+                            core.handle_message(Time(now), to, Message::Appended { ballot, matched });
+                        }
+                        _ => {}
+                    }
+                }
+                if let Some(token) = tokens.pop() {
+                    core.handle_persisted(Time(now), token);
+                }
+                while core.apply_next(Time(now), &mut Indifferent).is_some() {
+                    executed += 1;
+                }
+            }
+            led += u32::from(core.is_ready());
+        }
+    }
+    assert!(taken > 10_000 && led > 1_000 && executed > 500, "{taken} taken, {led} as primary, {executed} applied");
+}
