@@ -18,6 +18,7 @@ use metadata::op::{LockRange, NewNode, RenameMode, SetAttr, XattrCondition};
 use metadata::types::{Attr, FileKind, InodeId, NAME_BYTES_MAX};
 
 use super::convert::{file_attr, file_type, lock_kind, lock_number, name as to_name, new_node, permissions, set_time};
+use super::places::Places;
 use super::{Face, REQUEST_BYTES_MAX, configure, errno};
 use crate::errno::Errno;
 use crate::fs::file::OpenFile;
@@ -39,10 +40,10 @@ impl Face {
 
     /// An operation that creates an inode and shows it to the kernel.
     fn make(&self, parent: INodeNo, name: &OsStr, entry: NewEntry, reply: ReplyEntry) {
-        let (fs, name) = (self.fs.clone(), to_name(name));
+        let (fs, places, name) = (self.fs.clone(), self.places.clone(), to_name(name));
         self.spawn(async move {
-            match fs.create(fs.table.directory(InodeId(parent.0)), &name, &entry).await {
-                Ok(Created::New(attr)) => give_entry(&fs, &attr, reply),
+            match fs.create(fs.table.directory(places.inode(parent.0)), &name, &entry).await {
+                Ok(Created::New(attr)) => give_entry(&fs, &places, (parent, &name), &attr, reply),
                 Ok(Created::Taken(_)) => reply.error(errno(Errno::EEXIST)),
                 Err(error) => reply.error(errno(error)),
             }
@@ -52,11 +53,21 @@ impl Face {
     fn file(&self, ino: INodeNo) -> Result<Arc<OpenFile>, Errno> {
         self.fs.table.file(InodeId(ino.0)).ok_or(Errno::EBADF)
     }
+
+    /// The inode behind the kernel's number of what may be a directory.
+    fn ino(&self, number: INodeNo) -> InodeId {
+        self.places.inode(number.0)
+    }
 }
 
-fn give_entry(fs: &Fs, attr: &Attr, reply: ReplyEntry) {
+/// Shows the kernel what it finds under a name.
+fn give_entry(fs: &Fs, places: &Places, at: (INodeNo, &Bytes), attr: &Attr, reply: ReplyEntry) {
     fs.table.remember(attr);
-    reply.entry(&TTL, &file_attr(&fs.show(attr)), GENERATION);
+    let mut shown = file_attr(&fs.show(attr));
+    if attr.kind == FileKind::Directory {
+        shown.ino = INodeNo(places.show(attr.ino, at.0.0, at.1));
+    }
+    reply.entry(&TTL, &shown, GENERATION);
 }
 
 fn give_empty(result: FsResult<()>, reply: ReplyEmpty) {
@@ -142,15 +153,15 @@ impl Filesystem for Face {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let parent = InodeId(parent.0);
-        match self.fs.lookup_cached(parent, name.as_bytes()) {
-            Some(Ok(attr)) => give_entry(&self.fs, &attr, reply),
+        let dir = self.ino(parent);
+        match self.fs.lookup_cached(dir, name.as_bytes()) {
+            Some(Ok(attr)) => give_entry(&self.fs, &self.places, (parent, &to_name(name)), &attr, reply),
             Some(Err(error)) => reply.error(errno(error)),
             None => {
-                let (fs, name) = (self.fs.clone(), to_name(name));
+                let (fs, places, name) = (self.fs.clone(), self.places.clone(), to_name(name));
                 self.spawn(async move {
-                    match fs.lookup(fs.table.directory(parent), &name).await {
-                        Ok(attr) => give_entry(&fs, &attr, reply),
+                    match fs.lookup(fs.table.directory(dir), &name).await {
+                        Ok(attr) => give_entry(&fs, &places, (parent, &name), &attr, reply),
                         Err(error) => reply.error(errno(error)),
                     }
                 });
@@ -160,12 +171,13 @@ impl Filesystem for Face {
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         if ino.0 != InodeId::ROOT.0 {
-            self.fs.table.forget(InodeId(ino.0), nlookup);
+            let ino = self.places.forget(ino.0, nlookup);
+            self.fs.table.forget(ino, nlookup);
         }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let ino = InodeId(ino.0);
+        let ino = self.ino(ino);
         // With a handle the kernel wants to know whether its pages are good; without, stat(2) asks: that must be exact.
         let exact = fh.is_none() && self.fs.table.file(ino).is_some_and(|file| file.is_dirty());
         if !exact && let Some(attr) = self.fs.cached_attr(ino) {
@@ -200,7 +212,7 @@ impl Filesystem for Face {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let node = self.fs.node(InodeId(ino.0));
+        let node = self.fs.node(self.ino(ino));
         // Set-id bits go when an owner changes, and when someone unprivileged changes the content.
         let owner = node.kind != FileKind::Directory && (uid.is_some() || gid.is_some());
         let set = SetAttr {
@@ -214,11 +226,7 @@ impl Filesystem for Face {
         };
         let fs = self.fs.clone();
         self.spawn(async move {
-            let result = if set == SetAttr::default() {
-                fs.stat(node).await
-            } else {
-                fs.set_attr(node, set).await
-            };
+            let result = if set == SetAttr::default() { fs.stat(node).await } else { fs.set_attr(node, set).await };
             match result {
                 Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
                 Err(error) => reply.error(errno(error)),
@@ -262,16 +270,16 @@ impl Filesystem for Face {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, name) = (self.fs.clone(), to_name(name));
+        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
         self.spawn(async move {
-            give_empty(fs.remove(fs.table.directory(InodeId(parent.0)), &name, false).await, reply);
+            give_empty(fs.remove(fs.table.directory(dir), &name, false).await, reply);
         });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, name) = (self.fs.clone(), to_name(name));
+        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
         self.spawn(async move {
-            give_empty(fs.remove(fs.table.directory(InodeId(parent.0)), &name, true).await, reply);
+            give_empty(fs.remove(fs.table.directory(dir), &name, true).await, reply);
         });
     }
 
@@ -299,27 +307,31 @@ impl Filesystem for Face {
         } else {
             return reply.error(errno(Errno::EINVAL));
         };
-        let (fs, name, newname) = (self.fs.clone(), to_name(name), to_name(newname));
+        let (fs, places, name, newname) = (self.fs.clone(), self.places.clone(), to_name(name), to_name(newname));
         self.spawn(async move {
-            let from = (fs.table.directory(InodeId(parent.0)), &name);
-            let to = (fs.table.directory(InodeId(newparent.0)), &newname);
-            give_empty(fs.rename(from, to, mode).await, reply);
+            let from = (fs.table.directory(places.inode(parent.0)), &name);
+            let to = (fs.table.directory(places.inode(newparent.0)), &newname);
+            let renamed = fs.rename(from, to, mode).await;
+            if renamed.is_ok() {
+                places.renamed((parent.0, &name), (newparent.0, &newname), mode == RenameMode::Exchange);
+            }
+            give_empty(renamed, reply);
         });
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let (fs, name) = (self.fs.clone(), to_name(newname));
+        let (fs, places, name) = (self.fs.clone(), self.places.clone(), to_name(newname));
         self.spawn(async move {
             let node = fs.node(InodeId(ino.0));
-            match fs.link(node, fs.table.directory(InodeId(newparent.0)), &name).await {
-                Ok(attr) => give_entry(&fs, &attr, reply),
+            match fs.link(node, fs.table.directory(places.inode(newparent.0)), &name).await {
+                Ok(attr) => give_entry(&fs, &places, (newparent, &name), &attr, reply),
                 Err(error) => reply.error(errno(error)),
             }
         });
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let node = self.fs.node(InodeId(ino.0));
+        let node = self.fs.node(self.ino(ino));
         self.fs.table.open(node.ino, FileKind::File, node.home);
         if self.fs.volume.is_session_open(node.home) {
             return reply.opened(FileHandle(0), FopenFlags::empty());
@@ -341,11 +353,11 @@ impl Filesystem for Face {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (fs, name) = (self.fs.clone(), to_name(name));
+        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
         let entry = NewEntry { node: NewNode::File, mode: permissions(mode), uid: req.uid(), gid: req.gid() };
         let caller = Caller::of(req);
         self.spawn(async move {
-            match create_or_open(&fs, InodeId(parent.0), &name, &entry, flags, caller).await {
+            match create_or_open(&fs, dir, &name, &entry, flags, caller).await {
                 Ok(attr) => {
                     fs.table.open(attr.ino, FileKind::File, attr.home);
                     fs.table.remember(&attr);
@@ -368,7 +380,7 @@ impl Filesystem for Face {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let node = self.fs.node(InodeId(ino.0));
+        let node = self.fs.node(self.ino(ino));
         let size = size.min(REQUEST_BYTES_MAX);
         // Reading ahead starts tasks, and this is the kernel's thread.
         let _context = self.runtime.enter();
@@ -491,7 +503,7 @@ impl Filesystem for Face {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let node = self.fs.table.directory(InodeId(ino.0));
+        let node = self.fs.table.directory(self.ino(ino));
         self.fs.table.open(node.ino, FileKind::Directory, node.home);
         reply.opened(FileHandle(self.open_dir(node.ino)), FopenFlags::empty());
     }
@@ -515,9 +527,9 @@ impl Filesystem for Face {
         });
     }
 
-    fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let Some(dir) = self.dir(fh.0) else { return reply.error(errno(Errno::EBADF)) };
-        let fs = self.fs.clone();
+        let (fs, places) = (self.fs.clone(), self.places.clone());
         self.spawn(async move {
             let entries = match fs.read_dir(&dir, offset, true).await {
                 Ok(entries) => entries,
@@ -528,7 +540,12 @@ impl Filesystem for Face {
                 // The kernel uses nothing of `.` and `..` but their numbers.
                 let dot = entry.attr.is_none();
                 let attr = entry.attr.as_ref().map_or_else(|| entry.placeholder(), |attr| fs.show(attr));
-                if reply.add(INodeNo(entry.ino.0), entry.offset, name, &TTL, &file_attr(&attr), GENERATION) {
+                let counts = !dot && attr.kind == FileKind::Directory;
+                let number = if counts { places.show(attr.ino, ino.0, &entry.name) } else { entry.ino.0 };
+                if reply.add(INodeNo(number), entry.offset, name, &TTL, &file_attr(&attr), GENERATION) {
+                    if counts {
+                        places.forget(number, 1);
+                    }
                     break;
                 }
                 if !dot {
@@ -541,7 +558,7 @@ impl Filesystem for Face {
 
     fn releasedir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.dirs.lock().remove(&fh.0);
-        self.fs.close_handle(InodeId(ino.0));
+        self.fs.close_handle(self.ino(ino));
         reply.ok();
     }
 
@@ -551,9 +568,9 @@ impl Filesystem for Face {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let fs = self.fs.clone();
+        let (fs, ino) = (self.fs.clone(), self.ino(ino));
         self.spawn(async move {
-            let (inodes, bytes) = fs.usage(fs.node(InodeId(ino.0))).await;
+            let (inodes, bytes) = fs.usage(fs.node(ino)).await;
             let free = VOLUME_BLOCKS.saturating_sub(bytes.div_ceil(u64::from(STATFS_BLOCK_BYTES)));
             let free_inodes = VOLUME_INODES.saturating_sub(inodes);
             let name_max = u32::try_from(NAME_BYTES_MAX).unwrap_or(u32::MAX);
@@ -577,14 +594,14 @@ impl Filesystem for Face {
             libc::XATTR_REPLACE => XattrCondition::Replace,
             _ => XattrCondition::Any,
         };
-        let (fs, name, value) = (self.fs.clone(), to_name(name), Bytes::copy_from_slice(value));
+        let (fs, ino, name, value) = (self.fs.clone(), self.ino(ino), to_name(name), Bytes::copy_from_slice(value));
         self.spawn(async move {
-            give_empty(fs.set_xattr(fs.node(InodeId(ino.0)), name, value, condition).await, reply);
+            give_empty(fs.set_xattr(fs.node(ino), name, value, condition).await, reply);
         });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let ino = InodeId(ino.0);
+        let ino = self.ino(ino);
         if let Some(result) = self.fs.xattr_cached(ino, name.as_bytes()) {
             return give_xattr(result, size, reply);
         }
@@ -593,16 +610,16 @@ impl Filesystem for Face {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let fs = self.fs.clone();
+        let (fs, ino) = (self.fs.clone(), self.ino(ino));
         self.spawn(async move {
-            let names = fs.xattr_names(fs.node(InodeId(ino.0))).await;
+            let names = fs.xattr_names(fs.node(ino)).await;
             give_xattr(names.map(Bytes::from), size, reply);
         });
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, name) = (self.fs.clone(), to_name(name));
-        self.spawn(async move { give_empty(fs.remove_xattr(fs.node(InodeId(ino.0)), name).await, reply) });
+        let (fs, ino, name) = (self.fs.clone(), self.ino(ino), to_name(name));
+        self.spawn(async move { give_empty(fs.remove_xattr(fs.node(ino), name).await, reply) });
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -628,9 +645,9 @@ impl Filesystem for Face {
         };
         let range = LockRange { start, end };
         let request = LockRequest { owner: lock_owner.0, pid, thread: req.pid(), range, kind, wait: false };
-        let fs = self.fs.clone();
+        let (fs, ino) = (self.fs.clone(), self.ino(ino));
         self.spawn(async move {
-            match fs.test_lock(fs.node(InodeId(ino.0)), request).await {
+            match fs.test_lock(fs.node(ino), request).await {
                 Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
                 // A process of another mount means nothing here.
                 Ok(Some(held)) => {
@@ -661,8 +678,8 @@ impl Filesystem for Face {
         };
         let range = LockRange { start, end };
         let request = LockRequest { owner: lock_owner.0, pid, thread: req.pid(), range, kind, wait: sleep };
-        let fs = self.fs.clone();
-        self.spawn(async move { give_empty(fs.lock(fs.node(InodeId(ino.0)), request).await, reply) });
+        let (fs, ino) = (self.fs.clone(), self.ino(ino));
+        self.spawn(async move { give_empty(fs.lock(fs.node(ino), request).await, reply) });
     }
 
     fn fallocate(

@@ -7,6 +7,7 @@
 mod calls;
 mod convert;
 mod notify;
+mod places;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ use crate::errno::Errno;
 use crate::fs::{Directory, Fs};
 
 pub use notify::Invalidations;
+use places::Places;
 
 /// Largest read or write in one request; the kernel's own limit unless raised by `fs.fuse.max_pages_limit`.
 pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
@@ -32,6 +34,7 @@ pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
 pub struct Face {
     fs: Arc<Fs>,
     runtime: Handle,
+    places: Arc<Places>,
     dirs: Mutex<HashMap<u64, Arc<Directory>>>,
     next_handle: AtomicU64,
 }
@@ -49,7 +52,7 @@ pub struct Served {
 
 impl Face {
     fn new(fs: Arc<Fs>, runtime: Handle) -> Face {
-        Face { fs, runtime, dirs: Mutex::default(), next_handle: AtomicU64::new(1) }
+        Face { fs, runtime, places: Arc::default(), dirs: Mutex::default(), next_handle: AtomicU64::new(1) }
     }
 
     fn open_dir(&self, ino: InodeId) -> u64 {

@@ -312,8 +312,13 @@ fn mount_locks_conflict_wait_and_are_interrupted() {
             os._exit(0)
         time.sleep(2); a.close(); os.wait()
     "#;
-    let script: String = script.lines().map(|line| line.strip_prefix("        ").unwrap_or(line).to_owned() + "\n").collect();
-    let run = Command::new("timeout").args(["20", "python3", "-c", &script]).arg(fixture.path(0, "")).arg(fixture.path(1, "")).output();
+    let script: String =
+        script.lines().map(|line| line.strip_prefix("        ").unwrap_or(line).to_owned() + "\n").collect();
+    let run = Command::new("timeout")
+        .args(["20", "python3", "-c", &script])
+        .arg(fixture.path(0, ""))
+        .arg(fixture.path(1, ""))
+        .output();
     let Ok(output) = run else { return };
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(said, "busy\nbeside\ninterrupted\ngot it\n", "{output:?}");
@@ -337,8 +342,13 @@ fn mount_mapped_files() {
             m.close()
         assert open(sys.argv[2] + '/f', 'rb').read()[:3] == b'ab.'
     "#;
-    let script: String = script.lines().map(|line| line.strip_prefix("        ").unwrap_or(line).to_owned() + "\n").collect();
-    let run = Command::new("timeout").args(["20", "python3", "-c", &script]).arg(fixture.path(0, "")).arg(fixture.path(1, "")).output();
+    let script: String =
+        script.lines().map(|line| line.strip_prefix("        ").unwrap_or(line).to_owned() + "\n").collect();
+    let run = Command::new("timeout")
+        .args(["20", "python3", "-c", &script])
+        .arg(fixture.path(0, ""))
+        .arg(fixture.path(1, ""))
+        .output();
     let Ok(output) = run else { return };
     assert!(output.status.success(), "{output:?}");
     fixture.unmount_all();
