@@ -179,7 +179,12 @@ impl Cache {
         let (epoch, position) = self.progress.stream(group)?;
         // After the epoch was read: who raises this ends the epoch afterwards.
         let floor = self.progress.effects(group);
-        (as_of >= position && asked >= floor).then_some(Fill { cache: self, group, stamp: Stamp { epoch, as_of, noted }, _turn: turn })
+        (as_of >= position && asked >= floor).then_some(Fill {
+            cache: self,
+            group,
+            stamp: Stamp { epoch, as_of, noted },
+            _turn: turn,
+        })
     }
 
     /// Applies an invalidation of the stream of `group` at `index`, then lets the stream's position be known.
@@ -325,9 +330,11 @@ impl Fill<'_> {
     /// Everything known of an inode but what the new attributes say is void.
     pub fn replace(&self, attr: &Attr) {
         let place = (self.group, key_inode(attr.ino));
-        let newer = self.cache.inodes.peek(&place).is_none_or(|slot| {
-            slot.attr.as_ref().is_none_or(|(stamp, _)| self.is_newer(stamp))
-        });
+        let newer = self
+            .cache
+            .inodes
+            .peek(&place)
+            .is_none_or(|slot| slot.attr.as_ref().is_none_or(|(stamp, _)| self.is_newer(stamp)));
         if newer {
             self.cache.inodes.remove(&place);
             self.attr(attr);

@@ -258,9 +258,7 @@ impl Client {
         let groups = |op: FsOp| op.destinations().into_iter().map(|destination| destination.group).collect();
         let parent_node = node_of(&parent);
         let name_groups = groups(match &found {
-            Some(attr) => {
-                FsOp::Unlink { parent: parent_node, name, target: node_of(attr), keep_open: false }
-            }
+            Some(attr) => FsOp::Unlink { parent: parent_node, name, target: node_of(attr), keep_open: false },
             None => FsOp::Create {
                 parent: parent_node,
                 name,

@@ -39,6 +39,8 @@ type Shard = HashMap<u64, Entry, BuildHasherDefault<InoHasher>>;
 struct Entry {
     home: GroupId,
     kind: FileKind,
+    /// Where a directory's children were last known to be born.
+    placement: GroupId,
     /// How often the kernel was told of it, less what it has forgotten.
     lookups: u64,
     /// Open handles.
@@ -102,7 +104,14 @@ impl Table {
         let mut shard = self.shard(attr.ino);
         let entry = shard.entry(attr.ino.0).or_insert_with(|| Entry::new(attr.kind, attr.home));
         entry.home = attr.home;
+        entry.placement = attr.placement;
         entry.lookups += 1;
+    }
+
+    /// Where a directory's children were last known to be born: a guess that the namespace corrects.
+    #[must_use]
+    pub fn placement(&self, dir: InodeId) -> Option<GroupId> {
+        self.shard(dir).get(&dir.0).filter(|entry| entry.lookups > 0).map(|entry| entry.placement)
     }
 
     /// The kernel has dropped `count` of what it was told.
@@ -181,7 +190,7 @@ impl Table {
 
 impl Entry {
     fn new(kind: FileKind, home: GroupId) -> Entry {
-        Entry { home, kind, lookups: 0, opens: 0, orphan: false, file: None }
+        Entry { home, kind, placement: home, lookups: 0, opens: 0, orphan: false, file: None }
     }
 
     fn is_unused(&self) -> bool {

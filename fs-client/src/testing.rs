@@ -76,12 +76,8 @@ impl MemCluster {
     }
 
     pub fn config(&self) -> ClientConfig {
-        let node = NodeInfo {
-            number: ReplicaId(1),
-            name: "n1".into(),
-            region: "here".into(),
-            address: "127.0.0.1:1".into(),
-        };
+        let node =
+            NodeInfo { number: ReplicaId(1), name: "n1".into(), region: "here".into(), address: "127.0.0.1:1".into() };
         let groups = self.state.lock().groups.keys().copied().collect::<Vec<_>>();
         let groups = groups.into_iter().map(|id| GroupInfo { id, name: id.to_string(), voters: vec![ReplicaId(1)] });
         let mut config = ClientConfig::new("here", vec![node], groups.collect());
@@ -206,6 +202,10 @@ impl Volume for MemVolume {
     }
 
     fn is_session_open(&self, _group: GroupId) -> bool {
+        true
+    }
+
+    fn may_hold(&self, _group: GroupId) -> bool {
         true
     }
 

@@ -45,6 +45,9 @@ pub trait Volume: Send + Sync + 'static {
     /// True if that was done.
     fn is_session_open(&self, group: GroupId) -> bool;
 
+    /// False if nothing of `group` can be held for this session, because it was never registered there.
+    fn may_hold(&self, group: GroupId) -> bool;
+
     /// A node's status document.
     fn node_status(&self, node: ReplicaId) -> BoxFuture<'_, Result<Bytes>>;
 

@@ -88,6 +88,10 @@ impl Fs {
     /// An xattr's value.
     pub async fn xattr(&self, node: NodeRef, name: Bytes) -> FsResult<Bytes> {
         check_xattr(&name)?;
+        // Most inodes have none, and the kernel asks before the first write to each: its attributes are worth more.
+        if self.attr(node).await?.xattrs == 0 {
+            return Err(Errno::ENODATA);
+        }
         match self.ask(node, ReadOp::GetXattr { ino: node.ino, name }).await? {
             ReadAnswer::Xattr(value) => Ok(value),
             _ => Err(Errno::EIO),
@@ -111,25 +115,14 @@ impl Fs {
     }
 
     /// setxattr(2).
-    pub async fn set_xattr(
-        &self,
-        node: NodeRef,
-        name: Bytes,
-        value: Bytes,
-        condition: XattrCondition,
-    ) -> FsResult<()> {
+    pub async fn set_xattr(&self, node: NodeRef, name: Bytes, value: Bytes, condition: XattrCondition) -> FsResult<()> {
         check_xattr(&name)?;
         if value.len() > XATTR_BYTES_MAX {
             return Err(Errno::E2BIG);
         }
         let mut facts = Facts::new(self.timeouts.deadline);
         loop {
-            let op = FsOp::SetXattr {
-                node: facts.at_home(node),
-                name: name.clone(),
-                value: value.clone(),
-                condition,
-            };
+            let op = FsOp::SetXattr { node: facts.at_home(node), name: name.clone(), value: value.clone(), condition };
             if self.update(op, &mut facts).await?.is_some() {
                 return Ok(());
             }

@@ -57,12 +57,7 @@ pub struct Seen {
 impl OpenFile {
     /// Nothing written.
     pub fn new(ino: InodeId) -> OpenFile {
-        OpenFile {
-            ino,
-            work: tokio::sync::Mutex::new(()),
-            read_next: AtomicU64::new(0),
-            state: Mutex::default(),
-        }
+        OpenFile { ino, work: tokio::sync::Mutex::new(()), read_next: AtomicU64::new(0), state: Mutex::default() }
     }
 
     /// Looks at or changes what was written, and keeps the mount's account of it.

@@ -5,6 +5,7 @@ pub mod file;
 mod attrs;
 mod dirs;
 mod facts;
+mod flights;
 mod flush;
 mod locks;
 mod names;
@@ -12,7 +13,7 @@ mod ranges;
 mod read;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub type FsResult<T> = std::result::Result<T, Errno>;
 const MOVES_MAX: u32 = 16;
 /// Orphans are given up in batches: so long others may join.
 const ORPHAN_PAUSE: Duration = Duration::from_millis(50);
+/// Bound of [`Unlinked`].
+const UNLINKED_MAX: usize = 8192;
 /// Orphans in one command.
 const ORPHANS_MAX: usize = 1024;
 
@@ -57,6 +60,8 @@ pub struct Fs {
     /// Bytes in memory, over all files.
     dirty_bytes: AtomicUsize,
     locks: locks::Held,
+    attr_flights: flights::Flights,
+    unlinked: Mutex<Unlinked>,
     /// Totals of groups, as last heard.
     usage: Mutex<BTreeMap<GroupId, (u64, u64)>>,
 }
@@ -94,6 +99,8 @@ impl Fs {
             blobs,
             dirty_bytes: AtomicUsize::new(0),
             locks: locks::Held::default(),
+            attr_flights: flights::Flights::default(),
+            unlinked: Mutex::default(),
             usage: Mutex::default(),
         });
         spawn_orphan_keeper(&fs);
@@ -116,6 +123,20 @@ impl Fs {
         if let Some(attr) = self.volume.cache().attr(node.home, node.ino) {
             return Ok(attr);
         }
+        self.attr_flights.fly(self, node).await
+    }
+
+    /// The kernel will ask for these attributes soon, as it does for a directory's after each change in it.
+    fn expect_attr(self: &Arc<Self>, node: NodeRef) {
+        if self.volume.cache().attr(node.home, node.ino).is_none() {
+            let fs = self.clone();
+            tokio::spawn(async move {
+                let _ = fs.attr_flights.fly(&fs, node).await;
+            });
+        }
+    }
+
+    async fn ask_attr(&self, node: NodeRef) -> FsResult<Arc<Attr>> {
         match self.ask(node, ReadOp::GetAttr { ino: node.ino }).await? {
             ReadAnswer::Attr(attr) => Ok(Arc::from(attr)),
             _ => Err(Errno::EIO),
@@ -226,6 +247,31 @@ pub(crate) fn told(error: &Error) -> Errno {
     errno
 }
 
+/// Inodes that this client has unlinked without having them open: it holds none of them, and need not say so. The oldest
+/// give way; for them it says so once more than needed.
+#[derive(Debug, Default)]
+struct Unlinked {
+    inodes: HashSet<InodeId>,
+    order: VecDeque<InodeId>,
+}
+
+impl Unlinked {
+    fn insert(&mut self, ino: InodeId) {
+        if self.inodes.insert(ino) {
+            self.order.push_back(ino);
+        }
+        if self.order.len() > UNLINKED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.inodes.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, ino: InodeId) -> bool {
+        self.inodes.remove(&ino)
+    }
+}
+
 fn spawn_orphan_keeper(fs: &Arc<Fs>) {
     let weak = Arc::downgrade(fs);
     let orphans = fs.volume.orphans().clone();
@@ -237,8 +283,8 @@ fn spawn_orphan_keeper(fs: &Arc<Fs>) {
             for (home, inodes) in &mut news {
                 inodes.sort_unstable();
                 inodes.dedup();
-                inodes.retain(|ino| !fs.table.become_orphan(*ino));
-                if !inodes.is_empty() {
+                inodes.retain(|ino| !fs.table.become_orphan(*ino) && !fs.unlinked.lock().remove(*ino));
+                if !inodes.is_empty() && fs.volume.may_hold(*home) {
                     fs.release_orphans(*home, std::mem::take(inodes)).await;
                 }
             }

@@ -58,7 +58,8 @@ impl Fs {
     pub async fn lookup(&self, parent: NodeRef, name: &Bytes) -> FsResult<Arc<Attr>> {
         check_name(name)?;
         for _ in 0..LOOKUPS_MAX {
-            let (dirent, attr) = self.find(parent, name, &Facts::new(self.timeouts.deadline)).await?.ok_or(Errno::ENOENT)?;
+            let (dirent, attr) =
+                self.find(parent, name, &Facts::new(self.timeouts.deadline)).await?.ok_or(Errno::ENOENT)?;
             if let Some(attr) = attr {
                 return Ok(attr);
             }
@@ -72,7 +73,12 @@ impl Fs {
     }
 
     /// A directory entry, with the inode if it is at hand.
-    async fn find(&self, parent: NodeRef, name: &Bytes, facts: &Facts) -> FsResult<Option<(Dirent, Option<Arc<Attr>>)>> {
+    async fn find(
+        &self,
+        parent: NodeRef,
+        name: &Bytes,
+        facts: &Facts,
+    ) -> FsResult<Option<(Dirent, Option<Arc<Attr>>)>> {
         if let Some(told) = facts.name(parent.ino, name) {
             return Ok(told.map(|dirent| (dirent, None)));
         }
@@ -88,7 +94,7 @@ impl Fs {
     }
 
     /// Makes a new inode with a name.
-    pub async fn create(&self, parent: NodeRef, name: &Bytes, entry: &NewEntry) -> FsResult<Created> {
+    pub async fn create(self: &Arc<Self>, parent: NodeRef, name: &Bytes, entry: &NewEntry) -> FsResult<Created> {
         check_name(name)?;
         if let NewNode::Symlink { target } = &entry.node
             && target.len() > SYMLINK_BYTES_MAX
@@ -101,7 +107,10 @@ impl Fs {
             let home = match (&entry.node, facts.placement(parent.ino)) {
                 (NewNode::Directory { placement: Some(placement) }, _) => *placement,
                 (_, Some(told)) => told,
-                (_, None) => self.attr(parent).await.map_err(gone)?.placement,
+                (_, None) => match self.table.placement(parent.ino) {
+                    Some(guess) => guess,
+                    None => self.attr(parent).await.map_err(gone)?.placement,
+                },
             };
             let op = FsOp::Create {
                 parent,
@@ -113,7 +122,10 @@ impl Fs {
                 home,
             };
             match self.volume.update(op).await.map_err(|error| told(&error))? {
-                Ok(Done::Node { attr, .. }) => return Ok(Created::New(*attr)),
+                Ok(Done::Node { attr, .. }) => {
+                    self.expect_attr(parent);
+                    return Ok(Created::New(*attr));
+                }
                 Ok(_) => return Err(Errno::EIO),
                 Err(OpError::Exists(dirent)) => return Ok(Created::Taken(dirent)),
                 Err(error) => facts.learn(&self.table, error).await.map_err(gone)?,
@@ -139,8 +151,9 @@ impl Fs {
     }
 
     /// unlink(2), or rmdir(2) if `directory`.
-    pub async fn remove(&self, parent: NodeRef, name: &Bytes, directory: bool) -> FsResult<()> {
+    pub async fn remove(self: &Arc<Self>, parent: NodeRef, name: &Bytes, directory: bool) -> FsResult<()> {
         check_name(name)?;
+        let whose = parent;
         let mut facts = self.facts();
         loop {
             let (target, _) = self.find(parent, name, &facts).await.map_err(gone)?.ok_or(Errno::ENOENT)?;
@@ -158,6 +171,7 @@ impl Fs {
             };
             match self.update(op, &mut facts).await.map_err(gone)? {
                 Some(Done::Removed { attr }) => {
+                    self.expect_attr(facts.at_home(whose));
                     self.mind_orphan(&attr, keep_open);
                     return Ok(());
                 }
@@ -168,12 +182,7 @@ impl Fs {
     }
 
     /// rename(2), renameat2(2).
-    pub async fn rename(
-        &self,
-        from: (NodeRef, &Bytes),
-        to: (NodeRef, &Bytes),
-        mode: RenameMode,
-    ) -> FsResult<()> {
+    pub async fn rename(&self, from: (NodeRef, &Bytes), to: (NodeRef, &Bytes), mode: RenameMode) -> FsResult<()> {
         check_name(from.1)?;
         check_name(to.1)?;
         let mut facts = self.facts();
@@ -288,8 +297,13 @@ impl Fs {
     }
 
     fn mind_orphan(&self, attr: &Attr, keep_open: bool) {
-        // Closed in the meantime: nobody else will say so.
-        if attr.nlink == 0 && keep_open && !self.table.become_orphan(attr.ino) {
+        if attr.nlink > 0 {
+            return;
+        }
+        if !keep_open {
+            self.unlinked.lock().insert(attr.ino);
+        } else if !self.table.become_orphan(attr.ino) {
+            // Closed in the meantime: nobody else will say so.
             self.put_orphan(attr.home, attr.ino);
         }
     }
@@ -320,6 +334,10 @@ impl Fs {
                     self.table.moved(attr.ino, attr.home);
                 }
                 return Ok(true);
+            }
+            if facts.attr_refused && facts.at_home(node).home == node.home {
+                // It has other links or locks, or is too large to move in one step.
+                return Err(Errno::EBUSY);
             }
         }
     }

@@ -24,7 +24,7 @@ fn bytes(name: &str) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
 }
 
-async fn make(fs: &Fs, parent: NodeRef, name: &str, new: NewNode) -> Attr {
+async fn make(fs: &Arc<Fs>, parent: NodeRef, name: &str, new: NewNode) -> Attr {
     let entry = NewEntry { node: new, mode: 0o755, uid: 0, gid: 0 };
     match fs.create(parent, &bytes(name), &entry).await.unwrap() {
         Created::New(attr) => attr,
@@ -32,7 +32,7 @@ async fn make(fs: &Fs, parent: NodeRef, name: &str, new: NewNode) -> Attr {
     }
 }
 
-async fn make_file(fs: &Fs, parent: NodeRef, name: &str) -> (NodeRef, Arc<OpenFile>) {
+async fn make_file(fs: &Arc<Fs>, parent: NodeRef, name: &str) -> (NodeRef, Arc<OpenFile>) {
     let node = node(&make(fs, parent, name, NewNode::File).await);
     fs.table.open(node.ino, node.kind, node.home);
     (node, fs.table.file(node.ino).unwrap())
@@ -275,7 +275,10 @@ fn failed_flush_keeps_the_data_and_tells_it_each_time() {
             cluster.cut.store(false, Ordering::Relaxed);
             fs.flush(&file).await.unwrap();
             let read = fs.read(node, 0, 60_000).await.unwrap();
-            assert_eq!((read.len(), &read[8..16]), (round, &[&[round as u8; 2][..], b"later", &[round as u8]].concat()[..]));
+            assert_eq!(
+                (read.len(), &read[8..16]),
+                (round, &[&[round as u8; 2][..], b"later", &[round as u8]].concat()[..])
+            );
         }
         append(&fs, &file, b"end").await;
         cluster.cut.store(true, Ordering::Relaxed);

@@ -13,15 +13,8 @@ use crate::cache::{Cache, Fill};
 use crate::content::FileMap;
 
 /// A read's answer, from the connection whose stream keeps the cache right.
-pub fn read(
-    cache: &Cache,
-    group: GroupId,
-    op: &ReadOp,
-    result: &ReadResult,
-    as_of: LogIndex,
-    asked: LogIndex,
-) {
-    let Some(fill) = cache.fill(group, as_of, asked) else { return };
+pub fn read(cache: &Cache, group: GroupId, op: &ReadOp, result: &ReadResult, as_of: LogIndex, asked: LogIndex) {
+    let Some(fill) = cache.fill(group, as_of, asked, true) else { return };
     match (op, result) {
         (ReadOp::Lookup { parent, name }, Ok(ReadAnswer::Lookup(found))) => {
             fill.dirent(*parent, name, found.as_ref().map(|(dirent, _)| *dirent));
@@ -50,11 +43,11 @@ pub fn read(
     }
 }
 
-/// Do nodes note the keys of an update for the session that asked for it, as they do for what it reads? Only then may an
-/// outcome be cached: somebody must tell when it changes.
+/// Do nodes note the keys of an update for the session that asked for it, as they do for what it reads? If not, nobody
+/// tells when they change, and what the outcome says answers only until something newer was seen.
 pub const UPDATES_ARE_NOTED: bool = false;
 
-/// An own update's outcome. What it changed in other groups, or what no stream would keep right, is forgotten.
+/// An own update's outcome. What it changed in other groups, or what no stream would keep right, is forgotten first.
 pub fn update(
     cache: &Cache,
     group: GroupId,
@@ -71,11 +64,8 @@ pub fn update(
         }
     }
     let Ok(done) = outcome else { return };
-    if !is_noted {
-        return;
-    }
     // An update waits for every prepared one that it conflicts with.
-    if let Some(fill) = cache.fill(group, as_of, as_of) {
+    if let Some(fill) = cache.fill(group, as_of, as_of, is_noted) {
         teach(&fill, group, op, done);
     }
 }

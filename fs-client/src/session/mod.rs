@@ -127,9 +127,8 @@ impl Engine {
         config.check()?;
         let progress = Arc::new(Progress::new(config.groups.iter().map(|group| group.id)));
         let cache = Arc::new(Cache::new(progress.clone(), config.limits.cache_entries_max));
-        let is_local = |id: &ReplicaId| {
-            config.nodes.iter().any(|node| node.number == *id && node.region == config.region)
-        };
+        let is_local =
+            |id: &ReplicaId| config.nodes.iter().any(|node| node.number == *id && node.region == config.region);
         let groups = config.groups.iter().map(|group| {
             let voters = group.voters.iter().map(|id| Voter { id: *id, local: is_local(id) }).collect();
             let route = Mutex::new(Route::new(voters));
@@ -144,9 +143,8 @@ impl Engine {
             window: Mutex::default(),
             groups: groups.collect(),
         });
-        let links = config.nodes.iter().map(|node| {
-            (node.number, Link::spawn(node.clone(), endpoint.clone(), shared.clone()))
-        });
+        let links =
+            config.nodes.iter().map(|node| (node.number, Link::spawn(node.clone(), endpoint.clone(), shared.clone())));
         let engine = Engine {
             links: links.collect(),
             updates: Semaphore::new(config.limits.updates_max.clamp(1, Semaphore::MAX_PERMITS)),
@@ -197,11 +195,10 @@ impl Engine {
                 ticks.tick().await;
                 let Some(shared) = shared.upgrade() else { return };
                 for group in shared.groups.values() {
-                    // Only who is connected to a primary can keep a session alive there.
-                    let registered = group.session_open.load(Ordering::Acquire);
-                    let primary = group.route.lock().primary();
-                    if let (true, Some(link)) = (registered, primary.and_then(|id| links.get(&id))) {
-                        link.want();
+                    // Any voter may become primary, and only who is connected to the primary keeps its session alive.
+                    if group.session_open.load(Ordering::Acquire) {
+                        let voters = group.route.lock().voters();
+                        voters.iter().filter_map(|id| links.get(id)).for_each(|link| link.want());
                     }
                 }
                 for link in links.values() {
@@ -297,8 +294,7 @@ impl Engine {
         let uncertain = &uncertain;
         self.until_deadline(group, |tries, until| async move {
             let target = self.target(group, tries)?;
-            let expect =
-                Expect::Update { group, destinations: destinations.clone(), op: op.clone() };
+            let expect = Expect::Update { group, destinations: destinations.clone(), op: op.clone() };
             let request = Request::Update { group, command: command.clone() };
             let reply = match self.link(target)?.call(request, expect, until).await {
                 Ok(reply) => reply,
@@ -344,13 +340,18 @@ impl Engine {
                 self.suspect(group, from);
                 Ok(Next::Again(format!("{from} has no replica of {group}"), false))
             }
-            Reply::UnknownSession { group } => Ok(Next::Again(format!("group {group} does not know the session"), false)),
+            Reply::UnknownSession { group } => {
+                Ok(Next::Again(format!("group {group} does not know the session"), false))
+            }
             Reply::Invalid(why) => {
                 let node = self.links.get(&from).map_or_else(String::new, |link| link.node.name.clone());
                 Err(Error::Refused { node, why })
             }
             Reply::Session(_) | Reply::Alive | Reply::Updated { .. } | Reply::Read { .. } | Reply::Status(_) => {
-                Err(Error::Refused { node: from.to_string(), why: format!("an answer about {group} of the wrong kind") })
+                Err(Error::Refused {
+                    node: from.to_string(),
+                    why: format!("an answer about {group} of the wrong kind"),
+                })
             }
         }
     }
@@ -404,13 +405,8 @@ impl Engine {
             };
             let clock = self.shared.progress.clock();
             let asked = clock.effects(group);
-            let request = Request::Read {
-                group,
-                session: self.shared.session,
-                clock,
-                linearizable: false,
-                op: op.clone(),
-            };
+            let request =
+                Request::Read { group, session: self.shared.session, clock, linearizable: false, op: op.clone() };
             let expect = Expect::Read { group, op: op.clone(), asked };
             match self.link(reader)?.call(request, expect, until).await {
                 Ok(Reply::Read { result, .. }) => Ok(Next::Done(result)),
@@ -448,7 +444,8 @@ impl Engine {
         if group.session_open.load(Ordering::Acquire) {
             return Ok(());
         }
-        let request = Request::OpenSession { group: id, session: self.shared.session, label: self.config.label.clone() };
+        let request =
+            Request::OpenSession { group: id, session: self.shared.session, label: self.config.label.clone() };
         self.ask_primary(id, &request).await?;
         group.session_open.store(true, Ordering::Release);
         self.choose_stream(id);
@@ -545,6 +542,13 @@ impl Volume for Engine {
 
     fn is_session_open(&self, group: GroupId) -> bool {
         self.shared.groups.get(&group).is_some_and(|group| group.session_open.load(Ordering::Acquire))
+    }
+
+    fn may_hold(&self, group: GroupId) -> bool {
+        self.shared
+            .groups
+            .get(&group)
+            .is_some_and(|group| group.session_open.load(Ordering::Acquire) || group.opening.try_lock().is_err())
     }
 
     fn node_status(&self, node: ReplicaId) -> BoxFuture<'_, Result<Bytes>> {
@@ -646,10 +650,7 @@ impl Handler for Shared {
                 self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
-            (
-                Expect::Session { .. } | Expect::Read { .. } | Expect::Update { .. } | Expect::Other,
-                _,
-            ) => {}
+            (Expect::Session { .. } | Expect::Read { .. } | Expect::Update { .. } | Expect::Other, _) => {}
         }
     }
 

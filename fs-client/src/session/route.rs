@@ -25,6 +25,12 @@ impl Route {
         Route { voters, primary: None }
     }
 
+    /// All voters.
+    #[must_use]
+    pub fn voters(&self) -> Vec<ReplicaId> {
+        self.voters.iter().map(|voter| voter.id).collect()
+    }
+
     /// True if a voter is in the client's region.
     #[must_use]
     pub fn is_local(&self) -> bool {
@@ -60,7 +66,12 @@ impl Route {
     #[must_use]
     pub fn other_reader(&self, instead: ReplicaId, is_up: impl Fn(ReplicaId) -> bool) -> Option<ReplicaId> {
         let rank = |voter: &Voter| (is_up(voter.id), Some(voter.id) == self.primary, voter.local);
-        self.voters.iter().rev().filter(|voter| voter.id != instead).max_by_key(|voter| rank(voter)).map(|voter| voter.id)
+        self.voters
+            .iter()
+            .rev()
+            .filter(|voter| voter.id != instead)
+            .max_by_key(|voter| rank(voter))
+            .map(|voter| voter.id)
     }
 
     /// Whom to send the `attempt`-th try of an update: the known primary if it is up, else one voter after the other
