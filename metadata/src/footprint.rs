@@ -15,9 +15,9 @@ use multicast::command::{Destination, Key, Mode};
 use multicast::ids::GroupId;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::birth::{Birth, BirthShard};
 use crate::op::{FsOp, RenameMode};
 use crate::read::ReadOp;
-use crate::birth::{Birth, BirthShard};
 use crate::types::{FileKind, InodeId, NodeRef};
 
 const SEED: u64 = 0x476c_6f62_616c_4653;
@@ -173,7 +173,8 @@ impl FsOp {
     }
 
     fn touch_rename(&self, footprint: &mut Footprint) {
-        let FsOp::Rename { from_parent, from_name, source, to_parent, to_name, target, mode, ancestors, .. } = self else {
+        let FsOp::Rename { from_parent, from_name, source, to_parent, to_name, target, mode, ancestors, .. } = self
+        else {
             return;
         };
         footprint.entry(*from_parent, from_name);

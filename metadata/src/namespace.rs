@@ -28,6 +28,9 @@ pub struct Changes {
     pub orphans: Vec<InodeId>,
 }
 
+/// Keys in the order in which they were written, with what each held before.
+pub(crate) type Undo = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
 /// One group's part of the namespace, over a store that is [`crate::Overlay`] in a replica.
 ///
 /// Execution is total: whatever a payload says, there is an outcome. Only the store can fail: then
@@ -40,7 +43,7 @@ pub struct Namespace<S> {
     pub(crate) changes: Changes,
     pub(crate) failure: Option<Error>,
     /// While an update may still be refused after it has written: what was there before.
-    pub(crate) undo: Option<Vec<(Vec<u8>, Option<Vec<u8>>)>>,
+    pub(crate) undo: Option<Undo>,
 }
 
 impl<S: StoreMut> Namespace<S> {

@@ -5,8 +5,8 @@ use multicast::command::Key;
 use multicast::ids::SessionId;
 use serde::{Deserialize, Serialize};
 
-use crate::op::{LockKind, LockRange};
 use crate::footprint::key_inode;
+use crate::op::{LockKind, LockRange};
 use crate::outcome::OpError;
 use crate::types::{Attr, Content, Dirent, InodeId};
 

@@ -1,5 +1,5 @@
 //! Random updates on one group and on several, against a naive model of POSIX.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::manual_is_multiple_of)]
 
 mod support;
 
@@ -81,7 +81,10 @@ impl World {
                 }
                 let mut keys = op.keys();
                 keys.extend(before.iter().flat_map(ReadAnswer::attached));
-                assert!(keys.iter().any(|key| changed.contains(key)), "{op:?} changed unseen from {before:?} to {now:?}");
+                assert!(
+                    keys.iter().any(|key| changed.contains(key)),
+                    "{op:?} changed unseen from {before:?} to {now:?}"
+                );
             }
         }
         self.cached.clear();
@@ -140,7 +143,8 @@ impl World {
         if self.planner.groups > 1 {
             return;
         }
-        let Ok(ReadAnswer::Garbage(blobs)) = self.cluster.read(GroupId::GLOBAL, &ReadOp::Garbage { limit: 1000 }) else {
+        let Ok(ReadAnswer::Garbage(blobs)) = self.cluster.read(GroupId::GLOBAL, &ReadOp::Garbage { limit: 1000 })
+        else {
             panic!()
         };
         for blob in blobs {
@@ -175,6 +179,7 @@ impl World {
 /// model executes each at once when it is prepared: if footprints are right, nobody can tell the difference.
 struct Concurrent {
     world: World,
+    heeds_conflicts: bool,
     pending: Vec<Pending>,
 }
 
@@ -198,7 +203,7 @@ impl Concurrent {
         let World { cluster, model, planner, .. } = &mut self.world;
         let Some(Plan { session, op, effect }) = planner.plan(model, dice) else { return };
         let command = cluster.command(session, &op);
-        if self.pending.iter().any(|pending| conflict(&pending.command, &command)) {
+        if self.heeds_conflicts && self.pending.iter().any(|pending| conflict(&pending.command, &command)) {
             return;
         }
         if !command.is_multi_group() {
@@ -252,6 +257,105 @@ impl Concurrent {
     }
 }
 
+/// The random updates above are worth nothing if most are refused: every kind must succeed often and fail in every way.
+#[test]
+fn random_updates_reach_every_kind_of_outcome() {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut throw = thrower(7);
+    for _ in 0..150 {
+        let mut world = World::new(3);
+        for _ in 0..100 {
+            let Some(Plan { session, op, effect }) = world.planner.plan(&world.model, throw()) else { continue };
+            let outcome = world.cluster.submit(session, &op);
+            agree(&outcome, &effect(&mut world.model, world.cluster.now), &mut world.planner.refs);
+            world.planner.follow(&world.model);
+            let wide = if op.destinations().len() > 1 { "wide" } else { "narrow" };
+            *seen.entry(format!("{} {wide} {}", label(&format!("{op:?}")), result_label(&outcome))).or_default() += 1;
+        }
+    }
+    let count = |prefix: &str, suffix: &str| -> usize {
+        seen.iter().filter(|(key, _)| key.starts_with(prefix) && key.ends_with(suffix)).map(|(_, count)| count).sum()
+    };
+    for op in ["Create", "Link", "Unlink", "Rmdir", "Rename", "MoveInode"] {
+        assert!(count(&format!("{op} narrow"), "done") + count(&format!("{op} wide"), "done") >= 40, "{seen:#?}");
+        assert!(count(&format!("{op} wide"), "done") >= 20, "{op}: {seen:#?}");
+    }
+    for op in ["SetAttr", "Write", "SetXattr", "RemoveXattr", "Lock", "ReleaseOrphans", "SetPlacement"] {
+        assert!(count(op, "done") >= 10, "{op}: {seen:#?}");
+    }
+    let refusals = [
+        ("Create", "Exists"),
+        ("Create", "Stale"),
+        ("Link", "Exists"),
+        ("Link", "NotPermitted"),
+        ("Unlink", "IsDirectory"),
+        ("Unlink", "Stale"),
+        ("Unlink", "NotFound"),
+        ("Rmdir", "NotEmpty"),
+        ("Rmdir", "NotDirectory"),
+        ("Rename", "NotEmpty"),
+        ("Rename", "IsDirectory"),
+        ("Rename", "NotDirectory"),
+        ("Rename", "Invalid"),
+        ("Rename", "Stale"),
+        ("Rename", "Exists"),
+        ("Write", "Stale"),
+        ("SetXattr", "Exists"),
+        ("SetXattr", "NoXattr"),
+        ("Lock", "LockHeld"),
+        ("MoveInode", "Stale"),
+    ];
+    for (op, refusal) in refusals {
+        assert!(count(op, refusal) >= 3, "{op} {refusal}: {seen:#?}");
+    }
+}
+
+/// If conflicts are not heeded, the model must notice: else it would prove nothing about footprints.
+#[test]
+fn ignored_conflicts_are_noticed() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let runs = |heeds_conflicts| {
+        let wrong = (0..100).filter(|seed| {
+            let run = || {
+                let mut throw = thrower(*seed);
+                let mut concurrent = Concurrent { world: World::new(3), heeds_conflicts, pending: Vec::new() };
+                for _ in 0..150 {
+                    concurrent.step(throw());
+                }
+                concurrent.finish();
+            };
+            std::panic::catch_unwind(run).is_err()
+        });
+        wrong.count()
+    };
+    let (heeded, ignored) = (runs(true), runs(false));
+    let _ = std::panic::take_hook();
+    assert_eq!(heeded, 0);
+    assert!(ignored > 50, "only {ignored} of 100 runs went wrong");
+}
+
+/// Random numbers from a seed.
+fn thrower(seed: u64) -> impl FnMut() -> Dice {
+    let mut state = seed;
+    let mut roll = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 24
+    };
+    move || (roll() as u8, roll() as u16, roll() as u16, roll() as u16, roll() as u16, roll() as u32)
+}
+
+fn label(debug: &str) -> String {
+    debug.chars().take_while(|letter| letter.is_alphabetic()).collect()
+}
+
+fn result_label(outcome: &metadata::outcome::Outcome) -> String {
+    match outcome {
+        Ok(_) => "done".to_owned(),
+        Err(metadata::outcome::OpError::Errno(errno)) => label(&format!("{errno:?}")),
+        Err(error) => label(&format!("{error:?}")),
+    }
+}
+
 fn conflict(a: &Command, b: &Command) -> bool {
     a.destinations.iter().any(|of_a| {
         let other = b.footprint(of_a.group).unwrap_or_default();
@@ -291,7 +395,7 @@ proptest! {
 
     #[test]
     fn concurrent_commands_agree_with_the_model(steps in dice(250)) {
-        let mut concurrent = Concurrent { world: World::new(3), pending: Vec::new() };
+        let mut concurrent = Concurrent { world: World::new(3), heeds_conflicts: true, pending: Vec::new() };
         for step in steps {
             concurrent.step(step);
         }

@@ -149,7 +149,11 @@ impl GroupRows {
             note(format!("inode {ino} of kind {:?} and size {} has a target of {target:?}", attr.kind, attr.size));
         }
         if self.orphans.contains_key(&ino) != (attr.nlink == 0) {
-            note(format!("inode {ino} has {} links and is{} an orphan", attr.nlink, if attr.nlink == 0 { " not" } else { "" }));
+            note(format!(
+                "inode {ino} has {} links and is{} an orphan",
+                attr.nlink,
+                if attr.nlink == 0 { " not" } else { "" }
+            ));
         }
         if self.forwards.contains_key(&ino) {
             note(format!("inode {ino} is here and forwarded"));
@@ -285,7 +289,11 @@ impl GroupRows {
             let heap = if row.beyond { &self.doubtful } else { &self.garbage };
             let filed = row.garbage.is_some_and(|number| heap.get(&number) == Some(&blob));
             if filed != (row.references == 0) || filed != row.garbage.is_some() {
-                note(format!("{blob:?} has {} references and is{} garbage", row.references, if filed { "" } else { " not" }));
+                note(format!(
+                    "{blob:?} has {} references and is{} garbage",
+                    row.references,
+                    if filed { "" } else { " not" }
+                ));
             }
             numbered += usize::from(filed);
         }

@@ -74,13 +74,7 @@ impl<S: StoreMut> Namespace<S> {
         self.put_entry(parent, name, DirentRow { node, ..row })
     }
 
-    pub(super) fn remove_entry(
-        &mut self,
-        parent: InodeId,
-        name: &[u8],
-        links: i32,
-        now: TimeNs,
-    ) -> Result<(), Error> {
+    pub(super) fn remove_entry(&mut self, parent: InodeId, name: &[u8], links: i32, now: TimeNs) -> Result<(), Error> {
         let mut dir = self.owned_inode(parent)?;
         dir.attr.size = dir.attr.size.saturating_sub(1);
         dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);

@@ -45,24 +45,13 @@ impl<S: StoreMut> Namespace<S> {
         Ok(Done::Nothing)
     }
 
-    pub(super) fn remove_session_locks(
-        &mut self,
-        session: SessionId,
-        ino: InodeId,
-        flock: bool,
-    ) -> Result<(), Error> {
+    pub(super) fn remove_session_locks(&mut self, session: SessionId, ino: InodeId, flock: bool) -> Result<(), Error> {
         let mut held: Vec<LockRow> = self.read(&keys::locks(ino, flock))?.unwrap_or_default();
         held.retain(|lock| lock.session != session);
         self.put_locks(ino, flock, session, &held)
     }
 
-    fn put_locks(
-        &mut self,
-        ino: InodeId,
-        flock: bool,
-        session: SessionId,
-        held: &[LockRow],
-    ) -> Result<(), Error> {
+    fn put_locks(&mut self, ino: InodeId, flock: bool, session: SessionId, held: &[LockRow]) -> Result<(), Error> {
         let index = keys::locked(session, ino, flock);
         if held.iter().any(|lock| lock.session == session) {
             self.put(index, Vec::new())?;

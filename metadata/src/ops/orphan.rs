@@ -17,12 +17,7 @@ const PAGE: usize = 256;
 
 impl<S: StoreMut> Namespace<S> {
     /// An inode has lost its last name: every session may hold it open, the one that took the name only if it says so.
-    pub(super) fn orphan(
-        &mut self,
-        row: InodeRow,
-        session: SessionId,
-        holder: Option<SessionId>,
-    ) -> Result<(), Error> {
+    pub(super) fn orphan(&mut self, row: InodeRow, session: SessionId, holder: Option<SessionId>) -> Result<(), Error> {
         let mut holders = self.sessions()?;
         holders.retain(|known| *known != session || holder == Some(session));
         if holders.is_empty() {

@@ -28,7 +28,8 @@ struct Rename<'a> {
 
 impl<'a> Rename<'a> {
     fn of(op: &'a FsOp) -> Option<Self> {
-        let FsOp::Rename { from_parent, from_name, source, to_parent, to_name, target, mode, keep_open, .. } = op else {
+        let FsOp::Rename { from_parent, from_name, source, to_parent, to_name, target, mode, keep_open, .. } = op
+        else {
             return None;
         };
         Some(Rename {
@@ -269,11 +270,8 @@ impl<S: StoreMut> Namespace<S> {
     fn apply_exchange(&mut self, rename: &Rename<'_>, source: Attr, joint: &Joint) -> Result<Option<Done>, Error> {
         let Some(node) = rename.target else { return Ok(None) };
         let Some(target) = rename.renamed(node, rename.from_parent, &joint.facts, joint.time) else { return Ok(None) };
-        let links = if rename.reparents() {
-            i32::from(is_directory(rename.source)) - i32::from(is_directory(node))
-        } else {
-            0
-        };
+        let links =
+            if rename.reparents() { i32::from(is_directory(rename.source)) - i32::from(is_directory(node)) } else { 0 };
         if rename.from_parent.home == self.group {
             let entry = NodeRef { home: target.home, ..node };
             self.replace_entry(rename.from_parent.ino, rename.from_name, entry, -links, joint.time)?;

@@ -278,7 +278,8 @@ impl Model {
         if found == Some(source) {
             return Expected::Done(Some(source));
         }
-        let (source_home, target_home) = (self.new_home(source, to.0), found.map(|target| self.new_home(target, from.0)));
+        let (source_home, target_home) =
+            (self.new_home(source, to.0), found.map(|target| self.new_home(target, from.0)));
         self.node_mut(from.0).children.remove(from.1);
         self.node_mut(to.0).children.insert(to.1.to_owned(), source);
         self.touch_dir(from.0, now);
@@ -549,9 +550,10 @@ fn kill_privileges(node: &mut Node) {
 fn apply_edit(node: &mut Node, base: usize, edit: &Edit) {
     let (start, len) = match edit {
         Edit::Inline(offset, bytes) => (base + offset, bytes.len()),
-        Edit::Blob(offset, len, ..) | Edit::Hole(offset, len) | Edit::Zero(offset, len) | Edit::Allocate(offset, len) => {
-            (base + offset, *len)
-        }
+        Edit::Blob(offset, len, ..)
+        | Edit::Hole(offset, len)
+        | Edit::Zero(offset, len)
+        | Edit::Allocate(offset, len) => (base + offset, *len),
     };
     let end = start + len;
     if node.cells.len() < end {
