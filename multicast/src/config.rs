@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use crate::error::Error;
 use crate::ids::{GroupId, ReplicaId};
 
+/// The most bytes of payload and footprint that any replica takes, whatever its limits say.
+pub const COMMAND_BYTES_MAX: usize = 4 << 20;
+
 /// Who a replica is, whom it knows, and how patient it is.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -148,6 +151,9 @@ impl Config {
         }
         if timing.resend_ms == 0 || timing.resend_ms_max < timing.resend_ms || timing.forget_ms == 0 {
             return fail("resend and forget intervals must not be zero, nor the longest below the first".to_owned());
+        }
+        if self.limits.command_bytes_max > COMMAND_BYTES_MAX {
+            return fail(format!("commands of more than {COMMAND_BYTES_MAX} bytes do not fit the protocol"));
         }
         Ok(())
     }

@@ -60,7 +60,7 @@ pub enum Refusal {
     UnknownSession,
     /// The client said that it needs no replies below a higher sequence any more.
     StaleSequence,
-    /// The sequence is too far beyond what the client has acknowledged.
+    /// The client leaves too many replies of the session unacknowledged.
     BeyondWindow,
     /// The id is bound to other destinations or another content.
     IdReused,

@@ -1,6 +1,6 @@
 //! What a command costs the core, without network and disk. Run with `--ignored --nocapture`.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

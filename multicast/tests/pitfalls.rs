@@ -423,6 +423,24 @@ fn state_depends_on_what_its_clients_had_seen_in_other_groups() {
 }
 
 #[test]
+fn session_that_acknowledges_nothing_is_declined_until_it_does() {
+    let mut sim = cluster(&[1]);
+    let full = multicast::order::SESSION_WINDOW as u64;
+    for sequence in 1..=full {
+        submit(&mut sim, A, &command(sequence, &[(A, 1, Mode::Add)]));
+    }
+    sim.run_for_ms(100);
+    let mut next = Command::clone(&command(full + 1, &[(A, 1, Mode::Add)]));
+    submit(&mut sim, A, &Arc::new(next.clone()));
+    sim.run_for_ms(100);
+    assert_eq!(sim.declined[&next.id], Decline::Overloaded);
+    next.acknowledged_below = full;
+    submit(&mut sim, A, &Arc::new(next.clone()));
+    sim.run_for_ms(100);
+    assert!(sim.replies[&next.id].result.is_ok());
+}
+
+#[test]
 fn overload_is_refused_not_queued() {
     let mut sim = Sim::new(1, Options::calm(&[3]));
     for node in sim.nodes.values_mut() {

@@ -20,8 +20,9 @@ use locks::Locks;
 use rows::RowKey;
 use sessions::Session;
 
-/// How far a session's sequences may run ahead of what its client has acknowledged: bounds the replies kept for it.
-pub const SESSION_WINDOW: u64 = 4096;
+/// How many replies a group keeps for a session until its client acknowledges them. A primary takes no more commands of a
+/// session beyond that; what it had taken before is executed.
+pub const SESSION_WINDOW: usize = 4096;
 
 /// Sessions, prepared commands with their locks, contributions owed to other groups, clock and dependencies. A function of
 /// the log's prefix; survives as rows of a key-value store.
@@ -175,13 +176,13 @@ impl OrderState {
                 (Change::Locked(Arc::clone(command)), None)
             }
             // The primary saw this coming too late: what it would have refused is refused here.
-            Standing::Refused(reason @ (Refusal::UnknownSession | Refusal::BeyondWindow | Refusal::StaleSequence)) => {
+            Standing::Refused(reason @ (Refusal::UnknownSession | Refusal::StaleSequence)) => {
                 let groups: Vec<GroupId> = command.groups().collect();
                 let change = self.apply_refuse(id, command.binding(), &groups, reason);
                 let result = Err(Rejection { by: self.group, reason });
                 (change, Some(Reply { id, index: self.applied, result }))
             }
-            Standing::Refused(Refusal::IdReused)
+            Standing::Refused(Refusal::IdReused | Refusal::BeyondWindow)
             | Standing::Prepared
             | Standing::Settled
             | Standing::Executed(_)
@@ -326,10 +327,7 @@ impl OrderState {
             };
             return bound(stored.binding, standing);
         }
-        match session.admits(id.sequence) {
-            Ok(()) => Standing::New,
-            Err(refusal) => Standing::Refused(refusal),
-        }
+        if id.sequence < session.floor { Standing::Refused(Refusal::StaleSequence) } else { Standing::New }
     }
 
     /// The reply to a command that was settled before, for a client that asks again.

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{OrderState, SESSION_WINDOW};
+use crate::command::Command;
 use crate::ids::CommandId;
 use crate::order::rows::RowKey;
-use crate::record::{Refusal, Rejection};
+use crate::record::Rejection;
 
 /// One open session.
 #[derive(Clone, Debug, Default)]
@@ -27,21 +28,15 @@ pub(crate) struct Stored {
     pub(crate) result: Result<Bytes, Rejection>,
 }
 
-impl Session {
-    /// May a command of this sequence that was not settled before be executed? A session's sequences run over all groups, so
-    /// a group sees them with gaps of any width: what is bounded is how many replies the session leaves unacknowledged.
-    pub(crate) fn admits(&self, sequence: u64) -> Result<(), Refusal> {
-        if sequence < self.floor {
-            Err(Refusal::StaleSequence)
-        } else if self.replies.len() as u64 >= SESSION_WINDOW {
-            Err(Refusal::BeyondWindow)
-        } else {
-            Ok(())
-        }
-    }
-}
-
 impl OrderState {
+    /// True if the command's session leaves too many replies unacknowledged, counting what the command acknowledges. (Its
+    /// sequences say nothing: they run over all groups, so each group sees them with gaps of any width.)
+    pub(crate) fn session_is_full(&self, command: &Command) -> bool {
+        let Some(session) = self.sessions.get(&command.id.session) else { return false };
+        let floor = command.acknowledged_below.min(command.id.sequence);
+        session.replies.len() >= SESSION_WINDOW && session.replies.range(floor..).count() >= SESSION_WINDOW
+    }
+
     /// Keeps the reply if the session is open and may ask for it again, and drops those that it needs no more.
     pub(super) fn store_reply(
         &mut self,

@@ -11,6 +11,7 @@ use super::multi::Stage;
 use super::{Sequencer, TIMESTAMP_MAX, Turn, len_bytes};
 use crate::command::Command;
 use crate::ids::{CommandId, GroupId, ReplicaId, Timestamp};
+use crate::machine::CONTRIBUTION_BYTES_MAX;
 use crate::message::{Facts, Message};
 use crate::order::{OrderState, Standing, Verdict};
 use crate::output::{Event, Output};
@@ -79,12 +80,13 @@ impl Sequencer {
         }
         match turn.order.standing(id, binding) {
             Standing::New if !self.takes_foreign(command) => {}
-            Standing::New => self.prepare(turn, command),
-            Standing::Refused(reason @ (Refusal::UnknownSession | Refusal::BeyondWindow)) => {
-                self.refuse(turn, command, reason);
+            Standing::New if turn.order.session_is_full(command) => {
+                self.refuse(turn, command, Refusal::BeyondWindow);
             }
+            Standing::New => self.prepare(turn, command),
+            Standing::Refused(Refusal::UnknownSession) => self.refuse(turn, command, Refusal::UnknownSession),
             // These never change again, so they need no record.
-            Standing::Refused(reason @ (Refusal::StaleSequence | Refusal::IdReused)) => {
+            Standing::Refused(reason) => {
                 answer_rejected(turn, from, id, binding, Rejection { by: self.group, reason });
             }
             Standing::Rejected(rejection) => answer_rejected(turn, from, id, binding, rejection),
@@ -102,6 +104,9 @@ impl Sequencer {
         let (id, binding) = (facts.id, facts.binding);
         if facts.timestamp.is_some_and(|timestamp| timestamp > TIMESTAMP_MAX) {
             return ignore(turn, from, "timestamp of a far future");
+        }
+        if facts.contribution.as_ref().is_some_and(|contribution| contribution.value.len() > CONTRIBUTION_BYTES_MAX) {
+            return ignore(turn, from, "contribution that is too large");
         }
         let Some(multi) = self.multis.get_mut(&id).filter(|multi| multi.binding == binding) else {
             return self.handle_facts_of_unknown(turn, from, &facts);

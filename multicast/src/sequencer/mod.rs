@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::command::Command;
-use crate::config::{Config, Limits, Timing};
+use crate::config::{COMMAND_BYTES_MAX, Config, Limits, Timing};
 use crate::core::{SessionChange, Unfinished};
 use crate::hash::BuildWordHasher;
 use crate::ids::{CommandId, GroupId, ReplicaId, Timestamp};
@@ -151,7 +151,7 @@ impl Sequencer {
                 return turn.decline(id, Decline::Refused(Refusal::UnknownSession));
             }
         }
-        if self.is_overloaded() {
+        if self.is_overloaded() || turn.order.session_is_full(&command) {
             return turn.decline(id, Decline::Overloaded);
         }
         if command.is_multi_group() {
@@ -295,10 +295,10 @@ impl Sequencer {
         if command.footprint(self.group).is_none() {
             return Err(Decline::WrongGroup);
         }
-        let clock_is_possible = command.clock.iter().chain(command.clock.iter_effects()).all(|(group, index)| {
-            if group == self.group { index <= turn.log.last().index } else { self.peers.contains_key(&group) }
-        });
-        if !clock_is_possible || !self.is_well_formed(command) || len_bytes(command) > self.limits.command_bytes_max {
+        // Nobody can have seen what does not exist yet.
+        let last = turn.log.last().index;
+        let seen = command.clock.index(self.group).max(command.clock.effects(self.group));
+        if seen > last || !self.is_well_formed(command) || len_bytes(command) > self.limits.command_bytes_max {
             return Err(Decline::Malformed);
         }
         Ok(())
@@ -307,12 +307,14 @@ impl Sequencer {
     /// What neither a client nor another primary may send.
     fn is_well_formed(&self, command: &Command) -> bool {
         let destinations = &command.destinations;
-        destinations.len() <= DESTINATIONS_MAX
+        let is_known = |group: GroupId| group == self.group || self.peers.contains_key(&group);
+        len_bytes(command) <= COMMAND_BYTES_MAX
+            && command.clock.iter().chain(command.clock.iter_effects()).all(|(group, _)| is_known(group))
+            && destinations.len() <= DESTINATIONS_MAX
             && destinations.is_sorted_by(|a, b| a.group < b.group)
-            && destinations.iter().all(|destination| {
-                (destination.group == self.group || self.peers.contains_key(&destination.group))
-                    && destination.footprint.is_sorted_by(|a, b| a.0 < b.0)
-            })
+            && destinations
+                .iter()
+                .all(|destination| is_known(destination.group) && destination.footprint.is_sorted_by(|a, b| a.0 < b.0))
     }
 }
 
