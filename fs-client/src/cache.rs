@@ -225,8 +225,11 @@ impl Cache {
         self.progress.end_stream(group);
     }
 
+    /// What no replica has noted is told by no event: it holds only while nothing newer at all has happened in the group,
+    /// as far as its stream tells.
     fn is_valid(&self, group: GroupId, epoch: Epoch, stamp: &Stamp) -> bool {
-        stamp.epoch == epoch && (stamp.noted || self.progress.seen(group) <= stamp.as_of)
+        let newest = || self.progress.stream(group).is_some_and(|(_, position)| position <= stamp.as_of);
+        stamp.epoch == epoch && (stamp.noted || (self.progress.seen(group) <= stamp.as_of && newest()))
     }
 
     fn slot(&self, group: GroupId, ino: InodeId) -> Option<Arc<InodeSlot>> {
@@ -376,3 +379,7 @@ impl InodeSlot {
         stamps.into_iter().flatten().filter(|stamp| stamp.epoch == epoch).map(|stamp| stamp.as_of).max()
     }
 }
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;
