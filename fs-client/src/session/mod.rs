@@ -10,6 +10,7 @@ pub mod route;
 pub mod window;
 
 pub(crate) mod fill;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -21,10 +22,10 @@ use bytes::Bytes;
 use metadata::codec::encode_op;
 use metadata::op::FsOp;
 use metadata::outcome::Outcome;
-use metadata::protocol::{Event, Reply, Request};
+use metadata::protocol::{Reply, Request};
 use metadata::read::{ReadOp, ReadResult};
 use multicast::command::{Command, Destination};
-use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
+use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
 use net::Endpoint;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -34,10 +35,10 @@ use crate::config::ClientConfig;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::volume::{BoxFuture, OrphanBox, Volume};
-use link::{CallError, Generation, Handler, Link};
+use link::{CallError, Link};
 use progress::Progress;
 use route::{Route, Voter};
-use window::SequenceWindow;
+use shared::{Expect, Group, Shared, Stream};
 
 /// Pause between attempts; doubles up to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -50,68 +51,6 @@ pub struct Engine {
     updates: Semaphore,
     reads: Semaphore,
     config: ClientConfig,
-}
-
-/// What connections' tasks work on.
-pub struct Shared {
-    session: SessionId,
-    cache: Arc<Cache>,
-    progress: Arc<Progress>,
-    orphans: Arc<OrphanBox>,
-    window: Mutex<SequenceWindow>,
-    groups: BTreeMap<GroupId, Group>,
-}
-
-struct Group {
-    route: Mutex<Route>,
-    stream: Mutex<Stream>,
-    /// Registered in this group.
-    session_open: AtomicBool,
-    /// Taken while someone registers.
-    opening: tokio::sync::Mutex<()>,
-}
-
-/// Where a group's news come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Stream {
-    /// The connection that was asked for the stream.
-    asked: Option<(ReplicaId, Generation)>,
-    /// It has begun.
-    live: bool,
-}
-
-/// What a call's reply will say.
-pub enum Expect {
-    /// An answer to a read.
-    Read {
-        /// The group asked.
-        group: GroupId,
-        /// The question.
-        op: ReadOp,
-        /// What had been seen of the group when it was asked.
-        asked: LogIndex,
-    },
-    /// An update's outcome.
-    Update {
-        /// The group asked.
-        group: GroupId,
-        /// All groups that take part.
-        destinations: Arc<[Destination]>,
-        /// The update.
-        op: Arc<FsOp>,
-    },
-    /// The beginning of a stream.
-    Stream {
-        /// Of which group.
-        group: GroupId,
-    },
-    /// A session opened or closed in a group.
-    Session {
-        /// Which.
-        group: GroupId,
-    },
-    /// Nothing that cache or clock must know.
-    Other,
 }
 
 /// What to do after an attempt.
@@ -403,6 +342,14 @@ impl Engine {
                 Some(other) => other,
                 None => self.choose_stream(group).ok_or(Error::Posix(Errno::EIO))?,
             };
+            if self.link(reader)?.generation().is_none() {
+                if let Err(error) = self.link(reader)?.connected(until).await {
+                    *elsewhere.lock() = self.other_reader(group, reader);
+                    return Ok(Next::Again(error.to_string(), false));
+                }
+                // The subscription goes first, so that the first answer may be cached.
+                self.choose_stream(group);
+            }
             let clock = self.shared.progress.clock();
             let asked = clock.effects(group);
             let request =
@@ -568,125 +515,6 @@ impl Volume for Engine {
     }
 }
 
-/// A command under way; dropping it finishes it.
-struct Turn<'a> {
-    shared: &'a Shared,
-    sequence: u64,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.shared.window.lock().finish(self.sequence);
-    }
-}
-
-impl Shared {
-    fn begin(&self) -> Turn<'_> {
-        Turn { shared: self, sequence: self.window.lock().begin() }
-    }
-
-    /// True if `(node, generation)` is where the news of `group` come from, and they do come.
-    fn is_source(&self, group: GroupId, node: ReplicaId, generation: Generation) -> bool {
-        self.groups.get(&group).is_some_and(|group| {
-            let stream = group.stream.lock();
-            stream.live && stream.asked == Some((node, generation))
-        })
-    }
-}
-
-impl Handler for Shared {
-    type Expect = Expect;
-
-    fn handle_connected(&self, link: &Arc<Link<Shared>>, generation: Generation) {
-        // Streams of groups that read here begin again; others are chosen at the next read.
-        for (&id, group) in &self.groups {
-            let mut stream = group.stream.lock();
-            let mine = stream.asked.is_some_and(|(node, _)| node == link.node.number);
-            if mine {
-                *stream = Stream { asked: Some((link.node.number, generation)), live: false };
-                drop(stream);
-                link.post(Request::Subscribe { group: id, session: self.session }, Expect::Stream { group: id });
-            }
-        }
-    }
-
-    fn handle_reply(&self, link: &Arc<Link<Shared>>, generation: Generation, expect: Expect, reply: &Reply) {
-        let node = link.node.number;
-        match (expect, reply) {
-            (Expect::Stream { group }, Reply::Session(position)) => {
-                let Some(known) = self.groups.get(&group) else { return };
-                let mut stream = known.stream.lock();
-                if stream.asked == Some((node, generation)) {
-                    stream.live = true;
-                    drop(stream);
-                    self.cache.begin_stream(group, position.index);
-                }
-            }
-            (Expect::Stream { group }, _) => {
-                // Refused: asked again at the next read.
-                if let Some(known) = self.groups.get(&group) {
-                    let mut stream = known.stream.lock();
-                    if stream.asked == Some((node, generation)) {
-                        *stream = Stream::default();
-                    }
-                }
-            }
-            (Expect::Session { group }, Reply::Session(position)) => {
-                self.learn_served(group, node);
-                self.progress.depend(&position.dependencies);
-                self.progress.see(group, position.index);
-            }
-            (Expect::Read { group, op, asked }, Reply::Read { result, position }) => {
-                if self.is_source(group, node, generation) {
-                    fill::read(&self.cache, group, &op, result, position.index, asked);
-                }
-                self.progress.depend(&position.dependencies);
-                self.progress.see(group, position.index);
-            }
-            (Expect::Update { group, destinations, op }, Reply::Updated { outcome, position }) => {
-                self.learn_served(group, node);
-                let is_noted = fill::UPDATES_ARE_NOTED && self.is_source(group, node, generation);
-                fill::update(&self.cache, group, &destinations, &op, outcome, position.index, is_noted);
-                self.progress.depend(&position.dependencies);
-                self.progress.see(group, position.index);
-            }
-            (Expect::Session { .. } | Expect::Read { .. } | Expect::Update { .. } | Expect::Other, _) => {}
-        }
-    }
-
-    fn handle_event(&self, link: &Arc<Link<Shared>>, generation: Generation, event: Event) {
-        let Event { group, index, invalidated, invalidate_all, orphans } = event;
-        if !self.is_source(group, link.node.number, generation) {
-            return;
-        }
-        if invalidate_all {
-            self.cache.invalidate_all(group);
-        }
-        self.cache.invalidate(group, &invalidated, index);
-        self.orphans.put(group, &orphans);
-    }
-
-    fn handle_lost(&self, link: &Arc<Link<Shared>>, generation: Generation) {
-        for (&id, group) in &self.groups {
-            let mut stream = group.stream.lock();
-            if stream.asked == Some((link.node.number, generation)) {
-                *stream = Stream::default();
-                drop(stream);
-                self.cache.end_stream(id);
-            }
-        }
-    }
-}
-
-impl Shared {
-    /// Who has served what only a primary serves is the primary.
-    fn learn_served(&self, group: GroupId, node: ReplicaId) {
-        if let Some(known) = self.groups.get(&group) {
-            known.route.lock().learn_primary(node);
-        }
-    }
-}
-
 /// A number that no other client draws.
 fn random() -> u64 {
     // The standard library seeds its hashers from the system's generator.
@@ -694,3 +522,6 @@ fn random() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     RandomState::new().hash_one((id, now.as_nanos()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! The engine against scripted nodes, over real connections.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use metadata::codec::{decode_op, decode_to_node, encode_to_client};
+use metadata::footprint::key_dirent;
+use metadata::outcome::Done;
+use metadata::protocol::{CLIENT_CHANNEL_KIND, CLIENT_PROTOCOL_VERSION, Event, Position, ToClient, ToNode};
+use metadata::read::ReadAnswer;
+use metadata::types::{FileKind, InodeId, NodeRef};
+use multicast::ids::LogIndex;
+use net::{ChannelKind, ClusterCa, EndpointConfig, Role};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::config::{GroupInfo, NodeInfo};
+
+const G: GroupId = GroupId::GLOBAL;
+const DIR: NodeRef = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: G };
+
+/// What a node does with a request: messages to send, in order. `None` breaks the connection.
+type Script = Box<dyn FnMut(ToNode) -> Option<Vec<ToClient>> + Send>;
+
+struct World {
+    ca: ClusterCa,
+    nodes: Vec<NodeInfo>,
+    endpoints: Vec<Endpoint>,
+}
+
+impl World {
+    fn new() -> World {
+        World { ca: ClusterCa::create("test").unwrap(), nodes: Vec::new(), endpoints: Vec::new() }
+    }
+
+    /// Starts a node that follows a script.
+    fn node(&mut self, number: u32, region: &str, script: Script) {
+        let name = format!("n{number}");
+        let identity = self.ca.issue(Role::Node, &name).unwrap();
+        let endpoint = Endpoint::bind(EndpointConfig::node((Ipv4Addr::LOCALHOST, 0).into(), identity)).unwrap();
+        let address = format!("127.0.0.1:{}", endpoint.local_addr().port());
+        self.nodes.push(NodeInfo { number: ReplicaId(number), name, region: region.into(), address });
+        self.endpoints.push(endpoint.clone());
+        let script = Arc::new(Mutex::new(script));
+        tokio::spawn(async move {
+            while let Some(mut incoming) = endpoint.accept().await {
+                let version = u8::try_from(CLIENT_PROTOCOL_VERSION).unwrap();
+                assert_eq!(incoming.kind, ChannelKind::new(CLIENT_CHANNEL_KIND, version));
+                let script = script.clone();
+                tokio::spawn(async move {
+                    while let Ok(Some(frame)) = incoming.receiver.recv().await {
+                        let answers = script.lock()(decode_to_node(&frame).unwrap());
+                        let Some(answers) = answers else { return incoming.connection.close("broken") };
+                        for answer in answers {
+                            incoming.sender.send(encode_to_client(&answer)).await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    fn client(&self, deadline: Duration) -> Engine {
+        let voters = self.nodes.iter().map(|node| node.number).collect();
+        let group = GroupInfo { id: G, name: "global".into(), voters };
+        let mut config = ClientConfig::new("here", self.nodes.clone(), vec![group]);
+        config.timeouts.deadline = deadline;
+        config.timeouts.attempt = deadline / 4;
+        let identity = self.ca.issue(Role::Client, "c").unwrap();
+        Engine::start(config, &Endpoint::bind(EndpointConfig::client(identity)).unwrap()).unwrap()
+    }
+}
+
+fn at(index: u64) -> Position {
+    Position { index: LogIndex(index), dependencies: VectorClock::new() }
+}
+
+fn reply(request: u64, body: Reply) -> ToClient {
+    ToClient::Reply { request, body }
+}
+
+/// What every well-behaved node says to everything but updates and reads.
+fn ordinary(message: &ToNode) -> Option<Vec<ToClient>> {
+    let body = match message.body {
+        Request::OpenSession { .. } | Request::CloseSession { .. } | Request::Subscribe { .. } => Reply::Session(at(0)),
+        Request::KeepAlive { .. } => Reply::Alive,
+        Request::Update { .. } | Request::Read { .. } | Request::Status => return None,
+    };
+    Some(vec![reply(message.request, body)])
+}
+
+fn an_update() -> FsOp {
+    FsOp::ReleaseOrphans { home: G, inodes: vec![InodeId(5)] }
+}
+
+fn updated(request: u64, index: u64) -> ToClient {
+    reply(request, Reply::Updated { outcome: Ok(Done::Nothing), position: at(index) })
+}
+
+const PATIENT: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_follows_the_hint_to_the_primary() {
+    let mut world = World::new();
+    let redirect = |message: ToNode| {
+        Some(vec![reply(message.request, Reply::NotPrimary { group: G, primary: Some(ReplicaId(2)) })])
+    };
+    world.node(1, "here", Box::new(redirect));
+    let execute = |message: ToNode| ordinary(&message).or_else(|| Some(vec![updated(message.request, 7)]));
+    world.node(2, "there", Box::new(execute));
+    let engine = world.client(PATIENT);
+    assert_eq!(engine.update(an_update()).await.unwrap(), Ok(Done::Nothing));
+    assert_eq!(engine.clock().index(G), LogIndex(7));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_keeps_its_id_over_lost_connections_and_refusals() {
+    let mut world = World::new();
+    let (seen, mut asked) = mpsc::unbounded_channel();
+    let mut tries = 0;
+    let script = move |message: ToNode| {
+        if let Request::Update { command, .. } = &message.body {
+            seen.send((command.id, decode_op(&command.payload).unwrap())).unwrap();
+            tries += 1;
+            return match tries {
+                // Perhaps executed, perhaps not: nobody knows.
+                1 => None,
+                2 => {
+                    let unavailable = Reply::Unavailable { group: G, why: "busy".into() };
+                    Some(vec![reply(message.request, unavailable)])
+                }
+                // Swallowed: the attempt times out.
+                3 => Some(Vec::new()),
+                _ => Some(vec![updated(message.request, 3)]),
+            };
+        }
+        ordinary(&message)
+    };
+    world.node(1, "here", Box::new(script));
+    let engine = world.client(Duration::from_secs(6));
+    assert_eq!(engine.update(an_update()).await.unwrap(), Ok(Done::Nothing));
+    let mut ids = Vec::new();
+    while let Ok((id, op)) = asked.try_recv() {
+        assert_eq!(op, an_update());
+        ids.push(id);
+    }
+    assert_eq!(ids.len(), 4);
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_of_an_expired_session_opens_it_again_under_a_new_sequence() {
+    let mut world = World::new();
+    let (mut opened, mut sequences) = (0, BTreeSet::new());
+    let script = move |message: ToNode| match &message.body {
+        Request::OpenSession { .. } => {
+            opened += 1;
+            ordinary(&message)
+        }
+        Request::Update { command, .. } => {
+            assert!(sequences.insert(command.id.sequence), "a refused sequence is not used again");
+            assert!(command.acknowledged_below <= command.id.sequence);
+            Some(vec![match opened {
+                1 => reply(message.request, Reply::UnknownSession { group: G }),
+                _ => updated(message.request, 2),
+            }])
+        }
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(script));
+    let engine = world.client(PATIENT);
+    assert_eq!(engine.update(an_update()).await.unwrap(), Ok(Done::Nothing));
+    assert_eq!(engine.update(an_update()).await.unwrap(), Ok(Done::Nothing));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_that_nobody_answers_ends_at_the_deadline() {
+    let mut world = World::new();
+    let silent = |message: ToNode| ordinary(&message).or(Some(Vec::new()));
+    world.node(1, "here", Box::new(silent));
+    let engine = world.client(Duration::from_secs(2));
+    let started = Instant::now();
+    let error = engine.update(an_update()).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert_eq!(Errno::from(&error), Errno::ETIMEDOUT);
+    assert!(started.elapsed() < Duration::from_secs(4));
+}
+
+fn lookup() -> ReadOp {
+    ReadOp::Lookup { parent: DIR.ino, name: Bytes::from_static(b"x") }
+}
+
+fn applied(index: u64, invalidated: Vec<multicast::command::Key>, orphans: Vec<InodeId>) -> ToClient {
+    ToClient::Event(Event { group: G, index: LogIndex(index), invalidated, invalidate_all: false, orphans })
+}
+
+fn nothing_found(request: u64, index: u64) -> ToClient {
+    reply(request, Reply::Read { result: Ok(ReadAnswer::Lookup(None)), position: at(index) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_goes_elsewhere_when_the_near_replica_is_behind() {
+    let mut world = World::new();
+    let behind = |message: ToNode| {
+        ordinary(&message).or_else(|| Some(vec![reply(message.request, Reply::Behind { applied: LogIndex(1) })]))
+    };
+    world.node(1, "here", Box::new(behind));
+    let current = |message: ToNode| ordinary(&message).or_else(|| Some(vec![nothing_found(message.request, 9)]));
+    world.node(2, "there", Box::new(current));
+    let engine = world.client(PATIENT);
+    let answer = engine.read(G, lookup()).await.unwrap();
+    assert_eq!(answer, Ok(ReadAnswer::Lookup(None)));
+    assert_eq!(engine.clock().index(G), LogIndex(9));
+    let cached = engine.cache().dirent(G, DIR.ino, b"x");
+    assert_eq!(cached, None, "no stream of ours keeps right what another replica has said");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_is_cached_until_the_stream_says_otherwise_or_breaks() {
+    let mut world = World::new();
+    let mut reads = 0;
+    let script = move |message: ToNode| match &message.body {
+        Request::Read { .. } => {
+            reads += 1;
+            Some(match reads {
+                1 => vec![applied(4, Vec::new(), Vec::new()), nothing_found(message.request, 4)],
+                // An event overtakes the answer to another question.
+                2 => {
+                    let event = applied(5, vec![key_dirent(DIR.ino, b"x")], vec![InodeId(77)]);
+                    let usage = ReadAnswer::Usage { inodes: 1, bytes: 1 };
+                    let answer = Reply::Read { result: Ok(usage), position: at(5) };
+                    vec![event, reply(message.request, answer)]
+                }
+                3 => vec![nothing_found(message.request, 5)],
+                _ => return None,
+            })
+        }
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(script));
+    let engine = world.client(Duration::from_secs(3));
+    let cached = || engine.cache().dirent(G, DIR.ino, b"x");
+    engine.read(G, lookup()).await.unwrap().unwrap();
+    assert_eq!(cached(), Some(None), "the subscription goes before the first read");
+    engine.read(G, ReadOp::Usage).await.unwrap().unwrap();
+    assert_eq!(cached(), None, "invalidated before the answer that depends on it");
+    assert_eq!(engine.orphans().take().await, [(G, vec![InodeId(77)])].into_iter().collect());
+    engine.read(G, lookup()).await.unwrap().unwrap();
+    assert_eq!(cached(), Some(None));
+    engine.read(G, lookup()).await.unwrap_err();
+    assert_eq!(cached(), None, "the stream is lost");
+}
