@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -332,8 +332,6 @@ impl Cluster {
     /// Kills a process, keeps the supervisor from starting it again for a while, and waits until it is there again.
     pub fn kill_for(&self, part: &Part, down: Duration) {
         let (up, process) = (self.process(&Part::Up), self.process(part));
-        let device = |region: &String| fs::metadata(self.mount(region)).map(|metadata| metadata.dev()).ok();
-        let before = if let Part::Mount(region) = part { device(region) } else { None };
         up.signal(Signal::STOP);
         process.signal(Signal::KILL);
         std::thread::sleep(down);
@@ -342,8 +340,10 @@ impl Cluster {
             self.processes().into_iter().find(|running| running.part == *part && running.pid != process.pid)
         });
         if let Part::Mount(region) = part {
+            // A dead mount fails, and the folder below is no mount.
+            let mount = self.mount(region);
             eventually(Duration::from_secs(30), "the mount to answer again", || {
-                device(region).filter(|now| Some(*now) != before && is_mounted(&self.mount(region)))
+                (is_mounted(&mount) && mount.join(region).is_dir()).then_some(())
             });
         }
     }
