@@ -90,7 +90,10 @@ fn libraries_are_named_only_where_they_are_wrapped() {
             let text = std::fs::read_to_string(&file).unwrap();
             let path = file.strip_prefix(root()).unwrap().display().to_string();
             for (library, home) in homes {
-                assert!(path.starts_with(home) || !text.contains(library), "{path} names {library}: it belongs to {home}");
+                assert!(
+                    path.starts_with(home) || !text.contains(library),
+                    "{path} names {library}: it belongs to {home}"
+                );
             }
         }
     }

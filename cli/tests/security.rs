@@ -163,7 +163,9 @@ fn strangers_get_nothing() {
     // The command with another cluster's certificates: a message and no mount.
     let config = text(&cluster.data().join("cluster.toml"));
     let copy = foreign.join("cluster.toml");
-    let absolute = config.replace("\"buckets/", &format!("\"{}/buckets/", cluster.data().display()));
+    let data = cluster.data();
+    let absolute = config.replace("\"buckets/", &format!("\"{}/buckets/", data.display()));
+    let absolute = absolute.replace("\"net.wan\"", &format!("\"{}/net.wan\"", data.display()));
     fs::write(&copy, absolute).unwrap();
     fs::create_dir(foreign.join("tls")).unwrap();
     other.save(&foreign.join("tls/ca.crt"), &foreign.join("tls/ca.key")).unwrap();
