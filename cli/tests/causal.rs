@@ -234,9 +234,9 @@ fn causality_passes_through_other_mounts() {
                         }
                         // Everything before what it has seen is there, and has its content.
                         for before in round.saturating_sub(if round + 1 == ROUNDS { ROUNDS } else { 2 })..=round {
-                            for earlier in 0..3 {
+                            for (earlier, directory) in directories.iter().enumerate() {
                                 if (before, earlier) < (round, step) {
-                                    let path = directories[earlier].join(before.to_string());
+                                    let path = directory.join(before.to_string());
                                     let found = fs::read(&path).unwrap_or_else(|error| {
                                         panic!(
                                             "{region} in round {round} sees {awaited:?} but not {}: {error}",

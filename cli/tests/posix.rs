@@ -640,7 +640,7 @@ fn owners_and_modes_follow_posix() {
         let (changed, output) = as_user(NOBODY, "chmod 777 \"$1\"", &there());
         assert!(!changed && output.contains("not permitted"), "{}: only the owner changes modes: {output}", place.what);
         chown(&here, Some(NOBODY), Some(NOBODY)).unwrap();
-        let owner = fs::metadata(&there()).unwrap();
+        let owner = fs::metadata(there()).unwrap();
         assert_eq!((owner.uid(), owner.gid()), (NOBODY, NOBODY), "{}", place.what);
         let (written, output) = as_user(NOBODY, "echo y >> \"$1\" && chmod 640 \"$1\"", &there());
         assert!(written, "{}: the owner writes: {output}", place.what);
@@ -779,7 +779,7 @@ fn extended_attributes_are_kept() {
         assert_eq!(get(&there(), "user.empty").unwrap(), b"", "{}", place.what);
         assert_eq!(list(&there()), ["user.colour", "user.empty", "user.large"], "{}", place.what);
         let mut short = [0; 2];
-        refused(rustix::fs::getxattr(&there(), "user.colour", &mut short), Errno::RANGE);
+        refused(rustix::fs::getxattr(there(), "user.colour", &mut short), Errno::RANGE);
         rustix::fs::removexattr(&here, "user.large").unwrap();
         refused(rustix::fs::removexattr(&here, "user.large"), Errno::NODATA);
         assert_eq!(list(&there()), ["user.colour", "user.empty"], "{}", place.what);
@@ -834,7 +834,7 @@ fn errors_are_those_of_posix() {
         place.there("loop");
         refused(File::open(directory.join("loop")), Errno::LOOP);
         refused(File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(directory.join("loop")), Errno::LOOP);
-        refused(rustix::fs::ftruncate(&open_flags(&file, 0).unwrap(), 1 << 63), Errno::INVAL);
+        refused(rustix::fs::ftruncate(open_flags(&file, 0).unwrap(), 1 << 63), Errno::INVAL);
 
         // Names of 255 bytes, of any bytes, but no longer.
         let longest = "ä".repeat(127) + "z";
