@@ -146,7 +146,7 @@ impl OrderState {
     ) -> (Change, Option<Reply>) {
         self.raise_clock(timestamp);
         let binding = command.binding();
-        let result = match self.standing(command.id, binding) {
+        let reply = match self.standing(command.id, binding) {
             Standing::New => {
                 let outcome = machine.execute(&self.context(timestamp), command, &BTreeMap::new());
                 self.merge_dependencies(&command.clock);
@@ -155,11 +155,13 @@ impl OrderState {
                 return (Change::Executed(Arc::clone(command)), Some(reply));
             }
             Standing::Prepared | Standing::Settled => return (Change::Skipped(command.id), None),
-            Standing::Executed(outcome) => Ok(outcome),
-            Standing::Rejected(rejection) => Err(rejection),
-            Standing::Refused(reason) => Err(Rejection { by: self.group, reason }),
+            Standing::Executed(_) | Standing::Rejected(_) => self.stored_reply(command.id, binding),
+            Standing::Refused(reason) => {
+                let result = Err(Rejection { by: self.group, reason });
+                Some(Reply { id: command.id, index: self.applied, result })
+            }
         };
-        (Change::Skipped(command.id), Some(Reply { id: command.id, index: self.applied, result }))
+        (Change::Skipped(command.id), reply)
     }
 
     fn apply_prepare(&mut self, command: &Arc<Command>, timestamp: Timestamp) -> (Change, Option<Reply>) {
@@ -330,12 +332,13 @@ impl OrderState {
         if id.sequence < session.floor { Standing::Refused(Refusal::StaleSequence) } else { Standing::New }
     }
 
-    /// The reply to a command that was settled before, for a client that asks again.
+    /// The reply to a command that was settled before, for a client that asks again, with the index at which it was: what is
+    /// told must not pass for the newest state.
     pub(crate) fn stored_reply(&self, id: CommandId, binding: u64) -> Option<Reply> {
         let stored = self.sessions.get(&id.session)?.replies.get(&id.sequence)?;
         let reused = Rejection { by: self.group, reason: Refusal::IdReused };
         let result = if stored.binding == binding { stored.result.clone() } else { Err(reused) };
-        Some(Reply { id, index: self.applied, result })
+        Some(Reply { id, index: stored.index, result })
     }
 
     fn remove_prepared(&mut self, id: CommandId) -> Option<Prepared> {

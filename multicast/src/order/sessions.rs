@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{OrderState, SESSION_WINDOW};
 use crate::command::Command;
-use crate::ids::CommandId;
+use crate::ids::{CommandId, LogIndex};
 use crate::order::rows::RowKey;
 use crate::record::Rejection;
 
@@ -25,6 +25,8 @@ pub(crate) struct Session {
 pub(crate) struct Stored {
     /// What the id is bound to.
     pub(crate) binding: u64,
+    /// Where it was settled: what the result tells is as of then, however late it is asked for again.
+    pub(crate) index: LogIndex,
     pub(crate) result: Result<Bytes, Rejection>,
 }
 
@@ -45,9 +47,10 @@ impl OrderState {
         result: Result<Bytes, Rejection>,
         acknowledged_below: u64,
     ) {
+        let index = self.applied;
         let Some(session) = self.sessions.get_mut(&id.session) else { return };
         if id.sequence >= session.floor {
-            session.replies.insert(id.sequence, Stored { binding, result });
+            session.replies.insert(id.sequence, Stored { binding, index, result });
             self.dirty.insert(RowKey::Reply(id));
         }
         // A client cannot have the reply to the command that it is sending.
