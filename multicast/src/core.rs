@@ -108,6 +108,13 @@ impl Core {
         }
     }
 
+    /// Nobody waits for this command any more: if it is held and not logged, it is dropped without an answer, and makes room.
+    /// It may be submitted again.
+    pub fn handle_withdraw(&mut self, now: Time, id: CommandId) {
+        self.see_time(now);
+        self.with_sequencer(|sequencer, turn| sequencer.handle_withdraw(turn, id));
+    }
+
     /// A session is to be opened or closed. [`crate::Change::SessionOpened`] tells when it is done.
     pub fn handle_session(&mut self, now: Time, change: SessionChange) {
         self.see_time(now);

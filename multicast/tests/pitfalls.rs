@@ -423,6 +423,44 @@ fn state_depends_on_what_its_clients_had_seen_in_other_groups() {
 }
 
 #[test]
+fn reply_told_again_is_as_of_when_the_command_was_executed() {
+    let mut sim = cluster(&[3]);
+    let one = command(1, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &one);
+    sim.run_for_ms(100);
+    let first = sim.replies.remove(&one.id).unwrap();
+    submit(&mut sim, A, &command(2, &[(A, 1, Mode::Write)]));
+    sim.run_for_ms(100);
+    submit(&mut sim, A, &one);
+    sim.run_for_ms(100);
+    assert_eq!(sim.replies[&one.id], first);
+}
+
+#[test]
+fn held_command_that_is_withdrawn_makes_room_and_may_come_again() {
+    let mut sim = cluster(&[1, 1]);
+    // A's lock stays for as long as B hears nothing.
+    sim.filter = Some(Box::new(|_, to, _| to.0 == B));
+    let both = write_both(1, 1);
+    submit(&mut sim, A, &both);
+    sim.run_for_ms(10);
+    let held = command(2, &[(A, 1, Mode::Write)]);
+    submit(&mut sim, A, &held);
+    sim.run_for_ms(10);
+    let primary = sim.primary(A).unwrap();
+    assert_eq!(sim.core(primary).status().in_flight, 2);
+    // What is logged stays.
+    sim.withdraw(primary, both.id);
+    sim.withdraw(primary, held.id);
+    assert_eq!(sim.core(primary).status().in_flight, 1);
+    submit(&mut sim, A, &held);
+    sim.filter = None;
+    sim.run_for_ms(10_000);
+    // It comes first: B's timestamp is late.
+    assert_eq!((order_in(&sim, A), order_in(&sim, B)), (vec![2, 1], vec![1]));
+}
+
+#[test]
 fn session_that_acknowledges_nothing_is_declined_until_it_does() {
     let mut sim = cluster(&[1]);
     let full = multicast::order::SESSION_WINDOW as u64;

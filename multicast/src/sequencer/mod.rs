@@ -162,6 +162,15 @@ impl Sequencer {
         self.run(turn);
     }
 
+    /// Nobody waits for a command any more: one that is held would keep its room for as long as what it waits for.
+    pub(crate) fn handle_withdraw(&mut self, turn: &mut Turn<'_>, id: CommandId) {
+        if self.held.remove(&id).is_some() {
+            self.release_single(id);
+            self.conflicts.remove(id, &mut self.awake);
+            self.run(turn);
+        }
+    }
+
     /// A session is to be opened or closed.
     pub(crate) fn handle_session(&mut self, turn: &mut Turn<'_>, change: SessionChange) {
         let timestamp = self.next_timestamp(turn.now);

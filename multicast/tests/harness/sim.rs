@@ -771,6 +771,10 @@ impl Sim {
         self.on_core(address, |core, time| core.handle_submit(time, command));
     }
 
+    pub fn withdraw(&mut self, address: Address, id: CommandId) {
+        self.on_core(address, |core, time| core.handle_withdraw(time, id));
+    }
+
     pub fn open_everywhere(&mut self, session: SessionId) {
         let groups: Vec<GroupId> = self.voters.keys().copied().collect();
         for group in groups {

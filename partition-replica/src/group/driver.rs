@@ -333,7 +333,9 @@ impl Driver {
     }
 
     fn housekeep(&mut self) {
-        self.waiting.forget_gone();
+        for id in self.waiting.forget_old(Instant::now()) {
+            self.parts.core.handle_withdraw(self.parts.clock.now(), id);
+        }
         self.expire_sessions();
         self.trim_log();
     }

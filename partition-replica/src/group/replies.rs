@@ -1,6 +1,7 @@
 //! Who waits for what, and what the core's words mean to a client.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use metadata::codec;
 use metadata::protocol::{Position, Reply};
@@ -9,6 +10,9 @@ use multicast::record::Rejection;
 use multicast::{Decline, Refusal};
 
 use crate::server::client::Ticket;
+
+/// So long a request waits before its client must ask again: longer than the client waits for an answer.
+const TICKET_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// Requests under way in one group, of clients that are connected here.
 pub struct Waiting {
@@ -76,13 +80,25 @@ impl Waiting {
         }
     }
 
-    /// Forgets clients that are gone.
-    pub fn forget_gone(&mut self) {
-        self.updates.retain(|_, ticket| !ticket.client().is_cut_off());
+    /// Forgets clients that are gone, and answers those that have waited for too long: they ask again if they still want to
+    /// know, else their places would be taken for as long as a lock stays. Returns the updates that nobody waits for.
+    pub fn forget_old(&mut self, now: Instant) -> Vec<CommandId> {
+        let group = self.group;
+        let is_over = |ticket: &Ticket| {
+            ticket.client().is_cut_off() || now.saturating_duration_since(ticket.since()) >= TICKET_AGE_MAX
+        };
+        let forgotten = self.updates.iter().filter(|(_, ticket)| is_over(ticket)).map(|(&id, _)| id);
+        let forgotten: Vec<CommandId> = forgotten.collect();
+        for id in &forgotten {
+            if let Some(ticket) = self.updates.remove(id) {
+                ticket.reply(expired(group));
+            }
+        }
         self.sessions.retain(|_, tickets| {
-            tickets.retain(|ticket| !ticket.client().is_cut_off());
+            tickets.extract_if(.., |ticket| is_over(ticket)).for_each(|ticket| ticket.reply(expired(group)));
             !tickets.is_empty()
         });
+        forgotten
     }
 
     /// What a client hears when something is not taken.
@@ -101,6 +117,10 @@ impl Waiting {
     }
 }
 
+fn expired(group: GroupId) -> Reply {
+    Reply::Unavailable { group, why: "the update waits for others".into() }
+}
+
 fn refused(rejection: Rejection) -> Reply {
     match rejection.reason {
         Refusal::UnknownSession => Reply::UnknownSession { group: rejection.by },
@@ -112,4 +132,29 @@ fn refused(rejection: Rejection) -> Reply {
 
 fn position(index: LogIndex, dependencies: &VectorClock) -> Position {
     Position { index, dependencies: dependencies.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use metadata::protocol::ToClient;
+
+    use super::*;
+    use crate::server::client::{Client, InFlightMax, Kind};
+
+    #[tokio::test]
+    async fn client_that_gave_up_gets_its_places_back_and_is_read_meanwhile() {
+        let client = Client::test(1);
+        let max = InFlightMax { requests: 1, bytes: 100 };
+        let mut waiting = Waiting::new(GroupId::GLOBAL);
+        let id = CommandId { session: SessionId(1), sequence: 1 };
+        waiting.add_update(id, client.admit(1, 60, Kind::Update, max).await.unwrap());
+        assert!(client.admit(2, 60, Kind::Update, max).await.is_none());
+        drop(client.admit(3, 60, Kind::Other, max).await.unwrap());
+        assert_eq!(waiting.forget_old(Instant::now()), []);
+        assert_eq!(waiting.forget_old(Instant::now() + TICKET_AGE_MAX), [id]);
+        let told = client.taken();
+        assert!(matches!(told[..], [ToClient::Reply { request: 1, body: Reply::Unavailable { .. } }]), "{told:?}");
+        assert!(client.admit(4, 60, Kind::Update, max).await.is_some());
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::time::Instant;
 
 use metadata::codec;
 use metadata::protocol::{Reply, ToClient};
@@ -15,9 +16,42 @@ pub struct Client {
     name: String,
     outlet: Outlet,
     cut_off: AtomicBool,
-    requests: AtomicUsize,
-    request_bytes: AtomicUsize,
+    updates: InFlight,
+    others: InFlight,
     freed: Notify,
+}
+
+/// What a client has under way of one kind.
+#[derive(Default)]
+struct InFlight {
+    requests: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl InFlight {
+    fn has_room(&self, bytes: usize, max: InFlightMax) -> bool {
+        let (requests, held) = (self.requests.load(Ordering::Acquire), self.bytes.load(Ordering::Acquire));
+        requests == 0 || (requests < max.requests && held + bytes <= max.bytes)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.requests.fetch_add(1, Ordering::AcqRel);
+        self.bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.requests.fetch_sub(1, Ordering::AcqRel);
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+/// Updates may wait for as long as another group is away; what else is asked meanwhile must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An update, or a session's beginning or end.
+    Update,
+    /// Answered soon in any case.
+    Other,
 }
 
 enum Outlet {
@@ -31,7 +65,7 @@ enum Outlet {
     Test(parking_lot::Mutex<Vec<ToClient>>),
 }
 
-/// What one client may have under way.
+/// What one client may have under way of each kind.
 #[derive(Clone, Copy, Debug)]
 pub struct InFlightMax {
     /// Requests.
@@ -57,8 +91,8 @@ impl Client {
             name,
             outlet,
             cut_off: AtomicBool::new(false),
-            requests: AtomicUsize::new(0),
-            request_bytes: AtomicUsize::new(0),
+            updates: InFlight::default(),
+            others: InFlight::default(),
             freed: Notify::new(),
         })
     }
@@ -110,29 +144,39 @@ impl Client {
         self.cut_off.load(Ordering::Relaxed)
     }
 
-    /// Takes a request in; its ticket answers it. The caller is the only one that admits for this client.
-    pub async fn admit(self: &Arc<Client>, request: u64, bytes: usize, max: InFlightMax) -> Ticket {
+    /// Takes a request in; its ticket answers it. The caller is the only one that admits for this client. Beyond the bound an
+    /// update is not taken, so that what comes behind it is read; everything else waits for room.
+    pub async fn admit(self: &Arc<Client>, request: u64, bytes: usize, kind: Kind, max: InFlightMax) -> Option<Ticket> {
         loop {
-            let freed = self.freed.notified();
-            let requests = self.requests.load(Ordering::Acquire);
-            let held = self.request_bytes.load(Ordering::Acquire);
-            if requests == 0 || (requests < max.requests && held + bytes <= max.bytes) {
-                break;
-            }
             // Created before the look at the counters: a wake-up in between is not lost.
+            let freed = self.freed.notified();
+            if self.in_flight(kind).has_room(bytes, max) {
+                return Some(self.issue(request, bytes, kind));
+            }
+            if kind == Kind::Update {
+                return None;
+            }
             freed.await;
         }
-        self.requests.fetch_add(1, Ordering::AcqRel);
-        self.request_bytes.fetch_add(bytes, Ordering::AcqRel);
-        Ticket { client: self.clone(), request, bytes }
+    }
+
+    fn in_flight(&self, kind: Kind) -> &InFlight {
+        match kind {
+            Kind::Update => &self.updates,
+            Kind::Other => &self.others,
+        }
+    }
+
+    fn issue(self: &Arc<Client>, request: u64, bytes: usize, kind: Kind) -> Ticket {
+        self.in_flight(kind).add(bytes);
+        Ticket { client: self.clone(), request, bytes, kind, since: Instant::now() }
     }
 }
 
 impl Client {
     /// A ticket for this node's own request.
     pub fn local_ticket(self: &Arc<Client>) -> Ticket {
-        self.requests.fetch_add(1, Ordering::AcqRel);
-        Ticket { client: self.clone(), request: 0, bytes: 0 }
+        self.issue(0, 0, Kind::Other)
     }
 }
 
@@ -186,12 +230,19 @@ pub struct Ticket {
     client: Arc<Client>,
     request: u64,
     bytes: usize,
+    kind: Kind,
+    since: Instant,
 }
 
 impl Ticket {
     /// Answers.
     pub fn reply(self, body: Reply) {
         self.client.push(&ToClient::Reply { request: self.request, body });
+    }
+
+    /// When it was asked.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// Who asked.
@@ -202,8 +253,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.client.requests.fetch_sub(1, Ordering::AcqRel);
-        self.client.request_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.client.in_flight(self.kind).remove(self.bytes);
         self.client.freed.notify_waiters();
     }
 }
@@ -225,7 +275,6 @@ impl Client {
 
     /// A ticket without limits.
     pub fn ticket(self: &Arc<Client>, request: u64) -> Ticket {
-        self.requests.fetch_add(1, Ordering::AcqRel);
-        Ticket { client: self.clone(), request, bytes: 0 }
+        self.issue(request, 0, Kind::Update)
     }
 }

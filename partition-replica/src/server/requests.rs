@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use metadata::codec;
-use metadata::protocol::{Reply, Request};
+use metadata::protocol::{Reply, Request, ToClient};
 use multicast::core::SessionChange;
 use multicast::ids::GroupId;
 use net::FrameReceiver;
 
-use super::client::{Client, InFlightMax, Ticket};
+use super::client::{Client, InFlightMax, Kind, Ticket};
 use crate::group::mailbox::Input;
 use crate::group::view::PendingRead;
 use crate::node::{Group, Shared};
@@ -43,11 +43,29 @@ pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: Fra
             if client.is_cut_off() {
                 return;
             }
-            let ticket = client.admit(message.request, frame.len(), max).await;
-            handle(shared, message.body, ticket);
+            let (kind, updated) = kind(&message.body);
+            match client.admit(message.request, frame.len(), kind, max).await {
+                Some(ticket) => handle(shared, message.body, ticket),
+                None => client.push(&ToClient::Reply { request: message.request, body: crowded(updated) }),
+            }
         }
         tokio::task::yield_now().await;
     }
+}
+
+/// What a request counts as, and the group that it would change.
+fn kind(request: &Request) -> (Kind, GroupId) {
+    match request {
+        Request::Update { group, .. } | Request::OpenSession { group, .. } | Request::CloseSession { group, .. } => {
+            (Kind::Update, *group)
+        }
+        Request::KeepAlive { .. } | Request::Status => (Kind::Other, GroupId::GLOBAL),
+        Request::Subscribe { group, .. } | Request::Read { group, .. } => (Kind::Other, *group),
+    }
+}
+
+fn crowded(group: GroupId) -> Reply {
+    Reply::Unavailable { group, why: "the client has too many updates under way".into() }
 }
 
 fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
