@@ -149,11 +149,6 @@ impl WriteBuffer {
         }
     }
 
-    /// Drops what was written behind `size`.
-    pub fn truncate(&mut self, size: u64) {
-        self.remove(size, u64::MAX);
-    }
-
     /// Takes a chunk that has grown to a whole blob: it is to be uploaded and then named by
     /// [`WriteBuffer::become_blob`].
     pub fn freeze_full(&mut self) -> Option<(u64, Bytes)> {

@@ -65,7 +65,7 @@ impl Pair {
         match step {
             Step::Write { offset, len, fill } => self.write(offset, len, fill),
             Step::Truncate(size) => {
-                self.buffer.truncate(size);
+                self.buffer.remove(size, u64::MAX);
                 self.model.truncate(size as usize);
             }
             Step::Freeze { named } => self.freeze(named),

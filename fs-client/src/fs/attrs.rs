@@ -10,6 +10,7 @@ use metadata::read::{ReadAnswer, ReadOp};
 use metadata::types::{Attr, FILE_BYTES_MAX, FileKind, InodeId, NodeRef};
 
 use super::facts::Facts;
+use super::file::OpenFile;
 use super::{Fs, FsResult};
 use crate::errno::Errno;
 
@@ -34,8 +35,8 @@ impl Fs {
         if let Some(file) = self.table.file(node.ino)
             && file.is_dirty()
         {
-            // A stat tells nothing of failed writes; fsync and close do.
-            let _ = self.flush(&file).await;
+            // A stat tells nothing of failed writes; fsync and close do, also of those that it found.
+            let _ = self.bring_home(&file).await;
         }
         self.attr(node).await.map(|attr| self.show(&attr))
     }
@@ -45,18 +46,37 @@ impl Fs {
         if set.size.is_some_and(|size| size > FILE_BYTES_MAX) {
             return Err(Errno::EFBIG);
         }
-        if let Some(file) = self.table.file(node.ino)
-            && file.is_dirty()
-        {
-            match set.size {
-                Some(0) => self.discard(&file).await,
-                Some(size) => {
-                    file.with(&self.dirty_bytes, |dirty| dirty.current.truncate(size));
-                    self.flush(&file).await?;
-                }
-                None => self.flush(&file).await?,
+        match self.table.file(node.ino).filter(|file| file.is_dirty()) {
+            Some(file) if set.size == Some(0) => {
+                // One that was cancelled half-way would leave the data neither here nor there.
+                let fs = self.clone();
+                let task = tokio::spawn(async move { fs.empty(node, &set, &file).await });
+                return task.await.unwrap_or(Err(Errno::EIO));
             }
+            Some(file) => {
+                let brought = self.bring_home(&file).await;
+                // What was dropped is told by fsync, and no longer in the way.
+                if file.is_dirty() {
+                    brought?;
+                }
+            }
+            None => {}
         }
+        self.send_attr(node, &set).await
+    }
+
+    /// Truncates to nothing: what was written and not flushed need not go out, but is forgotten only once that is done.
+    async fn empty(&self, node: NodeRef, set: &SetAttr, file: &OpenFile) -> FsResult<Attr> {
+        let _work = file.work.lock().await;
+        let aside = self.set_aside(file);
+        let result = self.send_attr(node, set).await;
+        if let Some(aside) = aside {
+            self.give_back(file, aside, result.is_ok());
+        }
+        result
+    }
+
+    async fn send_attr(&self, node: NodeRef, set: &SetAttr) -> FsResult<Attr> {
         let mut facts = Facts::new(self.timeouts.deadline);
         loop {
             let op = FsOp::SetAttr { node: facts.at_home(node), set: set.clone() };

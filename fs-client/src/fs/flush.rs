@@ -1,7 +1,11 @@
 //! Bringing what was written into the metadata: blobs first, then one update that names them.
 //!
 //! A flush that fails for a reason that may pass (no quorum, no bucket) keeps the data: the caller is told, and the next
-//! flush tries again. One that is refused (no space, file too big, file gone) drops the data and says so once.
+//! flush tries again. One that is refused (no space, file too big, file gone) drops the data: fsync or close says so, once.
+//!
+//! An update without an answer may have been executed, and may yet be. Writing the same bytes to the same place again does
+//! no harm to them (what others have written there meanwhile is lost, as if the write had come later); appending them again
+//! would, so such appends are never repeated: they count as lost.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +33,12 @@ enum Failure {
     Dropped(Errno),
 }
 
+/// What was taken from a file's writers.
+pub(super) struct Aside {
+    buffer: Arc<WriteBuffer>,
+    batch: Batch,
+}
+
 /// What one flush sends.
 struct Batch {
     at: WriteAt,
@@ -37,31 +47,29 @@ struct Batch {
 
 impl Fs {
     /// Brings everything that was written to a file into the metadata, durably. Tells failures, also earlier ones that
-    /// nobody has been told of.
+    /// nobody has been told of. For fsync and close; others use [`Fs::bring_home`].
     pub async fn flush(self: &Arc<Self>, file: &Arc<OpenFile>) -> FsResult<()> {
-        if file.is_dirty() {
-            // One that was cancelled half-way would leave the data neither here nor there.
-            let (fs, file) = (self.clone(), file.clone());
-            let task = tokio::spawn(async move { fs.flush_now(&file).await });
-            task.await.unwrap_or(Err(Errno::EIO))?;
+        let brought = self.bring_home(file).await;
+        let lost = file.with(&self.dirty_bytes, |dirty| dirty.lost.take());
+        lost.map_or(brought, Err)
+    }
+
+    /// Brings what was written until now into the metadata. What is lost on the way stays to be told by [`Fs::flush`].
+    pub(super) async fn bring_home(self: &Arc<Self>, file: &Arc<OpenFile>) -> FsResult<()> {
+        if !file.is_dirty() {
+            return Ok(());
         }
-        match file.with(&self.dirty_bytes, |dirty| dirty.lost.take()) {
-            Some(errno) => Err(errno),
-            None => Ok(()),
-        }
+        // One that was cancelled half-way would leave the data neither here nor there.
+        let (fs, file) = (self.clone(), file.clone());
+        let task = tokio::spawn(async move { fs.flush_now(&file).await });
+        task.await.unwrap_or(Err(Errno::EIO))
     }
 
     /// A flush that nobody waits for.
     pub(super) async fn flush_unasked(self: &Arc<Self>, file: &Arc<OpenFile>) {
-        if let Err(errno) = self.flush_now(file).await {
-            file.with(&self.dirty_bytes, |dirty| {
-                if dirty.is_dirty() {
-                    // Kept: tried again later.
-                    dirty.since = Some(Instant::now());
-                } else {
-                    dirty.lost = Some(errno);
-                }
-            });
+        if self.flush_now(file).await.is_err() {
+            // Kept: tried again later.
+            file.with(&self.dirty_bytes, |dirty| dirty.since = dirty.is_dirty().then(Instant::now));
         }
     }
 
@@ -73,15 +81,39 @@ impl Fs {
         })
     }
 
-    /// Forgets what was written: the file is about to be emptied.
-    pub(super) async fn discard(&self, file: &OpenFile) {
-        let _work = file.work.lock().await;
-        let dropped = file.with(&self.dirty_bytes, |dirty| {
-            dirty.appends = Vec::new();
+    /// Takes what was written away from the writers: readers see it still. To be given back under the same `work`.
+    pub(super) fn set_aside(&self, file: &OpenFile) -> Option<Aside> {
+        file.with(&self.dirty_bytes, |dirty| {
             dirty.since = None;
-            dirty.current.take()
-        });
-        self.abandon(&dropped);
+            let kill_privileges = std::mem::take(&mut dirty.kill_privileges);
+            if !dirty.appends.is_empty() {
+                let appends = Bytes::from(std::mem::take(&mut dirty.appends));
+                dirty.appending = Some(appends.clone());
+                let segment = Segment {
+                    offset: 0,
+                    len: appends.len() as u64,
+                    data: Data::Frozen { chunk: u64::MAX, start: 0, bytes: appends },
+                };
+                let buffer = Arc::new(WriteBuffer::from_segments([segment]));
+                return Some(Aside { buffer, batch: Batch { at: WriteAt::End, kill_privileges } });
+            }
+            if dirty.current.is_empty() {
+                return None;
+            }
+            let buffer = Arc::new(dirty.current.take());
+            dirty.flushing = Some(buffer.clone());
+            Some(Aside { buffer, batch: Batch { at: WriteAt::Offsets, kill_privileges } })
+        })
+    }
+
+    /// Forgets what was set aside, or puts it back.
+    pub(super) fn give_back(&self, file: &OpenFile, aside: Aside, forget: bool) {
+        let result = if forget { Ok(()) } else { Err(Failure::Kept(Errno::EIO)) };
+        if forget {
+            self.abandon(&aside.buffer);
+        }
+        let buffer = WriteBuffer::clone(&aside.buffer);
+        file.with(&self.dirty_bytes, |dirty| self.conclude(dirty, buffer, &aside.batch, &result));
     }
 
     fn abandon(&self, dropped: &WriteBuffer) {
@@ -91,41 +123,19 @@ impl Fs {
         }
     }
 
+    /// Flushes what is there at its start, and nothing that is written meanwhile: else a busy writer would keep it for ever.
     async fn flush_now(&self, file: &Arc<OpenFile>) -> FsResult<()> {
         let _work = file.work.lock().await;
-        loop {
-            let taken = file.with(&self.dirty_bytes, |dirty| {
-                dirty.since = None;
-                let kill_privileges = std::mem::take(&mut dirty.kill_privileges);
-                if !dirty.appends.is_empty() {
-                    let appends = Bytes::from(std::mem::take(&mut dirty.appends));
-                    dirty.appending = Some(appends.clone());
-                    let segment = Segment {
-                        offset: 0,
-                        len: appends.len() as u64,
-                        data: Data::Frozen { chunk: u64::MAX, start: 0, bytes: appends },
-                    };
-                    let buffer = Arc::new(WriteBuffer::from_segments([segment]));
-                    return Some((buffer, Batch { at: WriteAt::End, kill_privileges }));
-                }
-                if dirty.current.is_empty() {
-                    return None;
-                }
-                let taken = Arc::new(dirty.current.take());
-                dirty.flushing = Some(taken.clone());
-                Some((taken, Batch { at: WriteAt::Offsets, kill_privileges }))
-            });
-            let Some((taken, batch)) = taken else { return Ok(()) };
-            // What is uploaded on the way stays so, should the flush fail.
-            let mut segments: Vec<Segment> = taken.segments().cloned().collect();
-            let result = self.deliver(file, &mut segments, &batch).await;
-            let buffer = WriteBuffer::from_segments(segments);
-            file.with(&self.dirty_bytes, |dirty| self.conclude(dirty, buffer, &batch, &result));
-            match result {
-                Ok(()) => {}
-                Err(Failure::Kept(errno) | Failure::Dropped(errno)) => return Err(errno),
-            }
-        }
+        // Appends and other writes are never there together, so this is all.
+        let Some(Aside { buffer, batch }) = self.set_aside(file) else { return Ok(()) };
+        // What is uploaded on the way stays so, should the flush fail.
+        let mut segments: Vec<Segment> = buffer.segments().cloned().collect();
+        let result = self.deliver(file, &mut segments, &batch).await;
+        let buffer = WriteBuffer::from_segments(segments);
+        file.with(&self.dirty_bytes, |dirty| self.conclude(dirty, buffer, &batch, &result));
+        result.map_err(|failure| match failure {
+            Failure::Kept(errno) | Failure::Dropped(errno) => errno,
+        })
     }
 
     fn conclude(&self, dirty: &mut Dirty, buffer: WriteBuffer, batch: &Batch, result: &Result<(), Failure>) {
@@ -133,7 +143,10 @@ impl Fs {
         let appending = dirty.appending.take();
         match result {
             Ok(()) => {}
-            Err(Failure::Dropped(_)) => self.abandon(&buffer),
+            Err(Failure::Dropped(errno)) => {
+                self.abandon(&buffer);
+                dirty.lost.get_or_insert(*errno);
+            }
             Err(Failure::Kept(_)) => {
                 dirty.kill_privileges |= batch.kill_privileges;
                 dirty.since.get_or_insert_with(Instant::now);
@@ -224,6 +237,10 @@ impl Fs {
                     }
                 }
                 Ok(Err(error)) => return Err(Failure::Dropped(Errno::from(&error))),
+                // Executed or not: a second append would be seen twice. See the module.
+                Err(error) if batch.at == WriteAt::End && may_have_happened(&error) => {
+                    return Err(Failure::Dropped(told(&error)));
+                }
                 Err(error) => return Err(Failure::Kept(told(&error))),
             }
         }
@@ -259,7 +276,7 @@ impl Fs {
         size_min: u64,
         kill_privileges: bool,
     ) -> FsResult<Facts> {
-        self.flush(file).await?;
+        self.bring_home(file).await?;
         let _work = file.work.lock().await;
         let mut facts = Facts::new(self.timeouts.deadline);
         loop {
@@ -276,6 +293,11 @@ impl Fs {
             }
         }
     }
+}
+
+/// False if an update that failed so was certainly never sent.
+fn may_have_happened(error: &Error) -> bool {
+    !matches!(error, Error::Closing | Error::Config(_) | Error::Posix(_))
 }
 
 async fn submit_pack(

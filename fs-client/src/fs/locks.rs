@@ -67,7 +67,7 @@ impl Fs {
             && let Some(file) = self.table.file(node.ino)
             && file.is_dirty()
         {
-            self.flush(&file).await?;
+            self.bring_home(&file).await?;
         }
         if request.kind.is_none() && !self.locks.owners.lock().contains(&(node.ino, request.owner)) {
             return Ok(());

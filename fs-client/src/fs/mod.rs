@@ -205,7 +205,7 @@ impl Fs {
         let mut result = Ok(());
         let mut flushing = tokio::task::JoinSet::new();
         for file in self.table.files() {
-            if file.is_dirty() {
+            if file.needs_flush() {
                 let fs = self.clone();
                 flushing.spawn(async move { fs.flush(&file).await });
             }

@@ -49,7 +49,7 @@ impl Fs {
     /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
     pub async fn seek(self: &Arc<Self>, node: NodeRef, offset: u64, hole: bool) -> FsResult<u64> {
         if let Some(file) = self.table.file(node.ino) {
-            self.flush(&file).await?;
+            self.bring_home(&file).await?;
         }
         let mut at = offset;
         loop {
@@ -93,7 +93,7 @@ impl Fs {
         kill_privileges: bool,
     ) -> FsResult<u64> {
         if let Some(file) = self.table.file(from.0.ino) {
-            self.flush(&file).await?;
+            self.bring_home(&file).await?;
         }
         let wanted = len.min(SHARE_BYTES_MAX).min(FILE_BYTES_MAX.saturating_sub(to.1));
         if wanted == 0 {

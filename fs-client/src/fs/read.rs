@@ -54,7 +54,7 @@ impl Fs {
                 && let Some(file) = &file
             {
                 // Only now is known where they are.
-                self.flush(file).await?;
+                self.bring_home(file).await?;
                 seen = file.seen(offset, to);
             }
             let map = self.map(node, offset, to, fresh > 0).await?;

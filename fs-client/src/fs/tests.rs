@@ -280,13 +280,141 @@ fn failed_flush_keeps_the_data_and_tells_it_each_time() {
                 (round, &[&[round as u8; 2][..], b"later", &[round as u8]].concat()[..])
             );
         }
-        append(&fs, &file, b"end").await;
+    });
+}
+
+fn size(size: u64) -> SetAttr {
+    SetAttr { size: Some(size), ..SetAttr::default() }
+}
+
+#[test]
+fn append_of_unknown_fate_is_told_once_and_never_repeated() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let (node, file) = make_file(&fs, ROOT, "f").await;
+        append(&fs, &file, b"one ").await;
         cluster.cut.store(true, Ordering::Relaxed);
-        assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
-        append(&fs, &file, b"!").await;
+        assert!(fs.stat(node).await.is_ok(), "tells nothing");
+        append(&fs, &file, b"two ").await;
         cluster.cut.store(false, Ordering::Relaxed);
-        let read = fs.read(node, 30_000, 100).await.unwrap();
-        assert_eq!(&read[..], b"end!");
+        assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+        fs.flush(&file).await.unwrap();
+        assert_eq!(&fs.read(node, 0, 100).await.unwrap()[..], b"two ");
+    });
+}
+
+#[test]
+fn failed_truncate_keeps_what_was_written() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let (node, file) = make_file(&fs, ROOT, "f").await;
+        for to in [0, 3] {
+            write(&fs, &file, 0, b"content").await;
+            cluster.cut.store(true, Ordering::Relaxed);
+            assert_eq!(fs.set_attr(node, size(to)).await, Err(Errno::ETIMEDOUT));
+            cluster.cut.store(false, Ordering::Relaxed);
+            fs.flush(&file).await.unwrap();
+            assert_eq!(&fs.read(node, 0, 100).await.unwrap()[..], b"content");
+            write(&fs, &file, 5, b"more").await;
+            assert_eq!(fs.set_attr(node, size(to)).await.unwrap().size, to);
+            assert!(!file.is_dirty());
+            assert_eq!(&fs.read(node, 0, 100).await.unwrap()[..], &b"con"[..to as usize]);
+        }
+        append(&fs, &file, b"!").await;
+        cluster.cut.store(true, Ordering::Relaxed);
+        assert_eq!(fs.set_attr(node, size(0)).await, Err(Errno::ETIMEDOUT));
+        cluster.cut.store(false, Ordering::Relaxed);
+        assert_eq!(&fs.read(node, 0, 100).await.unwrap()[..], b"con!");
+    });
+}
+
+/// A file whose inode is gone, though the mount has it open.
+async fn make_stale(fs: &Arc<Fs>, name: &str) -> (NodeRef, Arc<OpenFile>) {
+    let (node, file) = make_file(fs, ROOT, name).await;
+    fs.remove(ROOT, &bytes(name), false).await.unwrap();
+    fs.release_orphans(node.home, vec![node.ino]).await;
+    (node, file)
+}
+
+#[test]
+fn dropped_data_are_told_by_the_next_fsync_whoever_found_out() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let (node, file) = make_stale(&fs, "f").await;
+        for round in 0..3 {
+            write(&fs, &file, 0, b"content").await;
+            match round {
+                0 => drop(fs.stat(node).await),
+                1 => fs.flush_unasked(&file).await,
+                _ => drop(fs.set_attr(node, size(1)).await),
+            }
+            assert!(!file.is_dirty());
+            drop(fs.stat(node).await);
+            fs.settle(&file).await;
+            assert_eq!(fs.flush(&file).await, Err(Errno::ESTALE));
+            fs.flush(&file).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn write_that_fails_has_taken_nothing() {
+    run(async {
+        let cluster = MemCluster::new(1);
+        let fs = Fs::start(cluster.client(), &cluster.config(), None);
+        let (_, file) = make_file(&fs, ROOT, "f").await;
+        let part = vec![1; 1 << 20];
+        let write = |append, offset| Write { offset, bytes: &part, append, kill_privileges: false };
+        let held = |file: &Arc<OpenFile>| file.with(&fs.dirty_bytes, |dirty| dirty.memory_bytes());
+        // A flush hangs: what is taken meanwhile is bounded.
+        let work = file.work.lock().await;
+        for _ in 0..4 {
+            assert_ne!(fs.write(&file, write(true, 0)), Ok(super::Written::FlushFirst));
+        }
+        assert_eq!(fs.write(&file, write(true, 0)), Ok(super::Written::FlushFirst));
+        assert_eq!(held(&file), 4 << 20);
+        drop(work);
+        let _ = fs.flush(&file).await;
+        let (_, other) = make_file(&fs, ROOT, "other").await;
+        let _work = other.work.lock().await;
+        let mut taken = 0_u64;
+        while fs.write(&other, write(false, taken * 2 << 20)).unwrap() != super::Written::FlushFirst {
+            taken += 1;
+        }
+        assert_eq!(held(&other) as u64, taken << 20);
+        assert!(held(&other) <= (fs.limits.dirty_bytes_max / 2) + part.len());
+        assert_ne!(fs.write(&file, write(false, 0)), Ok(super::Written::FlushFirst), "another file writes through");
+    });
+}
+
+#[test]
+fn flush_takes_what_was_there_at_its_start() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let (_, file) = make_file(&fs, ROOT, "f").await;
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let writer = std::thread::spawn({
+            let (fs, file, stop) = (fs.clone(), file.clone(), stop.clone());
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let write = Write { offset: 0, bytes: b"busy", append: false, kill_privileges: false };
+                    fs.write(&file, write).unwrap();
+                }
+            }
+        });
+        for _ in 0..20 {
+            tokio::time::timeout(std::time::Duration::from_secs(3), fs.flush(&file)).await.unwrap().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
     });
 }
 

@@ -4,15 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use metadata::types::FILE_BYTES_MAX;
+use bytes::Bytes;
+use metadata::types::{BLOB_BYTES_MAX, FILE_BYTES_MAX};
 
 use super::file::OpenFile;
 use super::{Fs, FsResult, blob_range, told};
 use crate::errno::Errno;
 use crate::error::Error;
 
-/// Appends that have grown to this length go out: they are not cut, so this plus one write bounds a command's blob.
+/// Appends that have grown to this length go out.
 const APPEND_BYTES_MAX: usize = 1 << 20;
+
+/// Appends beyond this are not taken: they go out as one blob.
+const APPENDS_MAX: usize = BLOB_BYTES_MAX as usize;
 
 /// One write(2).
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +46,7 @@ impl Fs {
     /// Takes over a write. Never waits.
     pub fn write(&self, file: &OpenFile, write: Write<'_>) -> FsResult<Written> {
         let end = write.offset.checked_add(write.bytes.len() as u64).ok_or(Errno::EFBIG)?;
-        if !write.append && end > FILE_BYTES_MAX {
+        if !write.append && end > FILE_BYTES_MAX || write.append && write.bytes.len() > APPENDS_MAX {
             return Err(Errno::EFBIG);
         }
         let written = file.with(&self.dirty_bytes, |dirty| {
@@ -51,7 +55,12 @@ impl Fs {
                 true => !dirty.current.is_empty() || dirty.flushing.is_some(),
                 false => !dirty.appends.is_empty() || dirty.appending.is_some(),
             };
-            if mixes {
+            // What is taken stays, whatever becomes of its flush: so there must be room before. Files that have nothing here
+            // write through: they need not wait for one that cannot be flushed.
+            let appends = dirty.appends.len() + dirty.appending.as_ref().map_or(0, Bytes::len);
+            let too_long = write.append && appends + write.bytes.len() > APPENDS_MAX;
+            let no_room = dirty.memory_bytes() > 0 && self.is_full();
+            if mixes || too_long || no_room {
                 return Written::FlushFirst;
             }
             dirty.kill_privileges |= write.kill_privileges;
@@ -65,42 +74,62 @@ impl Fs {
                 if dirty.current.has_full() || many { Written::Settle } else { Written::Done }
             }
         });
-        let full = self.dirty_bytes.load(Ordering::Relaxed) > self.limits.dirty_bytes_max / 2;
-        Ok(if full && written == Written::Done { Written::Settle } else { written })
+        Ok(if self.is_full() && written == Written::Done { Written::Settle } else { written })
     }
 
-    /// Writes and does what is left to do.
+    /// Writes and does what is left to do. Fails only if nothing was taken: what was taken and cannot be flushed is told by
+    /// fsync, as an application that repeats a failed write must not write twice.
     pub async fn write_settled(self: &Arc<Self>, file: &Arc<OpenFile>, write: Write<'_>) -> FsResult<()> {
         loop {
             match self.write(file, write)? {
                 Written::Done => return Ok(()),
-                Written::Settle => return self.settle(file).await,
-                Written::FlushFirst => self.flush(file).await?,
+                Written::Settle => {
+                    self.settle(file).await;
+                    return Ok(());
+                }
+                Written::FlushFirst if self.is_full() => self.make_room(file).await?,
+                Written::FlushFirst => {
+                    let brought = self.bring_home(file).await;
+                    // What was dropped is told by fsync, and no longer in the way.
+                    if file.is_dirty() {
+                        brought?;
+                    }
+                }
             }
         }
     }
 
-    /// Makes room: uploads whole blobs, flushes when the mount's buffer is full. Writers wait here.
-    pub async fn settle(self: &Arc<Self>, file: &Arc<OpenFile>) -> FsResult<()> {
-        self.upload_full(file).await?;
+    /// Uploads whole blobs, flushes what has grown too long and, when the mount's buffer is full, until it is not. Writers
+    /// wait here. What fails stays to be flushed.
+    pub async fn settle(self: &Arc<Self>, file: &Arc<OpenFile>) {
+        let uploaded = self.upload_full(file).await;
         let (appends, many) = file.with(&self.dirty_bytes, |dirty| {
             (dirty.appends.len() >= APPEND_BYTES_MAX, dirty.current.count() > self.limits.changes_max)
         });
-        if appends || many {
-            self.flush(file).await?;
+        if uploaded.is_ok() && (appends || many) && self.bring_home(file).await.is_err() {
+            return;
         }
-        while self.dirty_bytes.load(Ordering::Relaxed) > self.limits.dirty_bytes_max / 2 {
+        let _ = self.make_room(file).await;
+    }
+
+    fn is_full(&self) -> bool {
+        self.dirty_bytes.load(Ordering::Relaxed) > self.limits.dirty_bytes_max / 2
+    }
+
+    /// Flushes until the mount's buffer has room, or this file has nothing in it.
+    async fn make_room(self: &Arc<Self>, file: &Arc<OpenFile>) -> FsResult<()> {
+        while self.is_full() {
             let bytes = |file: &Arc<OpenFile>| file.with(&self.dirty_bytes, |dirty| dirty.memory_bytes());
             let Some(largest) = self.table.files().into_iter().max_by_key(bytes) else { return Ok(()) };
             if bytes(&largest) == 0 {
                 return Ok(());
             }
             // Another file's failure is told to those who use that file.
-            let flushed = self.flush(&largest).await;
+            let flushed = self.bring_home(&largest).await;
             if Arc::ptr_eq(&largest, file) {
                 flushed?;
             } else if flushed.is_err() {
-                return self.flush(file).await;
+                return self.bring_home(file).await;
             }
         }
         Ok(())
