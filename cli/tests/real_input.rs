@@ -9,7 +9,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use common::files::{StopAtEnd, exists, names};
 
 /// Packages that the build has downloaded: thousands of files, one of them with its own makefiles.
 const PACKAGES: [&str; 3] = ["librocksdb-sys-", "tokio-1", "lz4-sys-"];
+const READERS: usize = 8;
 const RESIDENT_KIB_MAX: u64 = 1 << 20;
 
 fn package(prefix: &str) -> PathBuf {
@@ -31,28 +33,53 @@ fn package(prefix: &str) -> PathBuf {
     found.pop().unwrap_or_else(|| panic!("no package {prefix}* in cargo's cache: build the workspace first"))
 }
 
-/// Path → kind, mode and content, folded, of everything below a folder.
+/// Path → kind, mode and content, folded, of everything below a folder. Several at once, as far files are read.
 fn summary(root: &Path) -> BTreeMap<PathBuf, u64> {
-    let mut all = BTreeMap::new();
-    let mut left = vec![root.to_owned()];
-    while let Some(folder) = left.pop() {
-        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
-            let path = entry.unwrap().path();
-            let metadata = fs::symlink_metadata(&path).unwrap();
-            let mut hasher = DefaultHasher::new();
-            metadata.mode().hash(&mut hasher);
-            if metadata.is_dir() {
-                left.push(path.clone());
-            } else if metadata.is_symlink() {
-                fs::read_link(&path).unwrap().hash(&mut hasher);
-            } else {
-                metadata.len().hash(&mut hasher);
-                fs::read(&path).unwrap().hash(&mut hasher);
-            }
-            all.insert(path.strip_prefix(root).unwrap().to_owned(), hasher.finish());
+    let all = Mutex::new(BTreeMap::new());
+    let left = Mutex::new(vec![root.to_owned()]);
+    let busy = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| {
+                loop {
+                    let next = {
+                        let mut left = left.lock().unwrap();
+                        let next = left.pop();
+                        busy.fetch_add(usize::from(next.is_some()), Ordering::SeqCst);
+                        next
+                    };
+                    match next {
+                        Some(path) => {
+                            summarize(root, &path, &all, &left);
+                            busy.fetch_sub(1, Ordering::SeqCst);
+                        }
+                        None if busy.load(Ordering::SeqCst) == 0 => break,
+                        None => thread::sleep(Duration::from_millis(1)),
+                    }
+                }
+            });
         }
-    }
+    });
+    let mut all = all.into_inner().unwrap();
+    all.remove(Path::new(""));
     all
+}
+
+fn summarize(root: &Path, path: &Path, all: &Mutex<BTreeMap<PathBuf, u64>>, left: &Mutex<Vec<PathBuf>>) {
+    let metadata = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut hasher = DefaultHasher::new();
+    metadata.mode().hash(&mut hasher);
+    if metadata.is_dir() {
+        let entries = fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let below: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        left.lock().unwrap().extend(below);
+    } else if metadata.is_symlink() {
+        fs::read_link(path).unwrap().hash(&mut hasher);
+    } else {
+        metadata.len().hash(&mut hasher);
+        fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).hash(&mut hasher);
+    }
+    all.lock().unwrap().insert(path.strip_prefix(root).unwrap().to_owned(), hasher.finish());
 }
 
 #[track_caller]
@@ -217,8 +244,12 @@ fn move_there_and_back(cluster: &Cluster, source: &Path) {
     let home = cluster.path("eu", "eu/src-home");
     same_tree("moved there and back", &summary(&cluster.seen("us", &home)), &expected);
     command(&home, "git", &["fsck"]);
-    // And all of it away, from another region.
-    command(&cluster.seen("us", &home), "rm", &["-rf", cluster.path("us", "eu/src-home").to_str().unwrap()]);
+    // And all of it away: a part from another region, the rest from its own.
+    let part = names(&home).into_iter().find(|name| name.starts_with("lz4-sys-")).unwrap();
+    let far = cluster.seen("us", &home);
+    command(&far, "rm", &["-rf", &part]);
+    cluster.sync("us", "eu");
+    command(&mover, "rm", &["-rf", home.to_str().unwrap()]);
     cluster.sync_all();
     for region in ["us", "eu", "ap"] {
         for path in stops {
