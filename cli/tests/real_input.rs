@@ -5,21 +5,19 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::cluster::{Cluster, Options, is_reference, run_ok};
 use common::files::{StopAtEnd, exists, names};
+use common::tree::summary;
 
 /// Packages that the build has downloaded: thousands of files, one of them with its own makefiles.
 const PACKAGES: [&str; 3] = ["librocksdb-sys-", "tokio-1", "lz4-sys-"];
-const READERS: usize = 8;
 const RESIDENT_KIB_MAX: u64 = 1 << 20;
 
 fn package(prefix: &str) -> PathBuf {
@@ -31,55 +29,6 @@ fn package(prefix: &str) -> PathBuf {
         crates.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(prefix)).collect();
     found.sort();
     found.pop().unwrap_or_else(|| panic!("no package {prefix}* in cargo's cache: build the workspace first"))
-}
-
-/// Path → kind, mode and content, folded, of everything below a folder. Several at once, as far files are read.
-fn summary(root: &Path) -> BTreeMap<PathBuf, u64> {
-    let all = Mutex::new(BTreeMap::new());
-    let left = Mutex::new(vec![root.to_owned()]);
-    let busy = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..READERS {
-            scope.spawn(|| {
-                loop {
-                    let next = {
-                        let mut left = left.lock().unwrap();
-                        let next = left.pop();
-                        busy.fetch_add(usize::from(next.is_some()), Ordering::SeqCst);
-                        next
-                    };
-                    match next {
-                        Some(path) => {
-                            summarize(root, &path, &all, &left);
-                            busy.fetch_sub(1, Ordering::SeqCst);
-                        }
-                        None if busy.load(Ordering::SeqCst) == 0 => break,
-                        None => thread::sleep(Duration::from_millis(1)),
-                    }
-                }
-            });
-        }
-    });
-    let mut all = all.into_inner().unwrap();
-    all.remove(Path::new(""));
-    all
-}
-
-fn summarize(root: &Path, path: &Path, all: &Mutex<BTreeMap<PathBuf, u64>>, left: &Mutex<Vec<PathBuf>>) {
-    let metadata = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let mut hasher = DefaultHasher::new();
-    metadata.mode().hash(&mut hasher);
-    if metadata.is_dir() {
-        let entries = fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let below: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-        left.lock().unwrap().extend(below);
-    } else if metadata.is_symlink() {
-        fs::read_link(path).unwrap().hash(&mut hasher);
-    } else {
-        metadata.len().hash(&mut hasher);
-        fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).hash(&mut hasher);
-    }
-    all.lock().unwrap().insert(path.strip_prefix(root).unwrap().to_owned(), hasher.finish());
 }
 
 #[track_caller]
