@@ -384,7 +384,7 @@ fn write_that_fails_has_taken_nothing() {
         let (_, other) = make_file(&fs, ROOT, "other").await;
         let _work = other.work.lock().await;
         let mut taken = 0_u64;
-        while fs.write(&other, write(false, taken * 2 << 20)).unwrap() != super::Written::FlushFirst {
+        while fs.write(&other, write(false, (taken * 2) << 20)).unwrap() != super::Written::FlushFirst {
             taken += 1;
         }
         assert_eq!(held(&other) as u64, taken << 20);
