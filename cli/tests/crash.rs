@@ -414,3 +414,33 @@ fn a_client_waits_for_its_node_and_goes_on() {
     }
     cluster.check_digests();
 }
+
+#[test]
+fn a_client_gives_up_at_its_deadline_and_recovers_by_itself() {
+    let cluster = Cluster::up(Options::default());
+    let impatient = cluster.second_mount("eu", &["--deadline", "2s"]);
+    let (known, fresh) = (impatient.join("us/known"), impatient.join("us/fresh"));
+    create(&known, b"known").unwrap();
+    cluster.sync_all();
+    let part = Part::Node("us-1".into());
+    let process = cluster.process(&part);
+    thread::scope(|scope| {
+        let killer = scope.spawn(|| cluster.kill_for(&part, Duration::from_secs(9)));
+        eventually(Duration::from_secs(5), "the kill", || (!process.is_alive()).then_some(()));
+        let started = Instant::now();
+        let error = create(&fresh, b"fresh").unwrap_err();
+        let waited = started.elapsed();
+        assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error}");
+        assert!(waited > Duration::from_millis(1500) && waited < Duration::from_secs(6), "gave up after {waited:?}");
+        // What lives elsewhere is not concerned.
+        create(&impatient.join("eu/elsewhere"), b"elsewhere").unwrap();
+        killer.join().unwrap();
+    });
+    eventually(Duration::from_secs(10), "the mount to recover", || fs::read(&known).ok());
+    // What timed out may have happened or not, once.
+    match create(&fresh, b"fresh") {
+        Ok(()) => {}
+        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EEXIST), "{error}"),
+    }
+    assert!(exists(&impatient.join("us/fresh")));
+}

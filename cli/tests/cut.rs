@@ -55,16 +55,6 @@ fn rename_caught_by_a_cut(cluster: &Cluster, from: &Path, to: &Path) -> (PathBuf
     panic!("no rename was caught in its middle");
 }
 
-/// A further mount of a region, as an own process.
-fn second_mount(cluster: &Cluster, region: &str) -> PathBuf {
-    let point = cluster.folder().join("second");
-    fs::create_dir(&point).unwrap();
-    let config = cluster.data().join("cluster.toml");
-    cluster.globalfs_ok(&["mount", "--config", config.to_str().unwrap(), "--region", region, point.to_str().unwrap()]);
-    assert!(exists(&point.join(region)));
-    point
-}
-
 #[test]
 fn only_conflicts_wait_while_a_region_is_cut_off() {
     let cluster = Cluster::up(Options::wan("geo3-fast"));
@@ -74,7 +64,7 @@ fn only_conflicts_wait_while_a_region_is_cut_off() {
     }
     cluster.sync_all();
     // The kernel locks both directories of a rename for the mount that asks: others of the region must not feel it.
-    let beside = second_mount(&cluster, "us").join("us/cut");
+    let beside = cluster.second_mount("us", &[]).join("us/cut");
     let target = cluster.path("us", "eu/cut");
     create(&target.join("warm"), b"the way is known").unwrap();
     create(&us.join("same-directory"), b"same directory").unwrap();

@@ -783,6 +783,11 @@ fn extended_attributes_are_kept() {
         rustix::fs::removexattr(&here, "user.large").unwrap();
         refused(rustix::fs::removexattr(&here, "user.large"), Errno::NODATA);
         assert_eq!(list(&there()), ["user.colour", "user.empty"], "{}", place.what);
+        // Access control lists are refused: they would not be enforced.
+        if !is_reference() {
+            let list = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x04\0\x04\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+            refused(set("system.posix_acl_access", list, XattrFlags::empty()), Errno::NOTSUP);
+        }
         // Directories have them too, and they move along.
         rustix::fs::setxattr(&place.here, "user.of", b"directory", XattrFlags::empty()).unwrap();
         assert_eq!(get(&place.there(""), "user.of").unwrap(), b"directory", "{}", place.what);

@@ -266,6 +266,17 @@ impl Cluster {
         }
     }
 
+    /// A further mount of a region by a process of its own, with these options of `globalfs mount`.
+    pub fn second_mount(&self, region: &str, options: &[&str]) -> PathBuf {
+        let point = self.folder.join(format!("second-{region}"));
+        fs::create_dir(&point).unwrap();
+        let config = self.data().join("cluster.toml");
+        let fixed = ["mount", "--config", config.to_str().unwrap(), "--region", region, point.to_str().unwrap()];
+        self.globalfs_ok(&[&fixed, options].concat());
+        assert!(is_mounted(&point) && point.join(region).is_dir(), "{} is not mounted", point.display());
+        point
+    }
+
     /// Runs the `globalfs` command against this cluster.
     pub fn globalfs(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(binary());
