@@ -519,7 +519,8 @@ fn appends_of_all_mounts_interleave_whole() {
         cluster.sync_all();
         for region in REGIONS {
             let content = text(&cluster.path(region, &file));
-            assert!(content.lines().all(|line| line.len() == len - 1), "{file} from {region}: torn lines");
+            let torn: Vec<_> = content.lines().enumerate().filter(|(_, line)| line.len() != len - 1).collect();
+            assert!(torn.is_empty(), "{file} from {region}: {} torn lines: {}", torn.len(), summary(&torn));
             assert_eq!(content.lines().count(), 6 * LINES, "{file} from {region}");
             for writer in REGIONS.iter().flat_map(|region| [format!("{region}-0-"), format!("{region}-1-")]) {
                 let own: Vec<_> = content.lines().filter_map(|line| line.strip_prefix(&writer)).collect();
@@ -527,6 +528,13 @@ fn appends_of_all_mounts_interleave_whole() {
             }
         }
     }
+}
+
+/// Number, length, start and end of the first few lines, for a message.
+fn summary(lines: &[(usize, &str)]) -> String {
+    let part = |line: &str| format!("{:?}…{:?}", &line[..line.len().min(20)], &line[line.len().saturating_sub(8)..]);
+    let all = lines.iter().take(8).map(|(at, line)| format!("{at}: {} bytes {}", line.len(), part(line)));
+    all.collect::<Vec<_>>().join(", ")
 }
 
 #[test]

@@ -194,8 +194,7 @@ impl Fs {
             match (mode, &target) {
                 (RenameMode::NoReplace, Some(_)) if facts.is_first_try() => return Err(Errno::EEXIST),
                 (RenameMode::Exchange, None) => return Err(Errno::ENOENT),
-                // Two names of one inode: both stay.
-                (RenameMode::Replace | RenameMode::Exchange, Some(target)) if target.ino == source.ino => return Ok(()),
+                // Two names of one inode both stay, but the two were seen at different times: the namespace decides.
                 _ => {}
             }
             let ancestors = self.ancestors_of_rename(&facts, mode, from_parent, source, to_parent, target).await?;

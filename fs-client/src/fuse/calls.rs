@@ -117,6 +117,14 @@ impl Caller {
     }
 }
 
+/// How the kernel shall treat a handle opened with these flags.
+///
+/// Through its page cache it cuts a write at the end of a page that it does not hold whole. Two parts of one append could then
+/// be parted by an append from elsewhere, so handles for appending go past that cache: what `write` is given arrives at once.
+fn kept_by_kernel(flags: i32) -> FopenFlags {
+    if flags & libc::O_APPEND != 0 { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+}
+
 /// Creates a file, or opens the one that has appeared since the kernel looked.
 async fn create_or_open(
     fs: &Arc<Fs>,
@@ -330,16 +338,17 @@ impl Filesystem for Face {
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let node = self.fs.node(self.ino(ino));
+        let kept = kept_by_kernel(flags.0);
         self.fs.table.open(node.ino, FileKind::File, node.home);
         if self.fs.volume.is_session_open(node.home) {
-            return reply.opened(FileHandle(0), FopenFlags::empty());
+            return reply.opened(FileHandle(0), kept);
         }
         let fs = self.fs.clone();
         self.spawn(async move {
             fs.ensure_session(node.home).await;
-            reply.opened(FileHandle(0), FopenFlags::empty());
+            reply.opened(FileHandle(0), kept);
         });
     }
 
@@ -362,7 +371,7 @@ impl Filesystem for Face {
                     fs.table.open(attr.ino, FileKind::File, attr.home);
                     fs.table.remember(&attr);
                     let shown = file_attr(&fs.show(&attr));
-                    reply.created(&TTL, &shown, GENERATION, FileHandle(0), FopenFlags::empty());
+                    reply.created(&TTL, &shown, GENERATION, FileHandle(0), kept_by_kernel(flags));
                 }
                 Err(error) => reply.error(errno(error)),
             }

@@ -75,6 +75,8 @@ fn configure(config: &mut KernelConfig) {
         InitFlags::FUSE_DO_READDIRPLUS,
         InitFlags::FUSE_READDIRPLUS_AUTO,
         InitFlags::FUSE_ASYNC_DIO,
+        // Handles for appending go past the page cache; programs may map their files nevertheless.
+        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         // Set-id bits are dropped here, atomically with the write; this also spares a getxattr before each write.
         InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         InitFlags::FUSE_POSIX_LOCKS,

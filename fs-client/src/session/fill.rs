@@ -100,15 +100,19 @@ fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
         }
         (FsOp::Rename { from_parent, from_name, to_parent, to_name, .. }, Done::Renamed { attr, target }) => {
             let exchanged = matches!(op, FsOp::Rename { mode: metadata::op::RenameMode::Exchange, .. });
+            // Two names of one inode: both stay.
+            let idle = target.as_ref().is_some_and(|target| target.ino == attr.ino);
             if from_parent.home == group {
-                let back = target.as_deref().filter(|_| exchanged).and_then(there);
+                let back = target.as_deref().filter(|_| exchanged || idle).and_then(there);
                 fill.dirent(from_parent.ino, from_name, back);
             }
             if to_parent.home == group {
                 fill.dirent(to_parent.ino, to_name, there(attr));
             }
             fill.replace(attr);
-            if let Some(target) = target {
+            if let Some(target) = target
+                && !idle
+            {
                 fill.forget_inode(target.ino);
             }
         }
