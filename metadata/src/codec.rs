@@ -20,6 +20,7 @@ pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 pub const CONTRIBUTION_BYTES_MAX: usize = 8 << 20;
 
 const VERSION: u8 = 1;
+const OUTCOME_VERSION: u8 = 2;
 
 /// A command's payload.
 #[must_use]
@@ -35,12 +36,12 @@ pub fn decode_op(bytes: &[u8]) -> Result<FsOp, Error> {
 /// The bytes that executing a command gives.
 #[must_use]
 pub fn encode_outcome(outcome: &Outcome) -> Bytes {
-    encode_versioned(outcome)
+    encode_as(OUTCOME_VERSION, outcome)
 }
 
 /// An outcome from the bytes that executing a command gave.
 pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, Error> {
-    decode_versioned(bytes, OUTCOME_BYTES_MAX)
+    decode_as(OUTCOME_VERSION, bytes, OUTCOME_BYTES_MAX)
 }
 
 /// A client's message.
@@ -66,12 +67,20 @@ pub fn decode_to_client(bytes: &[u8]) -> Result<ToClient, Error> {
 }
 
 pub(crate) fn encode_versioned<T: Serialize>(value: &T) -> Bytes {
-    Bytes::from(postcard::to_extend(value, vec![VERSION]).expect("a value in memory always encodes"))
+    encode_as(VERSION, value)
+}
+
+fn encode_as<T: Serialize>(version: u8, value: &T) -> Bytes {
+    Bytes::from(postcard::to_extend(value, vec![version]).expect("a value in memory always encodes"))
 }
 
 pub(crate) fn decode_versioned<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, Error> {
+    decode_as(VERSION, bytes, bytes_max)
+}
+
+fn decode_as<T: DeserializeOwned>(version: u8, bytes: &[u8], bytes_max: usize) -> Result<T, Error> {
     match bytes.split_first() {
-        Some((&VERSION, body)) => decode_plain(body, bytes_max),
+        Some((&found, body)) if found == version => decode_plain(body, bytes_max),
         _ => Err(Error::Undecodable { bytes: bytes.len() }),
     }
 }

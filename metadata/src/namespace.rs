@@ -70,7 +70,18 @@ impl<S: StoreMut> Namespace<S> {
     /// Executes a command and gives its encoded [`Outcome`]. `contributions` holds those of all its destinations if there
     /// are several.
     pub fn execute(&mut self, now: TimeNs, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        let outcome = self.run(now, command, contributions);
+        self.execute_beside(now, false, command, contributions)
+    }
+
+    /// As [`Namespace::execute`]. `is_contended`: an unfinished command is about to change something that this one changes.
+    fn execute_beside(
+        &mut self,
+        now: TimeNs,
+        is_contended: bool,
+        command: &Command,
+        contributions: &BTreeMap<GroupId, Bytes>,
+    ) -> Bytes {
+        let outcome = self.run(now, is_contended, command, contributions);
         self.settle(outcome.map(|outcome| codec::encode_outcome(&outcome)))
     }
 
@@ -119,6 +130,7 @@ impl<S: StoreMut> Namespace<S> {
     fn run(
         &mut self,
         now: TimeNs,
+        is_contended: bool,
         command: &Command,
         contributions: &BTreeMap<GroupId, Bytes>,
     ) -> Result<Outcome, Error> {
@@ -139,7 +151,24 @@ impl<S: StoreMut> Namespace<S> {
             let footprint = command.footprint(self.group).unwrap_or_default();
             self.changes.keys.extend(footprint.iter().filter(|(_, mode)| mode.changes()).map(|(key, _)| *key));
         }
-        Ok(outcome)
+        match outcome {
+            Ok(done) if !is_contended => Ok(Ok(done.with_directories(self.directories_of(&op)?))),
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// The directories that an update which has executed may have changed, as they are now.
+    fn directories_of(&self, op: &FsOp) -> Result<Vec<Attr>, Error> {
+        let mut found: Vec<Attr> = Vec::new();
+        for node in op.directories() {
+            if node.home == self.group
+                && found.iter().all(|attr| attr.ino != node.ino)
+                && let Some(row) = self.inode(node.ino)?
+            {
+                found.push(row.attr);
+            }
+        }
+        Ok(found)
     }
 
     /// Decides on an update that may have several destinations, and does this group's part of it. Also says whether it
@@ -249,7 +278,7 @@ impl<S: StoreMut> Machine for Namespace<S> {
 
     fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
         let now = TimeNs(i64::try_from(context.time_ns).unwrap_or(i64::MAX));
-        Namespace::execute(self, now, command, contributions)
+        self.execute_beside(now, context.is_contended, command, contributions)
     }
 
     fn session_opened(&mut self, _context: &Context, session: SessionId) {

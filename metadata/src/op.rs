@@ -4,7 +4,7 @@ use bytes::Bytes;
 use multicast::ids::GroupId;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{BlobRange, Extent, InodeId, NodeRef, TimeNs};
+use crate::types::{BlobRange, Extent, FileKind, InodeId, NodeRef, TimeNs};
 
 /// What a new inode is to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -322,6 +322,33 @@ pub enum FsOp {
         /// The blobs.
         blobs: Vec<crate::types::BlobId>,
     },
+}
+
+impl FsOp {
+    /// The directories whose entries or place it changes, and that outlive it.
+    pub(crate) fn directories(&self) -> Vec<NodeRef> {
+        match self {
+            FsOp::Create { parent, .. }
+            | FsOp::Link { parent, .. }
+            | FsOp::Unlink { parent, .. }
+            | FsOp::Rmdir { parent, .. } => vec![*parent],
+            FsOp::Rename { from_parent, source, to_parent, target, mode, .. } => {
+                let exchanged = target.filter(|_| *mode == RenameMode::Exchange);
+                let moved = [Some(*source), exchanged].into_iter().flatten();
+                let moved = moved.filter(|node| node.kind == FileKind::Directory);
+                [*from_parent, *to_parent].into_iter().chain(moved).collect()
+            }
+            FsOp::SetAttr { .. }
+            | FsOp::Write { .. }
+            | FsOp::SetXattr { .. }
+            | FsOp::RemoveXattr { .. }
+            | FsOp::Lock { .. }
+            | FsOp::ReleaseOrphans { .. }
+            | FsOp::SetPlacement { .. }
+            | FsOp::MoveInode { .. }
+            | FsOp::Collected { .. } => Vec::new(),
+        }
+    }
 }
 
 /// When [`FsOp::SetXattr`] may act.

@@ -116,8 +116,8 @@ pub enum Fact {
     Attr(Box<Attr>),
 }
 
-/// What an update did. Every group that took part answers alike, but for attributes of inodes that live elsewhere: they are
-/// those that travelled in the contributions.
+/// What an update did. Every group that took part answers alike, but for [`Done::directories`]. Attributes of inodes that live
+/// elsewhere are those that travelled in the contributions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Done {
     /// Nothing to tell.
@@ -128,11 +128,15 @@ pub enum Done {
         attr: Box<Attr>,
         /// Where an append's first byte went.
         appended_at: Option<u64>,
+        /// See [`Done::directories`].
+        directories: Vec<Attr>,
     },
     /// Unlinked or removed: what is left of the inode (`nlink` 0: gone or an orphan).
     Removed {
         /// The inode after.
         attr: Box<Attr>,
+        /// See [`Done::directories`].
+        directories: Vec<Attr>,
     },
     /// Renamed.
     Renamed {
@@ -140,7 +144,39 @@ pub enum Done {
         attr: Box<Attr>,
         /// What was replaced or exchanged, as it is now.
         target: Option<Box<Attr>>,
+        /// See [`Done::directories`].
+        directories: Vec<Attr>,
     },
+}
+
+impl Done {
+    /// The directories that the update added to or took from, or gave another place, as they are in the answering group as
+    /// of the reply's index: those that live there, and none if another update was about to change one of them too. What
+    /// the other fields say of a directory that was renamed may be older.
+    #[must_use]
+    pub fn directories(&self) -> &[Attr] {
+        match self {
+            Done::Nothing => &[],
+            Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. } => {
+                directories
+            }
+        }
+    }
+
+    pub(crate) fn with_directories(mut self, exact: Vec<Attr>) -> Self {
+        match &mut self {
+            Done::Nothing => {}
+            Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. } => {
+                *directories = exact;
+            }
+        }
+        self
+    }
+
+    /// About one inode that is as `attr` says.
+    pub(crate) fn node(attr: Attr) -> Self {
+        Done::Node { attr: Box::new(attr), appended_at: None, directories: Vec::new() }
+    }
 }
 
 /// The result of one update.

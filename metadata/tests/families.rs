@@ -179,6 +179,31 @@ mod create {
     }
 
     #[test]
+    fn directories_are_told_where_they_live_unless_another_update_is_about_to_change_them() {
+        let mut cluster = cluster(2);
+        let dir = cluster.mkdir(S, ROOT, "d");
+        let told = |cluster: &mut Cluster, group: u16, is_contended: bool| {
+            let op = create_op(dir, "sub", NewNode::Directory { placement: Some(GroupId(1)) }, GroupId(1));
+            let command = cluster.command(S, &op);
+            let groups = [GroupId(0), GroupId(1)];
+            let contribute = |group| (group, cluster.on(group, |namespace| namespace.contribute(&command)));
+            let contributions = groups.into_iter().map(contribute).collect();
+            let stores = cluster.stores.clone();
+            let (group, timestamp) = (GroupId(group), multicast::ids::Timestamp(9));
+            let context =
+                multicast::Context { group, index: multicast::ids::LogIndex(3), timestamp, time_ns: 9, is_contended };
+            let outcome = cluster
+                .on(group, |namespace| multicast::Machine::execute(namespace, &context, &command, &contributions));
+            cluster.stores = stores;
+            metadata::codec::decode_outcome(&outcome).unwrap().unwrap().directories().to_vec()
+        };
+        let exact = told(&mut cluster, 0, false);
+        assert_eq!((exact.len(), exact[0].ino, exact[0].size, exact[0].nlink), (1, dir.ino, 1, 3));
+        assert_eq!(told(&mut cluster, 1, false), vec![], "it lives elsewhere");
+        assert_eq!(told(&mut cluster, 0, true), vec![], "it may miss what its reader has seen elsewhere");
+    }
+
+    #[test]
     fn births_in_one_shard_conflict() {
         let op = |entry: &str| create_op(ROOT, entry, NewNode::Directory { placement: Some(GroupId(1)) }, GroupId(1));
         let shard = metadata::birth::BirthShard::of_name(ROOT.ino, b"a");
@@ -493,7 +518,7 @@ mod contents {
             mtime: None,
             kill_privileges: false,
         };
-        let Ok(Done::Node { attr, appended_at }) = cluster.submit(S, &append) else { panic!() };
+        let Ok(Done::Node { attr, appended_at, .. }) = cluster.submit(S, &append) else { panic!() };
         assert_eq!((appended_at, attr.size, attr.allocated), (Some(120), 128, 128));
         cluster.check();
     }

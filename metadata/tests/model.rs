@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
-use metadata::types::{FileKind, InodeId};
+use metadata::types::{FileKind, InodeId, NodeRef};
 use multicast::command::Command;
 use multicast::ids::{GroupId, SessionId};
 use proptest::prelude::*;
@@ -188,7 +188,7 @@ struct Pending {
     now: i64,
     expected: Expected,
     contributions: BTreeMap<GroupId, bytes::Bytes>,
-    outcomes: BTreeMap<GroupId, bytes::Bytes>,
+    outcomes: BTreeMap<GroupId, metadata::outcome::Outcome>,
 }
 
 impl Concurrent {
@@ -233,6 +233,11 @@ impl Concurrent {
             let now = metadata::types::TimeNs(pending.now);
             let (command, contributions) = (&pending.command, &pending.contributions);
             let outcome = cluster.on(group, |namespace| namespace.execute(now, command, contributions));
+            let mut outcome = metadata::codec::decode_outcome(&outcome).unwrap();
+            for attr in support::take_directories(&mut outcome) {
+                let node = NodeRef { ino: attr.ino, kind: attr.kind, home: group };
+                assert_eq!(cluster.attr(node), attr, "as of this very step");
+            }
             pending.outcomes.insert(group, outcome);
         }
         if pending.outcomes.len() == groups.len() {
@@ -240,8 +245,7 @@ impl Concurrent {
             let mut outcomes = done.outcomes.into_values();
             let first = outcomes.next().unwrap();
             assert!(outcomes.all(|outcome| outcome == first));
-            let outcome = metadata::codec::decode_outcome(&first).unwrap();
-            agree(&outcome, &done.expected, &mut planner.refs);
+            agree(&first, &done.expected, &mut planner.refs);
             planner.follow(model);
         }
     }

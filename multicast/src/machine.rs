@@ -23,6 +23,9 @@ pub struct Context {
     /// The replicated time in nanoseconds since the Unix epoch, chosen by primaries: grows along every key's history and
     /// is the same in every destination of a command. (Timestamps are hybrid clocks, so it is the timestamp's number.)
     pub time_ns: u64,
+    /// Another command that is prepared here changes a key that this one changes too: both add to it. What this one reads
+    /// of such a key is not the last word for whoever has seen the other's effect in another group.
+    pub is_contended: bool,
 }
 
 /// A deterministic state machine. Everything that it does is a function of its state and of these arguments; it is total:

@@ -5,6 +5,7 @@
 mod harness;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,9 +13,9 @@ use bytes::Bytes;
 use harness::sim::{MS, Options, Sim};
 use multicast::command::{Command, Destination, Key, Mode};
 use multicast::core::{SessionChange, Wait};
-use multicast::ids::{CommandId, GroupId, LogIndex, SessionId, VectorClock};
-use multicast::record::Rejection;
-use multicast::{Decline, Message, Refusal};
+use multicast::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
+use multicast::record::{Contribution, Rejection};
+use multicast::{Context, Decline, Machine, Message, OrderState, Record, Refusal};
 
 const A: GroupId = GroupId(0);
 const B: GroupId = GroupId(1);
@@ -512,4 +513,52 @@ fn malformed_commands_are_declined() {
     assert_eq!(sim.declined[&unsorted.id], Decline::Malformed);
     assert_eq!(sim.declined[&unknown_group.id], Decline::Malformed);
     assert_eq!(sim.declined[&elsewhere.id], Decline::WrongGroup);
+}
+
+/// Notes which commands executed beside an unfinished one that adds to the same key.
+#[derive(Default)]
+struct Contended(Vec<(u64, bool)>);
+
+impl Machine for Contended {
+    fn contribute(&mut self, _context: &Context, _command: &Command) -> Bytes {
+        Bytes::new()
+    }
+
+    fn execute(&mut self, context: &Context, command: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
+        self.0.push((command.id.sequence, context.is_contended));
+        Bytes::new()
+    }
+
+    fn session_opened(&mut self, _context: &Context, _session: SessionId) {}
+
+    fn session_closed(&mut self, _context: &Context, _session: SessionId) {}
+}
+
+#[test]
+fn machine_is_told_when_an_unfinished_command_adds_to_the_same_key() {
+    let mut state = OrderState::new(A);
+    let mut machine = Contended::default();
+    let both = command(1, &[(A, 5, Mode::Add), (B, 5, Mode::Add)]);
+    let single = |sequence, key, mode| {
+        let timestamp = Timestamp(10 + sequence);
+        Record::Single { command: command(sequence, &[(A, key, mode)]), timestamp }
+    };
+    let foreign = Contribution { value: Bytes::new(), index: LogIndex(9), depends_on: VectorClock::new() };
+    let records = [
+        Record::SessionOpen { session: SESSION, timestamp: Timestamp(1) },
+        single(2, 5, Mode::Add),
+        Record::Prepare { command: both.clone(), timestamp: Timestamp(13) },
+        single(3, 5, Mode::Add),
+        single(4, 6, Mode::Add),
+        single(5, 5, Mode::Read),
+        Record::Commit { id: both.id, timestamp: Timestamp(20) },
+        single(6, 5, Mode::Add),
+        Record::Finish { id: both.id, contributions: [(B, foreign)].into_iter().collect() },
+        single(7, 5, Mode::Add),
+    ];
+    for (index, record) in (1..).zip(&records) {
+        state.apply(LogIndex(index), record, &mut machine);
+    }
+    let told = [(2, false), (3, true), (4, false), (5, false), (6, true), (1, false), (7, false)];
+    assert_eq!(machine.0, told);
 }

@@ -170,7 +170,7 @@ impl Fs {
                 FsOp::Unlink { parent, name, target, keep_open }
             };
             match self.update(op, &mut facts).await.map_err(gone)? {
-                Some(Done::Removed { attr }) => {
+                Some(Done::Removed { attr, .. }) => {
                     self.expect_attr(facts.at_home(whose));
                     self.mind_orphan(&attr, keep_open);
                     return Ok(());
@@ -211,7 +211,7 @@ impl Fs {
                 keep_open,
             };
             match self.update(op, &mut facts).await.map_err(gone)? {
-                Some(Done::Renamed { attr, target }) => {
+                Some(Done::Renamed { attr, target, .. }) => {
                     self.table.moved(attr.ino, attr.home);
                     if let Some(target) = target {
                         self.table.moved(target.ino, target.home);

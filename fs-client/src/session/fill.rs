@@ -88,7 +88,7 @@ fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
             }
             fill.attr(attr);
         }
-        (FsOp::Unlink { parent, name, .. } | FsOp::Rmdir { parent, name, .. }, Done::Removed { attr }) => {
+        (FsOp::Unlink { parent, name, .. } | FsOp::Rmdir { parent, name, .. }, Done::Removed { attr, .. }) => {
             if parent.home == group {
                 fill.dirent(parent.ino, name, None);
             }
@@ -98,7 +98,7 @@ fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
                 fill.attr(attr);
             }
         }
-        (FsOp::Rename { from_parent, from_name, to_parent, to_name, .. }, Done::Renamed { attr, target }) => {
+        (FsOp::Rename { from_parent, from_name, to_parent, to_name, .. }, Done::Renamed { attr, target, .. }) => {
             let exchanged = matches!(op, FsOp::Rename { mode: metadata::op::RenameMode::Exchange, .. });
             // Two names of one inode: both stay.
             let idle = target.as_ref().is_some_and(|target| target.ino == attr.ino);
@@ -109,7 +109,12 @@ fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
             if to_parent.home == group {
                 fill.dirent(to_parent.ino, to_name, there(attr));
             }
-            fill.replace(attr);
+            // What is said of a directory beside `directories` may be older than what is in it.
+            if attr.kind == FileKind::Directory {
+                fill.forget_inode(attr.ino);
+            } else {
+                fill.replace(attr);
+            }
             if let Some(target) = target
                 && !idle
             {
@@ -125,5 +130,8 @@ fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
         }
         (FsOp::SetPlacement { .. } | FsOp::MoveInode { .. }, Done::Node { attr, .. }) => fill.replace(attr),
         _ => {}
+    }
+    for directory in done.directories() {
+        fill.attr(directory);
     }
 }

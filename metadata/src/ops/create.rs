@@ -61,7 +61,7 @@ impl<S: StoreMut> Namespace<S> {
             }
             self.account(1, 0)?;
         }
-        Ok(Some(Done::Node { attr: Box::new(attr), appended_at: None }))
+        Ok(Some(Done::node(attr)))
     }
 
     fn note_number(&mut self, ino: InodeId) -> Result<(), Error> {

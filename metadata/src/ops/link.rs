@@ -60,7 +60,7 @@ impl<S: StoreMut> Namespace<S> {
         if parent.home == self.group {
             self.insert_entry(parent.ino, name, node, 0, joint.time)?;
         }
-        Ok(Some(Done::Node { attr: Box::new(attr), appended_at: None }))
+        Ok(Some(Done::node(attr)))
     }
 
     pub(crate) fn check_unlink(
@@ -139,7 +139,7 @@ impl<S: StoreMut> Namespace<S> {
         if target.home == self.group {
             self.put_unlinked(&attr, session, holder)?;
         }
-        Ok(Some(Done::Removed { attr: Box::new(attr) }))
+        Ok(Some(Done::Removed { attr: Box::new(attr), directories: Vec::new() }))
     }
 
     /// Writes an inode that has just lost a name, and lets go of it if that was the last.

@@ -17,7 +17,7 @@ impl<S: StoreMut> Namespace<S> {
             touch_changed(&mut row.attr, now);
             self.put_inode(&row)?;
         }
-        Ok(Done::Node { attr: Box::new(row.attr), appended_at: None })
+        Ok(Done::node(row.attr))
     }
 
     pub(crate) fn check_move(
@@ -72,6 +72,6 @@ impl<S: StoreMut> Namespace<S> {
         if to == self.group {
             self.arrive(freight, attr.clone())?;
         }
-        Ok(Some(Done::Node { attr: Box::new(attr), appended_at: None }))
+        Ok(Some(Done::node(attr)))
     }
 }

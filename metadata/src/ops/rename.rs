@@ -212,7 +212,7 @@ impl<S: StoreMut> Namespace<S> {
         if rename.is_idle() {
             let Some(attr) = joint.facts.node(rename.source.ino) else { return Ok(malformed) };
             let attr = Box::new(attr.clone());
-            return Ok((Ok(Done::Renamed { target: Some(attr.clone()), attr }), true));
+            return Ok((Ok(Done::Renamed { target: Some(attr.clone()), attr, directories: Vec::new() }), true));
         }
         let Some(source) = rename.renamed(rename.source, rename.to_parent, &joint.facts, joint.time) else {
             return Ok(malformed);
@@ -264,7 +264,7 @@ impl<S: StoreMut> Namespace<S> {
                 Some(Box::new(attr))
             }
         };
-        Ok(Some(Done::Renamed { attr: Box::new(source), target }))
+        Ok(Some(Done::Renamed { attr: Box::new(source), target, directories: Vec::new() }))
     }
 
     fn apply_exchange(&mut self, rename: &Rename<'_>, source: Attr, joint: &Joint) -> Result<Option<Done>, Error> {
@@ -282,7 +282,8 @@ impl<S: StoreMut> Namespace<S> {
         }
         self.put_renamed(rename.source, &source, joint)?;
         self.put_renamed(node, &target, joint)?;
-        Ok(Some(Done::Renamed { attr: Box::new(source), target: Some(Box::new(target)) }))
+        let (attr, target) = (Box::new(source), Some(Box::new(target)));
+        Ok(Some(Done::Renamed { attr, target, directories: Vec::new() }))
     }
 
     /// Writes an inode under its new name, in its home or out of the old into the new one.

@@ -13,7 +13,7 @@ impl<S: StoreMut> Namespace<S> {
     pub(crate) fn set_attr(&mut self, now: TimeNs, node: NodeRef, set: &SetAttr) -> Step<Done> {
         let mut row = self.subject(node)?;
         if *set == SetAttr::default() {
-            return Ok(Done::Node { attr: Box::new(row.attr), appended_at: None });
+            return Ok(Done::node(row.attr));
         }
         if let Some(size) = set.size {
             require_file(&row)?;
@@ -34,7 +34,7 @@ impl<S: StoreMut> Namespace<S> {
             row.modified = now;
         }
         self.put_inode(&row)?;
-        Ok(Done::Node { attr: Box::new(row.attr), appended_at: None })
+        Ok(Done::node(row.attr))
     }
 
     fn truncate(&mut self, row: InodeRow, size: u64) -> Step<InodeRow> {

@@ -51,7 +51,7 @@ impl<S: StoreMut> Namespace<S> {
         }
         self.put_inode(&row)?;
         let appended_at = (*at == WriteAt::End).then_some(base);
-        Ok(Done::Node { attr: Box::new(row.attr), appended_at })
+        Ok(Done::Node { attr: Box::new(row.attr), appended_at, directories: Vec::new() })
     }
 
     /// How long the file must be for a change, which must be possible.

@@ -38,7 +38,7 @@ impl<S: StoreMut> Namespace<S> {
         touch_changed(&mut row.attr, now);
         self.put_inode(&row)?;
         self.put(key, value.to_vec())?;
-        Ok(Done::Node { attr: Box::new(row.attr), appended_at: None })
+        Ok(Done::node(row.attr))
     }
 
     pub(crate) fn remove_xattr(&mut self, now: TimeNs, node: NodeRef, name: &Bytes) -> Step<Done> {
@@ -52,7 +52,7 @@ impl<S: StoreMut> Namespace<S> {
         touch_changed(&mut row.attr, now);
         self.put_inode(&row)?;
         self.remove(&key)?;
-        Ok(Done::Node { attr: Box::new(row.attr), appended_at: None })
+        Ok(Done::node(row.attr))
     }
 }
 

@@ -374,7 +374,7 @@ pub fn agree(outcome: &Outcome, expected: &Expected, refs: &mut BTreeMap<Id, Nod
     match (outcome, expected) {
         (Ok(Done::Nothing), Expected::Done(None)) => {}
         (
-            Ok(Done::Node { attr, .. } | Done::Removed { attr } | Done::Renamed { attr, .. }),
+            Ok(Done::Node { attr, .. } | Done::Removed { attr, .. } | Done::Renamed { attr, .. }),
             Expected::Done(Some(id)),
         ) => {
             let shown = NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };

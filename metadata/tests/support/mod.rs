@@ -99,12 +99,41 @@ impl Cluster {
             }
         }
         let now = TimeNs(self.now);
-        let outcomes: Vec<Bytes> = groups
-            .iter()
-            .map(|&group| self.on(group, |namespace| namespace.execute(now, &command, &contributions)))
-            .collect();
+        let mut outcomes = Vec::new();
+        for &group in &groups {
+            let outcome = self.on(group, |namespace| namespace.execute(now, &command, &contributions));
+            let mut outcome = decode_outcome(&outcome).unwrap();
+            self.check_directories(group, op, &mut outcome);
+            outcomes.push(outcome);
+        }
         assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]), "every group answers alike");
-        decode_outcome(&outcomes[0]).unwrap()
+        outcomes.swap_remove(0)
+    }
+
+    /// The directories that an outcome tells of are as the group has them, and all that live there and whose entries
+    /// changed are told. Takes them out.
+    fn check_directories(&self, group: GroupId, op: &FsOp, outcome: &mut Outcome) {
+        let directories = take_directories(outcome);
+        if outcome.is_err() {
+            return;
+        }
+        for directory in &directories {
+            let Ok(ReadAnswer::Attr(attr)) = self.read(group, &ReadOp::GetAttr { ino: directory.ino }) else {
+                panic!()
+            };
+            assert_eq!(*attr, *directory);
+        }
+        let parents = match op {
+            FsOp::Create { parent, .. }
+            | FsOp::Link { parent, .. }
+            | FsOp::Unlink { parent, .. }
+            | FsOp::Rmdir { parent, .. } => vec![*parent],
+            FsOp::Rename { from_parent, to_parent, .. } => vec![*from_parent, *to_parent],
+            _ => Vec::new(),
+        };
+        for parent in parents.iter().filter(|parent| parent.home == group) {
+            assert!(directories.iter().any(|attr| attr.ino == parent.ino), "{op:?} does not tell of {parent:?}");
+        }
     }
 
     pub fn read(&self, group: GroupId, op: &ReadOp) -> ReadResult {
@@ -177,8 +206,18 @@ pub fn write_op(node: NodeRef, changes: Vec<Change>) -> FsOp {
 /// The attributes of the inode that an update was about.
 pub fn node_of(outcome: &Outcome) -> Attr {
     match outcome {
-        Ok(Done::Node { attr, .. } | Done::Removed { attr } | Done::Renamed { attr, .. }) => (**attr).clone(),
+        Ok(Done::Node { attr, .. } | Done::Removed { attr, .. } | Done::Renamed { attr, .. }) => (**attr).clone(),
         other => panic!("not about an inode: {other:?}"),
+    }
+}
+
+/// Takes out what each group tells for itself.
+pub fn take_directories(outcome: &mut Outcome) -> Vec<Attr> {
+    match outcome {
+        Ok(Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. }) => {
+            std::mem::take(directories)
+        }
+        Ok(Done::Nothing) | Err(_) => Vec::new(),
     }
 }
 

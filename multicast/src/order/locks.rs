@@ -42,6 +42,10 @@ impl Locks {
         locks.iter().find(|lock| lock.index <= client_index && lock.mode.changes()).map(|lock| lock.id)
     }
 
+    pub(crate) fn is_changing(&self, key: Key) -> bool {
+        self.by_key.get(&key).is_some_and(|locks| locks.iter().any(|lock| lock.mode.changes()))
+    }
+
     pub(crate) fn changing(&self) -> impl Iterator<Item = (Key, LogIndex, CommandId)> + '_ {
         self.by_key.iter().flat_map(|(&key, locks)| {
             locks.iter().filter(|lock| lock.mode.changes()).map(move |lock| (key, lock.index, lock.id))

@@ -148,7 +148,7 @@ impl OrderState {
         let binding = command.binding();
         let reply = match self.standing(command.id, binding) {
             Standing::New => {
-                let outcome = machine.execute(&self.context(timestamp), command, &BTreeMap::new());
+                let outcome = machine.execute(&self.context_of(timestamp, command), command, &BTreeMap::new());
                 self.merge_dependencies(&command.clock);
                 self.store_reply(command.id, binding, Ok(outcome.clone()), command.acknowledged_below);
                 let reply = Reply { id: command.id, index: self.applied, result: Ok(outcome) };
@@ -236,7 +236,7 @@ impl OrderState {
             self.merge_dependencies(&theirs.depends_on);
             self.depends_on.advance_effects(group, theirs.index);
         }
-        let outcome = machine.execute(&self.context(timestamp), &command, &values);
+        let outcome = machine.execute(&self.context_of(timestamp, &command), &command, &values);
         let binding = command.binding();
         self.store_reply(id, binding, Ok(outcome.clone()), command.acknowledged_below);
         let verdict = Verdict::Executed { timestamp: prepared.timestamp, contribution };
@@ -349,7 +349,14 @@ impl OrderState {
     }
 
     fn context(&self, timestamp: Timestamp) -> Context {
-        Context { group: self.group, index: self.applied, timestamp, time_ns: timestamp.0 }
+        Context { group: self.group, index: self.applied, timestamp, time_ns: timestamp.0, is_contended: false }
+    }
+
+    /// For a command that executes and holds no locks (any more).
+    fn context_of(&self, timestamp: Timestamp, command: &Command) -> Context {
+        let footprint = command.footprint(self.group).unwrap_or(&[]);
+        let is_contended = footprint.iter().any(|(key, mode)| mode.changes() && self.locks.is_changing(*key));
+        Context { is_contended, ..self.context(timestamp) }
     }
 
     fn raise_clock(&mut self, timestamp: Timestamp) {

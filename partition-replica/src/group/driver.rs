@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use metadata::types::TimeNs;
 use metadata::{Changes, Namespace, Overlay, StoreMut};
 use multicast::command::Command;
 use multicast::core::{Core, SessionChange};
@@ -420,17 +419,13 @@ pub fn locked_keys(order: &multicast::OrderState) -> LockedKeys {
 /// Lets the log execute on the namespace.
 struct Executor<'a, S>(&'a mut Namespace<S>);
 
-fn time(context: &Context) -> TimeNs {
-    TimeNs(i64::try_from(context.time_ns).unwrap_or(i64::MAX))
-}
-
 impl<S: StoreMut> Machine for Executor<'_, S> {
     fn contribute(&mut self, _context: &Context, command: &Command) -> Bytes {
         self.0.contribute(command)
     }
 
     fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        self.0.execute(time(context), command, contributions)
+        Machine::execute(self.0, context, command, contributions)
     }
 
     fn session_opened(&mut self, _context: &Context, session: SessionId) {
