@@ -229,7 +229,8 @@ pub enum FsOp {
         /// Flags.
         mode: RenameMode,
         /// If a directory moves to another parent: the chain from `to_parent` (included) up to the root (not included).
-        /// For an exchange of which the target is a directory, also the chain of `from_parent`. Empty otherwise.
+        /// For an exchange of which the target is a directory, also the chain of `from_parent`, up to where it meets the
+        /// first: no directory is named twice. Empty otherwise.
         ancestors: Vec<Ancestor>,
         /// The client holds the replaced target open.
         keep_open: bool,

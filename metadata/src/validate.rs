@@ -1,5 +1,7 @@
 //! What can be said about an operation without looking at any state, and the limits on its size.
 
+use std::collections::BTreeMap;
+
 use crate::op::{Ancestor, Change, FsOp, NewNode, RenameMode};
 use crate::outcome::Errno;
 use crate::types::{BLOB_BYTES_MAX, FILE_BYTES_MAX, FileKind, InodeId, NAME_BYTES_MAX, NodeRef, SYMLINK_BYTES_MAX};
@@ -77,11 +79,14 @@ pub(crate) fn validate(op: &FsOp) -> Result<(), Errno> {
 pub(crate) struct Chains<'a> {
     /// From the new name's directory upwards, if the source is a directory that gets another parent.
     pub(crate) source: &'a [Ancestor],
-    /// From the old name's directory upwards, if an exchanged target is a directory that gets another parent.
+    /// From the old name's directory upwards, if an exchanged target is a directory that gets another parent: as far as
+    /// the other chain does not go the same way.
     pub(crate) target: &'a [Ancestor],
+    /// The rest of that way, named by the other chain.
+    pub(crate) target_rest: &'a [Ancestor],
 }
 
-/// Takes a rename's ancestors apart. `None` if they are not what the rename has to name.
+/// Takes a rename's ancestors apart. `None` if they are not what the rename has to name, each directory once.
 pub(crate) fn rename_chains(op: &FsOp) -> Option<Chains<'_>> {
     let FsOp::Rename { from_parent, source, to_parent, target, mode, ancestors, .. } = op else { return None };
     if ancestors.len() > ANCESTORS_MAX {
@@ -91,20 +96,30 @@ pub(crate) fn rename_chains(op: &FsOp) -> Option<Chains<'_>> {
     let mut chains = Chains::default();
     let mut rest = ancestors.as_slice();
     if reparents && source.kind == FileKind::Directory {
-        (chains.source, rest) = chain(to_parent.ino, rest)?;
+        (chains.source, _, rest) = chain(to_parent.ino, &[], rest)?;
     }
     let swapped = target.filter(|target| *mode == RenameMode::Exchange && target.kind == FileKind::Directory);
     if reparents && swapped.is_some() {
-        (chains.target, rest) = chain(from_parent.ino, rest)?;
+        (chains.target, chains.target_rest, rest) = chain(from_parent.ino, chains.source, rest)?;
     }
     rest.is_empty().then_some(chains)
 }
 
-/// Splits off the chain from `dir` to the root.
-fn chain(dir: InodeId, ancestors: &[Ancestor]) -> Option<(&[Ancestor], &[Ancestor])> {
+/// Splits off the chain from `dir` to the root, or to where `known` goes on to the root: that part of the chain, the part of
+/// `known`, and what is left.
+fn chain<'a>(
+    dir: InodeId,
+    known: &'a [Ancestor],
+    ancestors: &'a [Ancestor],
+) -> Option<(&'a [Ancestor], &'a [Ancestor], &'a [Ancestor])> {
+    let places: BTreeMap<InodeId, usize> = known.iter().map(|step| step.dir.ino).zip(0..).collect();
     let mut next = dir;
     let mut len = 0;
     while next != InodeId::ROOT {
+        if let Some(&place) = places.get(&next) {
+            let (own, left) = ancestors.split_at(len);
+            return Some((own, &known[place..], left));
+        }
         let step = ancestors.get(len)?;
         if step.dir.ino != next || step.dir.kind != FileKind::Directory {
             return None;
@@ -112,7 +127,8 @@ fn chain(dir: InodeId, ancestors: &[Ancestor]) -> Option<(&[Ancestor], &[Ancesto
         next = step.parent;
         len += 1;
     }
-    Some(ancestors.split_at(len))
+    let (own, left) = ancestors.split_at(len);
+    Some((own, &[], left))
 }
 
 fn directory(node: NodeRef) -> Result<(), Errno> {

@@ -379,6 +379,105 @@ mod renames {
         cluster.check();
     }
 
+    /// The chain above a directory of a tree that is given as (directory, its parent), without what is in `known`.
+    fn chain_above(tree: &[(NodeRef, NodeRef)], dir: NodeRef, known: &[Ancestor]) -> Vec<Ancestor> {
+        let mut chain = Vec::new();
+        let mut next = dir;
+        while next != ROOT && known.iter().all(|step| step.dir != next) {
+            let (_, parent) = tree.iter().find(|(dir, _)| *dir == next).unwrap();
+            chain.push(step(next, *parent));
+            next = *parent;
+        }
+        chain
+    }
+
+    /// Every two entries of a tree, files and directories, beside each other, under each other, far from each other: with
+    /// all directories in one group and with all in different ones.
+    #[test]
+    fn exchange_of_any_two_entries_swaps_them_or_refuses_a_loop() {
+        let trees = [[0; 6], [1, 2, 0, 1, 2, 0], [0, 0, 1, 1, 2, 2]];
+        for (spread, groups) in trees.into_iter().enumerate() {
+            let mut cluster = cluster(3);
+            // /a/b/c and /a/d, /e/f: chains that meet in `a`, in the root, and at once.
+            let mut tree: Vec<(NodeRef, NodeRef)> = Vec::new();
+            let mut entries: Vec<(NodeRef, String, NodeRef)> = Vec::new();
+            let shape = [("a", None), ("b", Some(0)), ("c", Some(1)), ("d", Some(0)), ("e", None), ("f", Some(4))];
+            for ((entry, above), group) in shape.into_iter().zip(groups) {
+                let parent = above.map_or(ROOT, |above: usize| tree[above].0);
+                let dir = cluster.mkdir_on(S, parent, entry, group);
+                tree.push((dir, parent));
+                entries.push((parent, entry.to_owned(), dir));
+            }
+            for (parent, _) in tree.clone() {
+                for (entry, node) in [("x", NewNode::File), ("y", NewNode::Directory { placement: None })] {
+                    let node = cluster.create(S, parent, entry, node);
+                    entries.push((parent, entry.to_owned(), node));
+                    if node.kind == FileKind::Directory {
+                        tree.push((node, parent));
+                    }
+                }
+            }
+            let mut outcomes = [0; 2];
+            for (from, from_name, source) in &entries {
+                for (to, to_name, target) in entries.iter().filter(|entry| entry.2 != *source) {
+                    let (above_from, above_to) = (chain_above(&tree, *from, &[]), chain_above(&tree, *to, &[]));
+                    let is_above = |node: &NodeRef, chain: &[Ancestor]| chain.iter().any(|step| step.dir == *node);
+                    let loops = is_above(source, &above_to) || is_above(target, &above_from);
+                    let mut chains = Vec::new();
+                    if from != to && source.kind == FileKind::Directory {
+                        chains = above_to;
+                    }
+                    if from != to && target.kind == FileKind::Directory {
+                        chains.extend(chain_above(&tree, *from, &chains));
+                    }
+                    let op = rename((*from, from_name, *source), (*to, to_name, Some(*target)), chains);
+                    let before = cluster.clone();
+                    let outcome = cluster.submit(S, &with_mode(op, RenameMode::Exchange));
+                    outcomes[usize::from(loops)] += 1;
+                    if loops {
+                        assert_eq!(outcome, errno(Errno::Invalid), "{from_name} {to_name}");
+                        assert_eq!(cluster.stores, before.stores);
+                        continue;
+                    }
+                    assert!(outcome.is_ok(), "{from_name} {to_name} {spread}: {outcome:?}");
+                    let found = (cluster.lookup(*from, from_name).unwrap(), cluster.lookup(*to, to_name).unwrap());
+                    assert_eq!((found.0.ino, found.1.ino), (target.ino, source.ino));
+                    for (node, parent) in [(found.0, from), (found.1, to)] {
+                        let above = (node.kind == FileKind::Directory).then_some(parent.ino);
+                        assert_eq!(cluster.attr(node).parent, above);
+                    }
+                    cluster.check();
+                    cluster = before;
+                }
+            }
+            assert!(outcomes[0] > 200 && outcomes[1] > 20, "{outcomes:?}");
+        }
+    }
+
+    #[test]
+    fn exchange_names_no_ancestor_twice_and_none_too_few() {
+        let mut cluster = cluster(2);
+        let a = cluster.mkdir_on(S, ROOT, "a", 1);
+        let (b, c) = (cluster.mkdir(S, a, "b"), cluster.mkdir(S, a, "c"));
+        let (x, y) = (cluster.mkdir(S, b, "x"), cluster.mkdir(S, c, "y"));
+        let swap = |chain| with_mode(rename((b, "x", x), (c, "y", Some(y)), chain), RenameMode::Exchange);
+        let (above_b, above_c, above_a) = (step(b, a), step(c, a), step(a, ROOT));
+        for bad in [
+            vec![above_c, above_a, above_b, above_a],
+            vec![above_c, above_a],
+            vec![above_b, above_a, above_c],
+            vec![above_c, above_b, above_a],
+            vec![above_c, above_a, step(b, ROOT), above_a],
+        ] {
+            assert_eq!(cluster.submit(S, &swap(bad)), errno(Errno::Malformed));
+        }
+        // What lies about where the chains meet is not believed.
+        let lie = cluster.submit(S, &swap(vec![above_c, above_a, step(b, c)]));
+        assert_eq!(lie, Err(OpError::Stale(vec![Fact::Parent { dir: b.ino, parent: a.ino }])));
+        cluster.submit(S, &swap(vec![above_c, above_a, above_b])).unwrap();
+        cluster.check();
+    }
+
     #[test]
     fn directory_does_not_move_into_itself() {
         let mut cluster = cluster(1);

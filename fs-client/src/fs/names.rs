@@ -253,9 +253,11 @@ impl Fs {
                 if step.dir.ino == target.ino {
                     return Err(Errno::EINVAL);
                 }
-                if chain.iter().all(|known| known.dir.ino != step.dir.ino) {
-                    chain.push(step);
+                if chain.iter().any(|known| known.dir.ino == step.dir.ino) {
+                    // From here on both go the same way. What another look would say of it may be another time's.
+                    break;
                 }
+                chain.push(step);
             }
         }
         Ok(chain)

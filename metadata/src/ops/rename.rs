@@ -100,9 +100,9 @@ impl<S: StoreMut> Namespace<S> {
         let (Some(rename), Some(chains)) = (Rename::of(op), rename_chains(op)) else { return Ok(()) };
         self.check_from(&rename, part)?;
         self.check_to(&rename, part)?;
-        self.check_chain(chains.source, rename.source, part)?;
+        self.check_chain(chains.source, &[], rename.source, part)?;
         if let Some(target) = rename.target {
-            self.check_chain(chains.target, target, part)?;
+            self.check_chain(chains.target, chains.target_rest, target, part)?;
         }
         note(&mut part.refusals, rename.check_kinds())?;
         self.check_nodes(&rename, part)
@@ -145,13 +145,19 @@ impl<S: StoreMut> Namespace<S> {
     }
 
     /// The part of the chain above a directory's new place that lives here must be as it was taken for, and the directory
-    /// itself not in it.
-    fn check_chain(&self, chain: &[Ancestor], moved: NodeRef, part: &mut Contribution) -> Result<(), Error> {
+    /// itself not in it. `rest` is the part of the chain that is looked at as part of another.
+    fn check_chain(
+        &self,
+        chain: &[Ancestor],
+        rest: &[Ancestor],
+        moved: NodeRef,
+        part: &mut Contribution,
+    ) -> Result<(), Error> {
         for ancestor in chain.iter().filter(|ancestor| ancestor.dir.home == self.group) {
             let checked = self.check_ancestor(ancestor);
             note(&mut part.refusals, checked)?;
         }
-        if chain.iter().any(|ancestor| ancestor.dir.ino == moved.ino) {
+        if chain.iter().chain(rest).any(|ancestor| ancestor.dir.ino == moved.ino) {
             note(&mut part.refusals, Err::<(), _>(Stop::errno(Rank::Loop, Errno::Invalid)))?;
         }
         Ok(())

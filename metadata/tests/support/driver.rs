@@ -198,7 +198,11 @@ impl Planner {
             ancestors.extend(self.chain(model, to.0)?);
         }
         if mode == RenameMode::Exchange && to.1.is_some_and(|target| model.is_dir(target)) {
-            ancestors.extend(self.chain(model, from.0)?);
+            for step in self.chain(model, from.0)? {
+                if ancestors.iter().all(|known: &Ancestor| known.dir.ino != step.dir.ino) {
+                    ancestors.push(step);
+                }
+            }
         }
         Some(ancestors)
     }

@@ -21,6 +21,7 @@ use multicast::ids::{CommandId, GroupId, SessionId, VectorClock};
 pub const INLINE_BYTES_MAX: u32 = 64;
 pub const ROOT: NodeRef = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: GroupId::GLOBAL };
 
+#[derive(Clone)]
 pub struct Cluster {
     pub stores: BTreeMap<GroupId, MemStore>,
     /// What the last command changed, by group.
