@@ -6,12 +6,13 @@ use multicast::ids::{GroupId, SessionId};
 
 use crate::error::Error;
 use crate::op::LockRange;
-use crate::ops::{Piece, conflict, pieces_from};
+use crate::ops::{Piece, conflict, moves, pieces_from};
 use crate::outcome::{Errno, OpError};
 use crate::read::{ListEntry, ReadAnswer, ReadOp, ReadResult};
-use crate::rows::{self, Counters, DirentRow, InodeRow, ListingRow, LockRow, Source};
+use crate::rows::{self, BlobRow, Counters, DirentRow, InodeRow, ListingRow, LockRow, Source};
 use crate::store::Store;
 use crate::types::{BlobId, Content, Dirent, Extent, FileKind, InodeId, NodeRef};
+use crate::validate::BATCH_MAX;
 use crate::verdict::{Rank, Step, Stop};
 use crate::{keys, verdict};
 
@@ -44,6 +45,7 @@ pub fn read<S: Store + ?Sized>(store: &S, group: GroupId, op: &ReadOp) -> Result
         }
         ReadOp::Usage => reader.usage(),
         ReadOp::Garbage { limit } => reader.garbage(*limit),
+        ReadOp::BlobsInUse { blobs } => reader.blobs_in_use(blobs),
     };
     match step {
         Ok(answer) => Ok(Ok(answer)),
@@ -224,8 +226,24 @@ impl<S: Store + ?Sized> Reader<'_, S> {
 
     fn garbage(&self, limit: u32) -> Step<ReadAnswer> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(GARBAGE_MAX);
-        let rows = self.store.scan(&[keys::GARBAGE], &[], limit)?;
+        let mut rows = self.store.scan(&[keys::GARBAGE], &[], limit)?;
+        rows.extend(self.store.scan(&[keys::DOUBTFUL], &[], limit - rows.len())?);
         let blobs: Result<Vec<BlobId>, Error> = rows.iter().map(|(key, value)| rows::decode(key, value)).collect();
         Ok(ReadAnswer::Garbage(blobs?))
+    }
+
+    fn blobs_in_use(&self, blobs: &[BlobId]) -> Step<ReadAnswer> {
+        if blobs.len() > BATCH_MAX {
+            return Err(Stop::errno(Rank::Malformed, Errno::Malformed));
+        }
+        let (mut used, mut garbage) = (Vec::new(), Vec::new());
+        for &blob in blobs {
+            match rows::read::<BlobRow, _>(self.store, &keys::blob(blob))? {
+                Some(row) if row.references > 0 => used.push(blob),
+                Some(_) => garbage.push(blob),
+                None => {}
+            }
+        }
+        Ok(ReadAnswer::BlobsInUse { used, garbage, moves: moves(self.store)? })
     }
 }

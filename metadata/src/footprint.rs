@@ -207,7 +207,7 @@ impl ReadOp {
             | ReadOp::ListXattr { ino } => vec![key_inode(*ino)],
             ReadOp::Ancestors { dir } => vec![key_parent(*dir), key_home(*dir)],
             ReadOp::TestLock { ino, .. } => vec![key_locks(*ino), key_home(*ino)],
-            ReadOp::Usage | ReadOp::Garbage { .. } => Vec::new(),
+            ReadOp::Usage | ReadOp::Garbage { .. } | ReadOp::BlobsInUse { .. } => Vec::new(),
         }
     }
 
@@ -229,7 +229,7 @@ impl ReadOp {
                 Some(birth) if ino.birth_group() == group => vec![key_births(group, birth.shard), key_home(*ino)],
                 _ => vec![key_home(*ino)],
             },
-            ReadOp::Usage | ReadOp::Garbage { .. } => Vec::new(),
+            ReadOp::Usage | ReadOp::Garbage { .. } | ReadOp::BlobsInUse { .. } => Vec::new(),
         }
     }
 }

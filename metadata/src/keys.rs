@@ -21,6 +21,8 @@
 //! | 10 | doubtful garbage | sequence | blob that nothing in this group refers to, but perhaps another group |
 //! | 11 | forward | ino | the group where the inode went |
 //! | 12 | births | shard | the last number of an inode born here at the wish of another group |
+//! | 13 | retired | writer, origin | [`Retired`](crate::rows::Retired) |
+//! | 14 | moves | | [`Moves`](crate::rows::Moves) |
 //!
 //! Extents are keyed by their end: the one that covers an offset is the first that ends behind it, and no backward scan is
 //! needed. Kinds from 40 on are free for whoever shares the store.
@@ -47,6 +49,7 @@ pub(crate) const GARBAGE: u8 = 0x0f;
 pub(crate) const DOUBTFUL: u8 = 0x10;
 pub(crate) const FORWARD: u8 = 0x11;
 pub(crate) const BIRTHS: u8 = 0x12;
+pub(crate) const RETIRED: u8 = 0x13;
 
 pub(crate) fn volume() -> Vec<u8> {
     vec![0x01]
@@ -128,6 +131,17 @@ pub(crate) fn blob(blob: BlobId) -> Vec<u8> {
     key.extend_from_slice(&blob.writer.to_be_bytes());
     key.extend_from_slice(&blob.sequence.to_be_bytes());
     key
+}
+
+/// Of all blobs of this one's writer.
+pub(crate) fn retired(blob: BlobId) -> Vec<u8> {
+    let mut key = numbered(RETIRED, blob.writer);
+    key.extend_from_slice(&blob.origin.to_be_bytes());
+    key
+}
+
+pub(crate) fn moves() -> Vec<u8> {
+    vec![0x14]
 }
 
 pub(crate) fn births(shard: u8) -> Vec<u8> {

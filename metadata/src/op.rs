@@ -316,7 +316,8 @@ pub enum FsOp {
         /// Its new home.
         to: GroupId,
     },
-    /// The primary's collector has deleted these blobs, which nothing referred to.
+    /// A collector deletes, or has deleted, these blobs: those that nothing in the group refers to are not to be referred
+    /// to any more, and their rows go.
     Collected {
         /// The group.
         home: GroupId,

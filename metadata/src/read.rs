@@ -89,6 +89,11 @@ pub enum ReadOp {
         /// At most so many.
         limit: u32,
     },
+    /// Which of these blobs extents here refer to, for the collector; also those that are garbage here already.
+    BlobsInUse {
+        /// At most [`BATCH_MAX`](crate::validate::BATCH_MAX).
+        blobs: Vec<crate::types::BlobId>,
+    },
 }
 
 /// One entry of a directory listing.
@@ -145,6 +150,15 @@ pub enum ReadAnswer {
     },
     /// To `Garbage`.
     Garbage(Vec<crate::types::BlobId>),
+    /// To `BlobsInUse`.
+    BlobsInUse {
+        /// Those that something refers to.
+        used: Vec<crate::types::BlobId>,
+        /// Those that nothing refers to any more: they are or will be collected from here.
+        garbage: Vec<crate::types::BlobId>,
+        /// How many files with blobs have departed and arrived.
+        moves: crate::rows::Moves,
+    },
 }
 
 /// The result of a read. Of [`OpError`] only `Errno` and `Moved` occur.
@@ -170,7 +184,8 @@ impl ReadAnswer {
             | ReadAnswer::Ancestors(_)
             | ReadAnswer::Lock(_)
             | ReadAnswer::Usage { .. }
-            | ReadAnswer::Garbage(_) => Vec::new(),
+            | ReadAnswer::Garbage(_)
+            | ReadAnswer::BlobsInUse { .. } => Vec::new(),
         }
     }
 
@@ -197,7 +212,8 @@ impl ReadAnswer {
             | ReadAnswer::Ancestors(_)
             | ReadAnswer::Lock(_)
             | ReadAnswer::Usage { .. }
-            | ReadAnswer::Garbage(_) => {}
+            | ReadAnswer::Garbage(_)
+            | ReadAnswer::BlobsInUse { .. } => {}
         }
     }
 }

@@ -128,6 +128,23 @@ pub struct BlobRow {
     pub garbage: Option<u64>,
 }
 
+/// Up to which of its blobs a writer may not refer to one for the first time any more. Stays when the writer is gone: it
+/// may come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retired {
+    /// The last one.
+    pub sequence: u64,
+}
+
+/// How many files with blobs have changed their home.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moves {
+    /// From here.
+    pub departed: u64,
+    /// To here.
+    pub arrived: u64,
+}
+
 /// Encodes a row's value.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     postcard::to_extend(value, vec![ROW_VERSION]).expect("a row in memory always encodes")

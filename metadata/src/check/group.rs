@@ -102,6 +102,8 @@ impl GroupRows {
             keys::DOUBTFUL => drop(self.doubtful.insert(number(1)?, rows::decode(key, value)?)),
             keys::FORWARD => drop(self.forwards.insert(ino?, rows::decode(key, value)?)),
             keys::BIRTHS => {}
+            keys::RETIRED => drop(rows::decode::<rows::Retired>(key, value)?),
+            _ if key == keys::moves() => drop(rows::decode::<rows::Moves>(key, value)?),
             _ if key == keys::counters() => self.counters = rows::decode(key, value)?,
             _ if key == keys::volume() => drop(rows::decode::<rows::Volume>(key, value)?),
             _ => return Err(corrupt()),

@@ -66,7 +66,8 @@ impl<S: StoreMut> Namespace<S> {
         for (end, _) in &extents {
             self.remove(&keys::extent(ino, *end))?;
         }
-        for (blob, references) in blob_counts(&extents) {
+        let blobs = blob_counts(&extents);
+        for (&blob, &references) in &blobs {
             let key = keys::blob(blob);
             let counted: BlobRow = self.read(&key)?.unwrap_or_default();
             let left = counted.references.saturating_sub(references);
@@ -75,6 +76,9 @@ impl<S: StoreMut> Namespace<S> {
             } else {
                 self.put(key, rows::encode(&BlobRow { references: left, beyond: true, ..counted }))?;
             }
+        }
+        if !blobs.is_empty() {
+            self.note_departure()?;
         }
         for kind in [keys::SYMLINK, keys::XATTR, keys::DIRENT, keys::LISTING] {
             for (key, _) in self.rows_of(kind, ino)? {
@@ -93,8 +97,12 @@ impl<S: StoreMut> Namespace<S> {
         for (end, extent) in &freight.extents {
             self.put(keys::extent(ino, *end), rows::encode(extent))?;
         }
-        for (blob, references) in blob_counts(&freight.extents) {
+        let blobs = blob_counts(&freight.extents);
+        for (&blob, &references) in &blobs {
             self.add_references(blob, i64::try_from(references).unwrap_or_default(), true)?;
+        }
+        if !blobs.is_empty() {
+            self.note_arrival()?;
         }
         if let Some(target) = &freight.target {
             self.put(keys::of_inode(keys::SYMLINK, ino), rows::encode(target))?;

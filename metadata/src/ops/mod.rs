@@ -1,6 +1,7 @@
 //! What each family of operations does, one file each. Those that may have several destinations come in two halves: a
 //! check in each group before the verdict, and each group's own part after it.
 
+mod collect;
 mod content;
 mod create;
 mod entry;
@@ -14,5 +15,6 @@ mod setattr;
 mod write;
 mod xattr;
 
+pub(crate) use collect::moves;
 pub(crate) use content::{Piece, pieces_from};
 pub(crate) use lock::conflict;

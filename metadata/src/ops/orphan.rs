@@ -1,4 +1,4 @@
-//! Inodes without a name that someone may still hold open; sessions; the end of inodes; collected garbage.
+//! Inodes without a name that someone may still hold open; sessions; the end of inodes.
 
 use multicast::ids::SessionId;
 
@@ -7,9 +7,9 @@ use crate::error::Error;
 use crate::footprint::{key_home, key_inode, key_locks};
 use crate::namespace::Namespace;
 use crate::outcome::Done;
-use crate::rows::{BlobRow, InodeRow, LockRow};
+use crate::rows::{InodeRow, LockRow};
 use crate::store::StoreMut;
-use crate::types::{BlobId, FileKind, InodeId};
+use crate::types::{FileKind, InodeId};
 use crate::verdict::Step;
 use crate::{keys, rows};
 
@@ -109,18 +109,5 @@ impl<S: StoreMut> Namespace<S> {
                 _ => return Ok(()),
             }
         }
-    }
-
-    /// The collector has deleted these blobs: their rows go.
-    pub(crate) fn collected(&mut self, blobs: &[BlobId]) -> Step<Done> {
-        for &blob in blobs {
-            let key = keys::blob(blob);
-            let Some(BlobRow { references: 0, beyond: false, garbage: Some(number), .. }) = self.read(&key)? else {
-                continue;
-            };
-            self.remove(&key)?;
-            self.remove(&keys::numbered(keys::GARBAGE, number))?;
-        }
-        Ok(Done::Nothing)
     }
 }

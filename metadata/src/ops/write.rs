@@ -71,7 +71,7 @@ impl<S: StoreMut> Namespace<S> {
     /// A blob that nothing refers to may be collected at any moment: too late to refer to it again.
     fn check_reference(&self, blob: BlobId, fresh: bool) -> Step<()> {
         let usable = match self.read::<BlobRow>(&keys::blob(blob))? {
-            None => fresh,
+            None => fresh && !self.is_retired(blob)?,
             Some(row) => row.references > 0,
         };
         if usable { Ok(()) } else { Err(Stop::stale(Fact::BlobGone(blob))) }
