@@ -166,7 +166,7 @@ impl Volume for MemVolume {
             self.cluster.updates.fetch_add(1, Ordering::Relaxed);
             let mut state = self.cluster.state.lock();
             let (group, index, outcome) = state.execute(self.session, sequence, &op);
-            fill::update(&self.cache, group, &op.destinations(), &op, &outcome, index, true);
+            fill::update(&self.cache, group, &op.destinations(), &op, &outcome, index, fill::Kept::Noted);
             self.progress.see(group, index);
             Ok(outcome)
         })

@@ -130,8 +130,11 @@ pub enum Reply {
     Updated {
         /// With this outcome.
         outcome: Outcome,
-        /// Where.
+        /// Where; if `is_noted`, as of which state the outcome still holds.
         position: Position,
+        /// The session may cache what the outcome says as it may what it reads: the stream on this connection will tell
+        /// when it changes.
+        is_noted: bool,
     },
     /// To `Read`.
     Read {

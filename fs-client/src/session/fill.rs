@@ -43,9 +43,18 @@ pub fn read(cache: &Cache, group: GroupId, op: &ReadOp, result: &ReadResult, as_
     }
 }
 
-/// Do nodes note the keys of an update for the session that asked for it, as they do for what it reads? If not, nobody
-/// tells when they change, and what the outcome says answers only until something newer was seen.
-pub const UPDATES_ARE_NOTED: bool = false;
+/// What keeps right what an own outcome teaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The stream: the replica has noted the outcome's keys for this session as it does for what it reads, and no prepared
+    /// update is about to change one of them.
+    Noted,
+    /// Nothing: it answers only until something newer of the group was seen. Asked by who had seen these effects.
+    Unnoted {
+        /// Of prepared updates of the group.
+        asked: LogIndex,
+    },
+}
 
 /// An own update's outcome. What it changed in other groups, or what no stream would keep right, is forgotten first.
 pub fn update(
@@ -55,8 +64,9 @@ pub fn update(
     op: &FsOp,
     outcome: &Outcome,
     as_of: LogIndex,
-    is_noted: bool,
+    kept: Kept,
 ) {
+    let is_noted = kept == Kept::Noted;
     for destination in destinations {
         if destination.group != group || !is_noted {
             let changed = destination.footprint.iter().filter(|(_, mode)| mode.changes());
@@ -64,8 +74,12 @@ pub fn update(
         }
     }
     let Ok(done) = outcome else { return };
-    // An update waits for every prepared one that it conflicts with.
-    if let Some(fill) = cache.fill(group, as_of, as_of, is_noted) {
+    // An update waits for every prepared one that it conflicts with and whose effect its client had seen.
+    let asked = match kept {
+        Kept::Noted => as_of,
+        Kept::Unnoted { asked } => asked,
+    };
+    if let Some(fill) = cache.fill(group, as_of, asked, is_noted) {
         teach(&fill, group, op, done);
     }
 }

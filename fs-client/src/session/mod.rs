@@ -233,7 +233,8 @@ impl Engine {
         let uncertain = &uncertain;
         self.until_deadline(group, |tries, until| async move {
             let target = self.target(group, tries)?;
-            let expect = Expect::Update { group, destinations: destinations.clone(), op: op.clone() };
+            let asked = command.clock.effects(group);
+            let expect = Expect::Update { group, destinations: destinations.clone(), op: op.clone(), asked };
             let request = Request::Update { group, command: command.clone() };
             let reply = match self.link(target)?.call(request, expect, until).await {
                 Ok(reply) => reply,

@@ -12,7 +12,7 @@ use multicast::command::Destination;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId};
 use parking_lot::Mutex;
 
-use super::fill;
+use super::fill::{self, Kept};
 use super::link::{Generation, Handler, Link};
 use super::progress::Progress;
 use super::route::Route;
@@ -68,6 +68,8 @@ pub enum Expect {
         destinations: Arc<[Destination]>,
         /// The update.
         op: Arc<FsOp>,
+        /// The effects that had been seen of the group when it was asked.
+        asked: LogIndex,
     },
     /// The beginning of a stream.
     Stream {
@@ -158,10 +160,11 @@ impl Handler for Shared {
                 self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
-            (Expect::Update { group, destinations, op }, Reply::Updated { outcome, position }) => {
+            (Expect::Update { group, destinations, op, asked }, Reply::Updated { outcome, position, is_noted }) => {
                 self.learn_served(group, node);
-                let is_noted = fill::UPDATES_ARE_NOTED && self.is_source(group, node, generation);
-                fill::update(&self.cache, group, &destinations, &op, outcome, position.index, is_noted);
+                let is_kept = *is_noted && self.is_source(group, node, generation);
+                let kept = if is_kept { Kept::Noted } else { Kept::Unnoted { asked } };
+                fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
                 self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }

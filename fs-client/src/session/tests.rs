@@ -96,7 +96,7 @@ fn an_update() -> FsOp {
 }
 
 fn updated(request: u64, index: u64) -> ToClient {
-    reply(request, Reply::Updated { outcome: Ok(Done::Nothing), position: at(index) })
+    reply(request, Reply::Updated { outcome: Ok(Done::Nothing), position: at(index), is_noted: false })
 }
 
 const PATIENT: Duration = Duration::from_secs(20);

@@ -5,17 +5,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use metadata::{Changes, Namespace, Overlay, StoreMut};
-use multicast::command::Command;
+use metadata::types::InodeId;
+use metadata::{Namespace, Overlay};
+use multicast::command::Key;
 use multicast::core::{Core, SessionChange};
-use multicast::ids::{GroupId, LogIndex, SessionId};
-use multicast::{Applied, Change, Context, Decline, Entry, Event, Machine, Output, Writes};
+use multicast::ids::{GroupId, LogIndex};
+use multicast::{Applied, Change, Decline, Entry, Event, Output, Writes};
 
 use super::mailbox::{Input, Mailbox};
 use super::replies::Waiting;
 use super::session::KeepAlives;
-use super::view::{LockedKeys, PendingRead, View};
+use super::taught::BatchKeys;
+use super::view::{Advance, LockedKeys, PendingRead, View};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::server::peers::{Outbox, Router};
@@ -56,6 +57,14 @@ pub struct DriverParts {
     pub keep_alives: Arc<KeepAlives>,
     /// The node's time.
     pub clock: Clock,
+}
+
+/// Entries that are applied in one step, each with its end in the keys that they changed.
+#[derive(Default)]
+struct Batch {
+    entries: Vec<(Applied, usize)>,
+    changed: BatchKeys,
+    orphans: Vec<InodeId>,
 }
 
 /// A replica's thread.
@@ -190,15 +199,17 @@ impl Driver {
         let damaged = |error: metadata::Error| Error::State(error.to_string());
         let overlay = Overlay::new(&self.parts.state).map_err(damaged)?;
         let mut namespace = Namespace::open(self.parts.group, overlay).map_err(damaged)?;
-        let mut batch = Vec::new();
-        while batch.len() < APPLY_BATCH_MAX {
-            let Some(applied) = self.parts.core.apply_next(now, &mut Executor(&mut namespace)) else { break };
+        let mut batch = Batch::default();
+        while batch.entries.len() < APPLY_BATCH_MAX {
+            let Some(applied) = self.parts.core.apply_next(now, &mut namespace) else { break };
             if applied.index.0.is_multiple_of(DIGEST_INTERVAL) {
                 self.digests.insert(applied.index.0, namespace.store().digest());
             }
-            batch.push(applied);
+            let changes = namespace.take_changes();
+            batch.orphans.extend(changes.orphans);
+            batch.entries.push((applied, batch.changed.push(changes.keys)));
         }
-        if batch.is_empty() {
+        if batch.entries.is_empty() {
             return Ok(false);
         }
         if let Some(error) = namespace.failure() {
@@ -207,18 +218,17 @@ impl Driver {
         while self.digests.len() > DIGESTS_MAX {
             self.digests.pop_first();
         }
-        let changes = namespace.take_changes();
         let writes = namespace.into_store().into_writes();
-        self.publish(batch, writes, &changes)?;
+        self.publish(batch, writes)?;
         self.serve_barriers();
         Ok(true)
     }
 
     /// Moves the readable state on and tells the clients: events first, then replies.
-    fn publish(&mut self, batch: Vec<Applied>, writes: metadata::WriteSet, changes: &Changes) -> Result<()> {
+    fn publish(&mut self, batch: Batch, writes: metadata::WriteSet) -> Result<()> {
         let order_rows = self.parts.core.order_mut().drain_changes();
         let order = self.parts.core.order();
-        let locks_changed = batch.iter().any(changes_locks);
+        let locks_changed = batch.entries.iter().any(|(applied, _)| changes_locks(applied));
         let view = self.parts.view.clone();
         let mut step = view.advance();
         self.parts.state.write(writes, &order_rows, order.applied())?;
@@ -228,15 +238,17 @@ impl Driver {
         if locks_changed {
             step.front.locked = Arc::new(locked_keys(order));
         }
-        step.publish(&changes.keys, &changes.orphans);
-        for applied in batch {
-            self.settle(applied);
+        step.publish(batch.changed.all(), &batch.orphans);
+        for (applied, end) in batch.entries {
+            let is_changed = |key| batch.changed.is_changed_behind(end, key);
+            self.settle(applied, &is_changed, &step);
         }
         step.finish();
         Ok(())
     }
 
-    fn settle(&mut self, applied: Applied) {
+    /// `is_changed`: a later entry of the step has changed that key, too.
+    fn settle(&mut self, applied: Applied, is_changed: &dyn Fn(Key) -> bool, step: &Advance<'_>) {
         let dependencies = self.parts.core.order().depends_on();
         match &applied.change {
             Change::Executed(_) => self.executed += 1,
@@ -253,8 +265,12 @@ impl Driver {
             | Change::Refused(_)
             | Change::Skipped(_) => {}
         }
-        if let Some(reply) = applied.reply {
-            self.waiting.settle_update(reply, dependencies);
+        match (applied.reply, &applied.change) {
+            (Some(reply), Change::Executed(command)) => {
+                self.waiting.settle_executed(reply, command, is_changed, step);
+            }
+            (Some(reply), _) => self.waiting.settle_update(reply, dependencies),
+            (None, _) => {}
         }
     }
 
@@ -414,25 +430,4 @@ pub fn locked_keys(order: &multicast::OrderState) -> LockedKeys {
         *first = index.min(*first);
     }
     locked
-}
-
-/// Lets the log execute on the namespace.
-struct Executor<'a, S>(&'a mut Namespace<S>);
-
-impl<S: StoreMut> Machine for Executor<'_, S> {
-    fn contribute(&mut self, _context: &Context, command: &Command) -> Bytes {
-        self.0.contribute(command)
-    }
-
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        Machine::execute(self.0, context, command, contributions)
-    }
-
-    fn session_opened(&mut self, _context: &Context, session: SessionId) {
-        self.0.session_opened(session);
-    }
-
-    fn session_closed(&mut self, _context: &Context, session: SessionId) {
-        self.0.session_closed(session);
-    }
 }

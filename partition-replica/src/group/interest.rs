@@ -63,20 +63,25 @@ impl Interest {
         }
     }
 
+    /// True if the session's stream runs over that connection.
+    pub fn is_subscribed(&self, session: SessionId, client: &Client) -> bool {
+        self.subscribers.get(&session).is_some_and(|subscriber| subscriber.client.number() == client.number())
+    }
+
     /// Notes that a session has read these keys, if it is subscribed through that connection. `applied` is what it reads.
-    pub fn note(&mut self, session: SessionId, client: &Client, keys: &[Key], applied: LogIndex) {
-        let Some(subscriber) = self.subscribers.get(&session) else { return };
-        if subscriber.client.number() != client.number() {
-            return;
+    pub fn note(&mut self, session: SessionId, client: &Client, keys: &[Key], applied: LogIndex) -> bool {
+        if !self.is_subscribed(session, client) {
+            return false;
         }
         // Before the keys are noted: their answer comes behind the event and stays cached.
         if self.keys.len() + keys.len() > self.keys_max {
             self.shed(applied);
         }
-        let Some(subscriber) = self.subscribers.get_mut(&session) else { return };
+        let Some(subscriber) = self.subscribers.get_mut(&session) else { return false };
         for &key in keys {
             subscriber.keys += usize::from(self.keys.insert((key, session)));
         }
+        true
     }
 
     /// Tells all subscribers that the log has been applied up to `index`, and what of theirs has changed.

@@ -5,6 +5,7 @@ mod interest;
 pub mod mailbox;
 mod replies;
 mod session;
+mod taught;
 pub mod view;
 
 pub use driver::{Driver, DriverParts, locked_keys};

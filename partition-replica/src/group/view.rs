@@ -228,6 +228,17 @@ impl Advance<'_> {
         self.view.interest.lock().publish(self.front.applied, changed, orphans);
     }
 
+    /// True if the session's stream runs over that connection.
+    pub fn is_subscribed(&self, session: SessionId, client: &Client) -> bool {
+        self.view.interest.lock().is_subscribed(session, client)
+    }
+
+    /// Notes what a session learns of the state that the step leads to; comes after [`Advance::publish`]. False if it has no
+    /// stream over that connection.
+    pub fn note(&self, session: SessionId, client: &Client, keys: &[Key]) -> bool {
+        self.view.interest.lock().note(session, client, keys, self.front.applied)
+    }
+
     /// Ends the step; reads that waited for it are served by others.
     pub fn finish(self) {
         let waiting = self.view.parked_count.load(Ordering::Acquire) > 0;
@@ -240,7 +251,7 @@ impl Advance<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use std::time::Duration;
 
@@ -254,13 +265,13 @@ mod tests {
 
     const GROUP: GroupId = GroupId::GLOBAL;
 
-    struct Fixture {
-        view: View,
+    pub struct Fixture {
+        pub view: View,
         _db: StateDb,
         _folder: tempfile::TempDir,
     }
 
-    fn fixture(limits: &Limits) -> Fixture {
+    pub fn fixture(limits: &Limits) -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let db = StateDb::open(folder.path(), &[GROUP], 16 << 20).unwrap();
         let state = db.group(GROUP).unwrap();

@@ -83,6 +83,11 @@ impl Client {
         }
     }
 
+    /// Who was a group's primary when it answered last.
+    pub fn primary(&self, group: GroupId) -> u32 {
+        self.primaries[&group].0
+    }
+
     pub fn subscribe(&mut self, cluster: &Cluster, node: u32, group: GroupId) -> Position {
         let session = self.session;
         match self.ask(cluster, ReplicaId(node), Request::Subscribe { group, session }) {
@@ -157,7 +162,7 @@ impl Client {
     pub fn submit(&mut self, cluster: &Cluster, command: &Command) -> (Outcome, Position) {
         let group = command.destinations[0].group;
         match self.ask_primary(cluster, group, &Request::Update { group, command: command.clone() }) {
-            Reply::Updated { outcome, position } => {
+            Reply::Updated { outcome, position, .. } => {
                 self.learn(group, &position);
                 (outcome, position)
             }

@@ -1,10 +1,12 @@
 use std::time::Duration;
 
-use metadata::footprint::key_dirent;
-use metadata::op::NewNode;
-use metadata::protocol::{Reply, ToClient};
+use metadata::footprint::{key_dirent, key_inode};
+use metadata::op::{FsOp, NewNode, SetAttr};
+use metadata::outcome::Done;
+use metadata::protocol::{Reply, Request, ToClient};
 use metadata::read::{ReadAnswer, ReadOp};
-use metadata::types::InodeId;
+use metadata::types::{InodeId, NodeRef};
+use multicast::command::{Command, Key};
 use multicast::ids::{GroupId, LogIndex, ReplicaId};
 use partition_replica::Timeouts;
 
@@ -67,6 +69,66 @@ fn invalidation_comes_before_every_reply_that_depends_on_it() {
     }
 }
 
+#[test]
+fn outcome_of_an_update_may_be_cached_until_the_stream_tells_of_a_change() {
+    let cluster = Cluster::start();
+    let (mut author, mut other) = (Client::open(&cluster, 1), Client::open(&cluster, 2));
+    let group = GroupId::GLOBAL;
+    let node = author.primary(group);
+    let create = |name: &str| FsOp::Create {
+        parent: ROOT,
+        name: name.to_owned().into(),
+        node: NewNode::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        home: group,
+    };
+    let execute = |client: &mut Client, command: &Command| match client.ask_primary(
+        &cluster,
+        group,
+        &Request::Update { group, command: command.clone() },
+    ) {
+        Reply::Updated { outcome: Ok(done), position, is_noted } => (done, position, is_noted),
+        other => panic!("{other:?}"),
+    };
+    let command = author.command(&create("before"));
+    assert!(!execute(&mut author, &command).2, "there is no stream yet");
+    let _ = author.subscribe(&cluster, node, group);
+    assert!(!execute(&mut author, &command).2, "it executed before");
+
+    let command = author.command(&create("file"));
+    let (done, position, is_noted) = execute(&mut author, &command);
+    assert!(is_noted);
+    let Done::Node { attr, directories, .. } = done else { panic!("{done:?}") };
+    assert_eq!(directories.len(), 1, "{directories:?}");
+    check_stream(&author.received(node), group);
+    let told = author.received(node).len();
+
+    let file = NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
+    assert!(
+        other
+            .update(&cluster, &FsOp::SetAttr { node: file, set: SetAttr { mode: Some(0o600), ..SetAttr::default() } })
+            .is_ok()
+    );
+    other.create(&cluster, ROOT, "neighbour", NewNode::File, group);
+    // Both are applied there before this is answered.
+    let clock = other.clock.clone();
+    author.clock.merge(&clock);
+    assert!(author.lookup(&cluster, node, ROOT, "neighbour").is_some());
+    let received = author.received(node);
+    let keys: Vec<Key> = received[told..]
+        .iter()
+        .flat_map(|message| match message {
+            ToClient::Event(event) => event.invalidated.clone(),
+            ToClient::Reply { .. } => Vec::new(),
+        })
+        .collect();
+    assert!(keys.contains(&key_inode(attr.ino)) && keys.contains(&key_inode(InodeId::ROOT)), "{keys:?}");
+    assert!(position.index > LogIndex::ZERO);
+    check_stream(&received, group);
+}
+
 /// A reply that reflects an index stands behind the event that reaches it.
 fn check_stream(messages: &[ToClient], group: GroupId) {
     let mut reached = LogIndex::ZERO;
@@ -77,7 +139,10 @@ fn check_stream(messages: &[ToClient], group: GroupId) {
                 reached = event.index;
             }
             ToClient::Reply { body: Reply::Session(position), .. } => reached = reached.max(position.index),
-            ToClient::Reply { body: Reply::Read { position, .. }, .. } => {
+            ToClient::Reply {
+                body: Reply::Read { position, .. } | Reply::Updated { position, is_noted: true, .. },
+                ..
+            } => {
                 assert!(position.index <= reached, "{} before its event, at {reached}", position.index);
             }
             ToClient::Event(_) | ToClient::Reply { .. } => {}

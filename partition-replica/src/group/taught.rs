@@ -1,0 +1,110 @@
+//! What an update's reply teaches: the keys under which its client may cache what the outcome says. They are noted for the
+//! session as those of a read are, if they still are as the outcome says in the state that the reply stands for.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use metadata::footprint::{key_dirent, key_home, key_inode};
+use metadata::op::FsOp;
+use metadata::outcome::Done;
+use metadata::types::{Attr, FileKind, NodeRef};
+use multicast::command::Key;
+use multicast::ids::GroupId;
+
+/// What the client takes from an outcome, but for [`Done::directories`].
+pub fn keys(group: GroupId, op: &FsOp, done: &Done) -> Vec<Key> {
+    let mut keys = Vec::with_capacity(4);
+    let mut name = |parent: &NodeRef, name: &Bytes| {
+        if parent.home == group {
+            keys.extend([key_dirent(parent.ino, name), key_home(parent.ino)]);
+        }
+    };
+    match op {
+        FsOp::Create { parent, name: child, .. }
+        | FsOp::Link { parent, name: child, .. }
+        | FsOp::Unlink { parent, name: child, .. }
+        | FsOp::Rmdir { parent, name: child, .. } => name(parent, child),
+        FsOp::Rename { from_parent, from_name, to_parent, to_name, .. } => {
+            name(from_parent, from_name);
+            name(to_parent, to_name);
+        }
+        FsOp::SetAttr { .. }
+        | FsOp::Write { .. }
+        | FsOp::SetXattr { .. }
+        | FsOp::RemoveXattr { .. }
+        | FsOp::Lock { .. }
+        | FsOp::ReleaseOrphans { .. }
+        | FsOp::SetPlacement { .. }
+        | FsOp::MoveInode { .. }
+        | FsOp::Collected { .. } => {}
+    }
+    let is_kept = |attr: &Attr| attr.home == group && attr.nlink > 0;
+    let kept = match done {
+        Done::Nothing => None,
+        Done::Node { attr, .. } | Done::Removed { attr, .. } => Some(attr).filter(|attr| is_kept(attr)),
+        // Of a renamed directory this is not the last word.
+        Done::Renamed { attr, .. } => Some(attr).filter(|attr| is_kept(attr) && attr.kind != FileKind::Directory),
+    };
+    keys.extend(kept.map(|attr| key_inode(attr.ino)));
+    keys
+}
+
+/// Drops what the outcome says of directories.
+pub fn forget_directories(done: &mut Done) {
+    match done {
+        Done::Nothing => {}
+        Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. } => {
+            directories.clear();
+        }
+    }
+}
+
+/// The keys that the entries of one batch have changed, in their order.
+#[derive(Default)]
+pub struct BatchKeys {
+    keys: Vec<Key>,
+    last: OnceCell<HashMap<Key, usize>>,
+}
+
+impl BatchKeys {
+    /// The next entry has changed these. Returns how many have been changed up to and with it: its end.
+    pub fn push(&mut self, changed: Vec<Key>) -> usize {
+        self.keys.extend(changed);
+        self.last.take();
+        self.keys.len()
+    }
+
+    /// All of them. May repeat.
+    pub fn all(&self) -> &[Key] {
+        &self.keys
+    }
+
+    /// True if an entry behind the one that ends there has changed it, too.
+    pub fn is_changed_behind(&self, end: usize, key: Key) -> bool {
+        if end == self.keys.len() {
+            return false;
+        }
+        let last = self.last.get_or_init(|| self.keys.iter().enumerate().map(|(at, &key)| (key, at)).collect());
+        last.get(&key).is_some_and(|&at| at >= end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_is_changed_behind_an_entry_only_by_later_ones() {
+        let mut changed = BatchKeys::default();
+        let first = changed.push(vec![Key(1), Key(2)]);
+        assert!(!changed.is_changed_behind(first, Key(1)));
+        let second = changed.push(vec![Key(2), Key(3)]);
+        let third = changed.push(Vec::new());
+        let behind = |end, key| changed.is_changed_behind(end, Key(key));
+        assert_eq!([1, 2, 3, 4].map(|key| behind(first, key)), [false, true, true, false]);
+        assert_eq!([1, 2, 3, 4].map(|key| behind(second, key)), [false; 4]);
+        assert_eq!([1, 2, 3, 4].map(|key| behind(third, key)), [false; 4]);
+        assert_eq!(changed.all(), [1, 2, 2, 3].map(Key));
+    }
+}
