@@ -14,8 +14,12 @@ use crate::error::{Error, Result};
 pub struct NodeConfig {
     /// This node's number: the identity of all its replicas. A node whose disk was lost gets a new one.
     pub number: ReplicaId,
-    /// Where log and state live. Created if missing.
+    /// Where log and state live.
     pub data_dir: PathBuf,
+    /// This is the node's first start: a data directory that is empty or missing may be made its own. Without it, and
+    /// without a file named [`INITIALISE_MARKER`](crate::INITIALISE_MARKER) in the directory, the node does not start on
+    /// one: a voter that has lost its disk has forgotten what it promised.
+    pub initialise: bool,
     /// UDP address to listen on.
     pub listen: SocketAddr,
     /// Names the cluster for ever; data of another cluster are refused.
@@ -24,7 +28,7 @@ pub struct NodeConfig {
     pub nodes: Vec<NodeInfo>,
     /// All groups of the cluster, those without a replica here included.
     pub groups: Vec<GroupInfo>,
-    /// What the volume starts with. Looked at only on a group's first start, and must then be equal on all nodes.
+    /// What the volume starts with. Counts only on a group's first start, and must then be equal on all nodes.
     pub genesis: metadata::namespace::Genesis,
     /// This node's certificate and key; its name must be this node's.
     pub identity: net::Identity,

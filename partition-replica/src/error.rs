@@ -26,6 +26,16 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// There is nothing in the data directory, and nobody said that this is the node's first start.
+    #[error(
+        "{}: this node has no data here. If it has never run, start it once with --initialise. If it has run, then its disk \
+         is missing or was lost: mount the right one; a node that has lost its data must not come back, for it has \
+         forgotten what it promised", path.display()
+    )]
+    NotInitialised {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The data directory belongs to another node or cluster, or has another format.
     #[error("{}: {problem}", path.display())]
     ForeignData {
@@ -102,7 +112,7 @@ impl Error {
         match self {
             Error::Locked { .. } | Error::Stopping => ErrorClass::Retry,
             Error::File { .. } | Error::ForeignData { .. } | Error::Config(_) | Error::Net(_) => ErrorClass::Caller,
-            Error::Corrupt { .. } | Error::DamagedState { .. } => ErrorClass::Corrupt,
+            Error::Corrupt { .. } | Error::DamagedState { .. } | Error::NotInitialised { .. } => ErrorClass::Corrupt,
             Error::LogFailed { .. } | Error::State(_) | Error::Thread { .. } => ErrorClass::Fatal,
         }
     }

@@ -23,6 +23,7 @@ pub use config::{GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
 pub use error::{Error, ErrorClass, Result};
 pub use node::Node;
 pub use status::{GroupStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus};
+pub use storage::folder::INITIALISE_MARKER;
 
 /// A number that nobody can foresee.
 pub(crate) fn random_u64() -> u64 {

@@ -100,7 +100,7 @@ impl Node {
     pub fn start(config: NodeConfig) -> Result<Node> {
         config.check()?;
         let me = config.node()?.clone();
-        let folder = DataFolder::open(&config.data_dir, &config.cluster_id, config.number)?;
+        let folder = DataFolder::open(&config.data_dir, &recovery::stamp(&config), config.initialise)?;
         let ending = Ending::default();
         let wal = {
             let ending = ending.clone();

@@ -1,5 +1,6 @@
 //! From what is on disk to replicas that can start.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use metadata::Overlay;
@@ -7,6 +8,7 @@ use metadata::namespace::{genesis, volume};
 use multicast::core::{Core, Durable};
 use multicast::ids::{GroupId, LogIndex};
 use multicast::{Entry, OrderState};
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::clock::Clock;
@@ -14,7 +16,7 @@ use crate::config::{GroupInfo, NodeConfig};
 use crate::error::{Error, Result};
 use crate::group::view::Front;
 use crate::storage::disk::RealDisk;
-use crate::storage::folder::DataFolder;
+use crate::storage::folder::{DataFolder, Stamp};
 use crate::storage::state::{GroupState, StateDb};
 use crate::storage::wal::{OnFailure, Wal, WalConfig};
 
@@ -28,11 +30,18 @@ pub struct Replica {
     pub front: Front,
 }
 
+/// Whose data this node's are.
+pub fn stamp(config: &NodeConfig) -> Stamp {
+    let authority = config.identity.fingerprint().to_string();
+    Stamp { cluster: config.cluster_id.clone(), authority, node: config.number }
+}
+
 /// Opens the node's log.
 pub fn open_log(folder: &DataFolder, config: &NodeConfig, on_failure: OnFailure) -> Result<Wal> {
     let path = folder.log();
     let disk = Arc::new(RealDisk::open(path.clone()).map_err(Error::file(path))?);
-    let stamp = xxh3_64(format!("{}/{}", config.cluster_id, config.number.0).as_bytes());
+    let Stamp { cluster, authority, node } = stamp(config);
+    let stamp = xxh3_64(format!("{cluster}/{authority}/{}", node.0).as_bytes());
     let wal = WalConfig {
         segment_bytes: config.limits.log_segment_bytes,
         cache_bytes: config.limits.log_cache_bytes,
@@ -52,8 +61,9 @@ pub fn open_state(folder: &DataFolder, config: &NodeConfig) -> Result<StateDb> {
 pub fn open_replica(config: &NodeConfig, info: &GroupInfo, db: &StateDb, wal: &Wal, clock: Clock) -> Result<Replica> {
     let state = db.group(info.id)?;
     let applied = state.applied_index()?;
-    if applied == LogIndex::ZERO {
-        write_genesis(config, info.id, &state)?;
+    match state.charter()? {
+        Some(charter) => check_charter(config, info, &state, &charter)?,
+        None => found_group(config, info, &state, wal)?,
     }
     let found = volume(&state).map_err(|error| state.damaged(error.to_string()))?;
     if found.group != info.id {
@@ -77,12 +87,73 @@ pub fn open_replica(config: &NodeConfig, info: &GroupInfo, db: &StateDb, wal: &W
     Ok(Replica { state, core, front })
 }
 
-fn write_genesis(config: &NodeConfig, group: GroupId, state: &GroupState) -> Result<()> {
+/// A group's first start: the volume's first rows, and with them for ever what they were made from.
+fn found_group(config: &NodeConfig, info: &GroupInfo, state: &GroupState, wal: &Wal) -> Result<()> {
+    if state.applied_index()? > LogIndex::ZERO || wal.state(info.id).last.0 > LogIndex::ZERO {
+        return Err(state.damaged("there is a log, but the rows that the group began with are missing"));
+    }
     let damaged = |error: metadata::Error| state.damaged(error.to_string());
     let mut overlay = Overlay::new(state).map_err(damaged)?;
-    genesis(&mut overlay, group, &config.genesis).map_err(damaged)?;
-    // Not flushed: after a crash the same rows are written again.
-    state.write(overlay.into_writes(), &[], LogIndex::ZERO)
+    genesis(&mut overlay, info.id, &config.genesis).map_err(damaged)?;
+    state.found(overlay.into_writes(), &Charter::new(config, info).encode())
+}
+
+/// What is on disk counts. Other voters than those that the group has would make other quorums.
+fn check_charter(config: &NodeConfig, info: &GroupInfo, state: &GroupState, found: &[u8]) -> Result<()> {
+    let found: Charter = serde_json::from_slice(found)
+        .map_err(|error| state.damaged(format!("what the group was founded with cannot be read: {error}")))?;
+    let expected = Charter::new(config, info);
+    let members = |charter: &Charter| charter.voters.iter().copied().collect::<BTreeSet<u32>>();
+    if members(&found) != members(&expected) {
+        let (has, wanted) = (&found.voters, &expected.voters);
+        return Err(Error::Config(format!(
+            "group {}: it has the voters {has:?} (numbers of nodes), the configuration says {wanted:?}; a group's voters \
+             cannot be changed by editing the configuration: give it back the old ones",
+            info.name
+        )));
+    }
+    if found.genesis() != expected.genesis() {
+        tracing::warn!(
+            group = %info.id, ?found, configured = ?expected,
+            "the volume was made with other settings than are configured now: those that it was made with count"
+        );
+    }
+    Ok(())
+}
+
+/// What a group was founded with: JSON in its state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charter {
+    /// Numbers of the voters, the preferred primary first.
+    voters: Vec<u32>,
+    inline_bytes_max: u32,
+    uid: u32,
+    gid: u32,
+    mode: u16,
+    created_ns: i64,
+}
+
+impl Charter {
+    fn new(config: &NodeConfig, info: &GroupInfo) -> Charter {
+        let start = &config.genesis;
+        Charter {
+            voters: info.voters.iter().map(|voter| voter.0).collect(),
+            inline_bytes_max: start.inline_bytes_max,
+            uid: start.uid,
+            gid: start.gid,
+            mode: start.mode,
+            created_ns: start.time.0,
+        }
+    }
+
+    fn genesis(&self) -> (u32, u32, u32, u16, i64) {
+        (self.inline_bytes_max, self.uid, self.gid, self.mode, self.created_ns)
+    }
+
+    /// Its bytes on disk.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers always encode")
+    }
 }
 
 fn durable(group: GroupId, applied: LogIndex, wal: &Wal) -> Result<Durable> {

@@ -113,6 +113,12 @@ pub fn create(dir: &Path, plan: &Plan) -> Result<Cluster> {
     })?;
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     certificates(&tls, plan)?;
+    for (name, _) in plan.nodes() {
+        let data = dir.join("nodes").join(&name);
+        fs::create_dir_all(&data).with_context(|| data.display().to_string())?;
+        let marker = data.join(partition_replica::INITIALISE_MARKER);
+        fs::write(&marker, b"").with_context(|| marker.display().to_string())?;
+    }
     write_new(&file, text.as_bytes()).with_context(|| file.display().to_string())?;
     Cluster::load(&file)
 }

@@ -28,6 +28,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   globalfs node --config /etc/globalfs/cluster.toml --name eu-1
+  globalfs node --config /etc/globalfs/cluster.toml --name eu-1 --initialise     for the very first start
   RUST_LOG=debug globalfs node --name eu-1 --log-format json
 
 A line `ready …` on stdout tells that clients can connect. SIGTERM and Ctrl-C end it cleanly; it may be killed at any
@@ -42,6 +43,12 @@ pub struct NodeArgs {
     /// Where to keep data instead of where the configuration says
     #[arg(long, value_name = "DIR", env = "GLOBALFS_NODE_DATA", hide_env_values = true)]
     data: Option<PathBuf>,
+    /// This is the node's first start: make an empty data directory its own
+    ///
+    /// Without it a node refuses to start on an empty directory, because it may have lost its disk. `globalfs init` and
+    /// `globalfs up` leave a marker in the directories that they make, which does the same once.
+    #[arg(long)]
+    initialise: bool,
     /// Memory, instead of the configuration's limits.node_memory
     #[arg(long, value_name = "SIZE", env = "GLOBALFS_NODE_MEMORY", hide_env_values = true)]
     memory: Option<ByteSize>,
@@ -104,6 +111,7 @@ fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
     Ok(NodeConfig {
         number: node.id,
         data_dir: args.data.clone().unwrap_or_else(|| node.data.clone()),
+        initialise: args.initialise,
         listen: args.listen.map_or_else(|| node.resolve_listen(), Ok)?,
         cluster_id: cluster.name.clone(),
         nodes: nodes.collect(),

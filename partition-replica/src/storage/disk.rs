@@ -50,6 +50,10 @@ impl RealDisk {
     /// The folder, made if missing. What a crashed [`Disk::create`] left is removed.
     pub fn open(folder: PathBuf) -> io::Result<RealDisk> {
         fs::create_dir_all(&folder)?;
+        // The folder's own name must be durable before the first thing in it is acknowledged.
+        if let Some(parent) = folder.canonicalize()?.parent() {
+            File::open(parent)?.sync_all()?;
+        }
         for entry in fs::read_dir(&folder)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {

@@ -35,6 +35,7 @@ const ORDER: u8 = 0x40;
 /// Keys that begin so are this module's own.
 const META: u8 = 0xf0;
 const APPLIED: &[u8] = &[META, 1];
+const CHARTER: &[u8] = &[META, 2];
 
 const _: () = assert!(ORDER >= FOREIGN_KIND_MIN && META >= FOREIGN_KIND_MIN);
 
@@ -176,8 +177,17 @@ impl GroupState {
     /// Writes what a batch of log entries changed, atomically with the index that it leads to. Not durable before a flush;
     /// see the module. Nobody may read in the meantime.
     pub fn write(&self, namespace: WriteSet, order: &[(Vec<u8>, Option<Vec<u8>>)], applied: LogIndex) -> Result<()> {
+        self.write_batch(WriteBatch::default(), namespace, order, applied)
+    }
+
+    fn write_batch(
+        &self,
+        mut batch: WriteBatch,
+        namespace: WriteSet,
+        order: &[(Vec<u8>, Option<Vec<u8>>)],
+        applied: LogIndex,
+    ) -> Result<()> {
         let family = self.family()?;
-        let mut batch = WriteBatch::default();
         let mut key = vec![ORDER];
         for (suffix, value) in order {
             key.truncate(1);
@@ -206,6 +216,19 @@ impl GroupState {
         Ok(())
     }
 
+    /// Writes a group's first rows and what they were made from. Durable on return: nothing may be logged before.
+    pub fn found(&self, namespace: WriteSet, charter: &[u8]) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(&self.family()?, CHARTER, charter);
+        self.write_batch(batch, namespace, &[], LogIndex::ZERO)?;
+        self.flush_now()
+    }
+
+    /// What the group was founded with, once it has been.
+    pub fn charter(&self) -> Result<Option<Vec<u8>>> {
+        self.db.get_cf(&self.family()?, CHARTER).map_err(failed)
+    }
+
     /// The log index that the rows reflect.
     pub fn applied_index(&self) -> Result<LogIndex> {
         let Some(row) = self.db.get_pinned_cf(&self.family()?, APPLIED).map_err(failed)? else {
@@ -226,11 +249,15 @@ impl GroupState {
         if applied <= self.flushed_index() {
             return Ok(());
         }
-        let mut options = FlushOptions::default();
-        options.set_wait(true);
-        self.db.flush_cf_opt(&self.family()?, &options).map_err(failed)?;
+        self.flush_now()?;
         self.flushed.fetch_max(applied.0, Ordering::AcqRel);
         Ok(())
+    }
+
+    fn flush_now(&self) -> Result<()> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.db.flush_cf_opt(&self.family()?, &options).map_err(failed)
     }
 
     /// The error for rows that make no sense.

@@ -76,6 +76,7 @@ impl Cluster {
         NodeConfig {
             number: ReplicaId(node),
             data_dir: self.folder.path().join(format!("node-{node}")),
+            initialise: true,
             listen: address,
             cluster_id: "test-cluster".into(),
             nodes: self.infos.clone(),
@@ -89,9 +90,13 @@ impl Cluster {
     }
 
     pub fn start_node(&self, node: u32) {
+        self.start_configured(node, self.config(node));
+    }
+
+    pub fn start_configured(&self, node: u32, config: NodeConfig) {
         let deadline = Instant::now() + SOON;
         let started = loop {
-            match Node::start(self.config(node)) {
+            match Node::start(config.clone()) {
                 Ok(started) => break started,
                 // The socket of the one before lingers a moment.
                 Err(partition_replica::Error::Net(_)) if Instant::now() < deadline => {
