@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::commands;
 use crate::exit::EXIT_CODES;
 
+/// Where `--help` shows the options of every command.
+const COMMON: &str = "Options of every command";
+
 /// One POSIX file system over many regions.
 #[derive(Debug, Parser)]
 #[command(
@@ -34,13 +37,21 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct Globals {
     /// The cluster's configuration [default: that of the mount one is in, else ./globalfs-data/cluster.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "GLOBALFS_CONFIG", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "GLOBALFS_CONFIG", hide_env_values = true, help_heading = COMMON)]
     pub config: Option<PathBuf>,
     /// No colours, also on a terminal (as does NO_COLOR)
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub no_color: bool,
     /// How log lines are written; RUST_LOG chooses which
-    #[arg(long, global = true, value_enum, default_value_t, env = "GLOBALFS_LOG_FORMAT", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "GLOBALFS_LOG_FORMAT",
+        hide_env_values = true,
+        help_heading = COMMON
+    )]
     pub log_format: LogFormat,
 }
 
@@ -78,6 +89,7 @@ pub enum Command {
     /// Measure file systems
     Bench(commands::bench::BenchArgs),
     /// Write a completion script for a shell
+    #[command(alias = "completions")]
     Completion(commands::completion::CompletionArgs),
     /// Show the version
     Version(commands::version::VersionArgs),

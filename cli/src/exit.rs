@@ -69,6 +69,27 @@ pub struct Failure {
     pub error: anyhow::Error,
 }
 
+impl Failure {
+    /// The message and its causes, each said once: many errors name their cause in their own message.
+    pub fn message(&self) -> String {
+        message(&self.error)
+    }
+}
+
+/// An error and its causes in one line, without those that are said already.
+pub fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// What commands return.
 pub type Result<T = ()> = std::result::Result<T, Failure>;
 
@@ -134,6 +155,17 @@ mod tests {
         assert_eq!(failure.exit, Exit::TimedOut);
         let failure: Failure = anyhow::anyhow!("plain").into();
         assert_eq!(failure.exit, Exit::Failed);
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        let cause = io::Error::from_raw_os_error(libc::EACCES);
+        let named: Failure = anyhow::Error::from(cause).context("tls/node.key").into();
+        assert_eq!(named.message(), "tls/node.key: Permission denied (os error 13)");
+        let cause = io::Error::from_raw_os_error(libc::EACCES);
+        let repeated = format!("tls/node.key: {cause}");
+        let twice: Failure = anyhow::Error::from(cause).context(repeated).context("node").into();
+        assert_eq!(twice.message(), "node: tls/node.key: Permission denied (os error 13)");
     }
 
     #[test]

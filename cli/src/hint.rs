@@ -6,7 +6,8 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     candidates
         .into_iter()
         .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|&(distance, candidate)| distance <= limit && distance < candidate.chars().count())
+        // Half of a short word changed is another word.
+        .filter(|&(distance, candidate)| distance <= limit && distance * 2 <= candidate.chars().count())
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }
@@ -44,6 +45,7 @@ mod tests {
         assert_eq!(nearest("nmae", keys), Some("name"));
         assert_eq!(nearest("voters", keys), None);
         assert_eq!(nearest("eu", ["us", "ap"]), None);
+        assert_eq!(nearest("foo", ["log", "region"]), None);
         assert_eq!(nearest("eu-11", ["us-1", "eu-1", "ap-1"]), Some("eu-1"));
     }
 

@@ -56,5 +56,5 @@ fn report(failure: &Failure) {
     if io_error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
         return;
     }
-    eprintln!("{} {:#}", output::red("globalfs:"), failure.error);
+    eprintln!("{} {}", output::red("globalfs:"), failure.message());
 }

@@ -111,6 +111,9 @@ impl fmt::Display for ByteSize {
 impl fmt::Display for TimeSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ns = u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX);
+        if ns == 0 {
+            return f.write_str("0s");
+        }
         let (unit, factor) = TIME_UNITS_NS.iter().rev().find(|(_, factor)| ns >= *factor).unwrap_or(&TIME_UNITS_NS[0]);
         if ns.is_multiple_of(*factor) {
             write!(f, "{}{unit}", ns / factor)

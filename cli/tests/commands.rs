@@ -1,13 +1,14 @@
 //! The program from outside where no cluster is needed: help, exit codes, messages.
 #![allow(clippy::unwrap_used)]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 const GLOBALFS: &str = env!("CARGO_BIN_EXE_globalfs");
 
-fn globalfs(args: &[&str]) -> Output {
+fn globalfs<S: AsRef<OsStr>>(args: &[S]) -> Output {
     let folder = std::env::temp_dir();
     Command::new(GLOBALFS)
         .args(args)
@@ -29,32 +30,30 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn every_command_has_help_with_examples() {
     let top = globalfs(&["--help"]);
-    assert!(top.status.success());
     assert!(stdout(&top).contains("Exit codes"));
-    for command in [
-        &["up"][..],
-        &["init"],
-        &["node"],
-        &["mount"],
-        &["umount"],
-        &["status"],
-        &["place"],
-        &["explain"],
-        &["wan"],
-        &["bench", "fs"],
-        &["completion"],
-        &["version"],
-    ] {
-        let output = globalfs(&[command, &["--help"]].concat());
+    let mut seen = 0;
+    let mut commands = vec![Vec::new()];
+    while let Some(command) = commands.pop() {
+        let output = globalfs(&[&command[..], &["--help".to_owned()]].concat());
+        let help = stdout(&output);
         assert!(output.status.success(), "{command:?}");
-        assert!(stdout(&output).contains("Examples:"), "{command:?}");
-        assert!(stdout(&output).contains("globalfs"), "{command:?}");
+        let examples = help.split("Examples:\n").nth(1).or_else(|| help.split("Start here:\n").nth(1));
+        let examples = examples.unwrap_or_else(|| panic!("{command:?} has no examples: {help}"));
+        assert!(examples.trim_start().starts_with("globalfs"), "{command:?}: {examples}");
+        assert!(examples.contains(&command.join(" ")) || command == ["place", "apply"], "{command:?}: {examples}");
+        seen += 1;
+        let below = help.split("Commands:\n").nth(1).unwrap_or_default().lines().take_while(|line| !line.is_empty());
+        let names = below.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        for name in names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help") {
+            commands.push([&command[..], &[name.to_owned()]].concat());
+        }
     }
+    assert!(seen > 20, "{seen}");
 }
 
 #[test]
 fn wrong_usage_ends_with_2_and_a_hint() {
-    assert_eq!(globalfs(&[]).status.code(), Some(2));
+    assert_eq!(globalfs::<&str>(&[]).status.code(), Some(2));
     let output = globalfs(&["statsu"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("status"), "{}", stderr(&output));

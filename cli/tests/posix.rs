@@ -664,6 +664,16 @@ fn owners_and_modes_follow_posix() {
             assert!(done, "{}: {script}: {output}", place.what);
             assert_eq!(mode(&back()), 0o777, "{}: {script}", place.what);
         }
+        // So it does when the owner of anything but a directory changes, whoever does that.
+        let pipe = place.here.join("pipe");
+        make_node(&pipe, FileType::Fifo, 0).unwrap();
+        let directory = place.here.join("set-ids");
+        fs::create_dir(&directory).unwrap();
+        for (path, left) in [(&here, 0o777), (&pipe, 0o777), (&directory, 0o6777)] {
+            fs::set_permissions(path, Permissions::from_mode(0o6777)).unwrap();
+            chown(path, None, Some(1234)).unwrap();
+            assert_eq!(mode(&place.there(path.file_name().unwrap().to_str().unwrap())), left, "{}", place.what);
+        }
         fs::set_permissions(&here, Permissions::from_mode(0o4755)).unwrap();
         open_append(&here).unwrap().write_all(b"root").unwrap();
         assert_eq!(mode(&there()), 0o4755, "{}", place.what);

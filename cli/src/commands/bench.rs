@@ -15,6 +15,7 @@ use crate::units::{ByteSize, TimeSpan};
 
 /// Options.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  globalfs bench fs /mnt/globalfs/eu /var/tmp      side by side")]
 pub struct BenchArgs {
     #[command(subcommand)]
     action: Action,
@@ -32,8 +33,8 @@ enum Action {
   globalfs bench fs ./globalfs-data/mnt/us/us ./globalfs-data/mnt/us/eu /var/tmp    side by side
   globalfs bench fs /mnt/globalfs/eu --only create,stat --threads 8 --time 10s --json
 
-Each workload runs in a directory of its own, once for each number of threads, until its time or its count is used up,
-and is removed afterwards. With several directories `rename-across` moves files from each to the next; where they are
+Each workload runs in a directory of its own, once for each number of threads, until its time or its count is used up, \
+and is removed afterwards. With several directories `rename-across` moves files from each to the next; where they are \
 different file systems it is left out. Latencies are in microseconds.
 
 Workloads: {}", Workload::names().join(", ")))]

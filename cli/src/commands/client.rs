@@ -163,9 +163,11 @@ pub async fn store(cluster: &Cluster, wishes: &Wishes, wan: Option<Arc<Wan>>) ->
 pub fn client_failure(error: fs_client::Error) -> Failure {
     use fs_client::Error;
     let exit = match &error {
-        Error::Timeout { .. } => Exit::TimedOut,
+        Error::Timeout { .. } => Exit::Unavailable,
         Error::SessionLost { .. } | Error::Net(_) | Error::Closing => Exit::Unavailable,
         Error::Config(_) | Error::Refused { .. } | Error::Data(_) => Exit::Config,
+        // The system's own complaint: there is no such directory. Otherwise something is in the way.
+        Error::MountPoint { why, .. } if why.contains("os error") => Exit::Failed,
         Error::MountPoint { .. } => Exit::Exists,
         Error::Posix(errno) => return posix_failure(*errno, error),
         Error::Kernel { .. } => return Failure::from(error),
@@ -173,11 +175,25 @@ pub fn client_failure(error: fs_client::Error) -> Failure {
     Failure { exit, error: error.into() }
 }
 
+/// A client's error about a path of the volume.
+pub fn path_failure(path: &str, error: fs_client::Error) -> Failure {
+    let errno = match &error {
+        fs_client::Error::Posix(errno) if errno.0 != libc::ETIMEDOUT => *errno,
+        _ => return client_failure(error),
+    };
+    let exit = posix_failure(errno, error).exit;
+    Failure::new(exit, format!("{path}: {}", std::io::Error::from_raw_os_error(errno.0)))
+}
+
 fn posix_failure(errno: fs_client::Errno, error: fs_client::Error) -> Failure {
     let exit = match errno.0 {
         libc::EPERM | libc::EACCES | libc::EROFS => Exit::NotPermitted,
         libc::EEXIST | libc::EBUSY | libc::ENOTEMPTY => Exit::Exists,
-        libc::ETIMEDOUT => Exit::TimedOut,
+        libc::ETIMEDOUT => {
+            let problem = "no answer before the deadline: the nodes that are needed cannot be reached, or a quorum of them is \
+                           missing; `globalfs status` tells which";
+            return Failure::new(Exit::Unavailable, problem);
+        }
         _ => Exit::Failed,
     };
     Failure { exit, error: error.into() }

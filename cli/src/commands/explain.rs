@@ -26,7 +26,7 @@ use crate::units::TimeSpan;
   globalfs explain /mnt/globalfs/eu/report.txt
   globalfs --config cluster.toml explain /eu
 
-Costs are round trips to other regions and the time that they take at least, by the emulated network if there is one;
+Costs are round trips to other regions and the time that they take at least, by the emulated network if there is one; \
 disk flushes and work come on top. The preferred primaries are assumed to be at work.")]
 pub struct ExplainArgs {
     /// A path in a mount, or with --config a path in the volume; it need not exist
@@ -46,7 +46,7 @@ pub fn run(globals: &Globals, args: &ExplainArgs) -> Result<Exit> {
     let runtime = service::runtime()?;
     runtime.block_on(place::with_client(&target.cluster, &wishes, async |client| {
         target.await_seen(client).await;
-        let facts = client.explain(&target.path).await.map_err(client::client_failure)?;
+        let facts = client.explain(&target.path).await.map_err(|error| client::path_failure(&target.path, error))?;
         let report = Report::new(&target.cluster, &target.path, facts);
         match args.json {
             true => println!("{}", report.as_json()),

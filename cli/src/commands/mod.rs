@@ -20,9 +20,9 @@ use crate::args::{Cli, Command};
 use crate::exit::{Exit, Result};
 use crate::telemetry;
 
-/// Services tell what they do; tools only what is wrong.
+/// Services tell what they do; tools end with a message of their own.
 const LOG_SERVICE: &str = "info";
-const LOG_TOOL: &str = "warn";
+const LOG_TOOL: &str = "error";
 
 /// Runs a command. An error has a code of its own; a command that worked may still have found problems.
 pub fn run(cli: Cli) -> Result<Exit> {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -31,13 +32,14 @@ const START_GRACE: Duration = Duration::from_secs(15);
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   globalfs mount --config /etc/globalfs/cluster.toml --region eu /mnt/globalfs
-  globalfs mount --region eu /mnt/globalfs -o ro,deadline=10s,cache_dir=/var/cache/globalfs,cache_size=20GiB
+  globalfs mount --region eu /mnt/globalfs -o ro,deadline=10s
+  globalfs mount --region eu /mnt/globalfs -o cache_dir=/var/cache/globalfs,cache_size=20GiB
   globalfs mount --region eu /mnt/globalfs --foreground
 
 In /etc/fstab (with a link from /sbin/mount.globalfs to this program):
   eu@/etc/globalfs/cluster.toml  /mnt/globalfs  globalfs  _netdev,nofail  0 0
 
-Options of -o: region=, config=, identity= (client certificate, the region's name by default), deadline=, memory=,
+Options of -o: region=, config=, identity= (client certificate, the region's name by default), deadline=, memory=, \
 cache_dir=, cache_size=, log=FILE, threads=, ro, nodev, nosuid, noexec, private; those of mount(8) are accepted.")]
 pub struct MountArgs {
     /// Where to mount: an empty directory
@@ -186,7 +188,7 @@ async fn start(plan: &Plan) -> Result<Mount> {
         if let Err(error) = unmounted {
             tracing::warn!(%error, "unmounting after a failed start");
         }
-        return Err(Failure { exit: Exit::Unavailable, error: error.into() });
+        return Err(client::client_failure(error));
     }
     Ok(mount)
 }
@@ -208,9 +210,8 @@ fn redirect(log: Option<&Path>) -> Result {
 
 /// Starts this program again as the mount's process and waits until the mount answers.
 fn background(globals: &Globals, args: &MountArgs, plan: &Plan) -> Result<Exit> {
-    let program = std::env::current_exe().context("finding this program")?;
-    let mut command = Command::new(program);
-    command.arg("mount").arg("--detached").arg("--config").arg(&plan.cluster.file);
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("globalfs").arg("mount").arg("--detached").arg("--config").arg(&plan.cluster.file);
     command.arg("--region").arg(&plan.wishes.region);
     command.arg("--identity").arg(&plan.wishes.identity);
     command.arg("--deadline").arg(TimeSpan(plan.wishes.deadline).to_string());
@@ -297,7 +298,7 @@ pub fn helper(arguments: &[OsString]) -> ExitCode {
     match mount_for_helper(&call) {
         Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("mount.globalfs: {:#}", failure.error);
+            eprintln!("mount.globalfs: {}", failure.message());
             ExitCode::from(match failure.exit {
                 Exit::Usage => helper_code::USAGE,
                 Exit::Interrupted => helper_code::INTERRUPTED,

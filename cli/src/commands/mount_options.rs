@@ -46,7 +46,7 @@ const VALUED: [&str; 9] =
 const FLAGS: [&str; 11] =
     ["ro", "rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "allow_other", "private", "defaults"];
 /// Meant for mount(8), systemd or other file systems; harmless here.
-const IGNORED: [&str; 19] = [
+const IGNORED: [&str; 23] = [
     "auto",
     "noauto",
     "user",
@@ -64,6 +64,10 @@ const IGNORED: [&str; 19] = [
     "relatime",
     "norelatime",
     "strictatime",
+    "lazytime",
+    "nolazytime",
+    "silent",
+    "loud",
     "diratime",
     "nodiratime",
 ];
@@ -89,6 +93,9 @@ impl OptionList {
         if FLAGS.contains(&key) && value.is_none() {
             self.set_flag(key);
             return Ok(());
+        }
+        if key == "remount" {
+            return Err("a mount cannot be changed: unmount it and mount it again".into());
         }
         if IGNORED.contains(&key) || key.starts_with("x-") || key == "comment" || sloppy {
             return Ok(());
@@ -159,6 +166,7 @@ mod tests {
         assert!(parse("dealine=10s").unwrap_err().contains("did you mean \"deadline\"?"));
         assert!(parse("deadline=10").unwrap_err().contains("no unit"));
         assert!(parse("deadline").unwrap_err().contains("a value is missing"));
+        assert!(parse("remount,ro").unwrap_err().contains("unmount it"));
         assert!(parse("threads=0").unwrap_err().contains("1 to 64"));
         let mut options = OptionList::default();
         options.add("whatever=1", true).unwrap();

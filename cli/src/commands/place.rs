@@ -39,7 +39,11 @@ pub struct PlaceArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Place a directory on a group; what is in it moves there
+    /// Place a directory on a group; what is in it moves there, also subtrees that were placed elsewhere
+    #[command(after_help = "Examples:
+  globalfs place set /mnt/globalfs/projects --group eu
+  globalfs place set --no-move /mnt/globalfs/projects --group eu      only what is new lives there
+  globalfs --config cluster.toml place set /projects --group eu       a path in the volume")]
     Set {
         /// The directory: a path in a mount, or with --config a path in the volume
         path: PathBuf,
@@ -54,6 +58,9 @@ enum Action {
         json: bool,
     },
     /// List directories that are placed otherwise than their parents
+    #[command(after_help = "Examples:
+  globalfs place list
+  globalfs place list --depth 5 --json | jq '.placements[] | select(.group == \"eu\") | .path'")]
     List {
         /// How many levels below the root to look
         #[arg(long, default_value_t = 2, value_name = "N")]
@@ -63,6 +70,7 @@ enum Action {
         json: bool,
     },
     /// Create the directories that the configuration places, where they are missing
+    #[command(after_help = "Examples:\n  globalfs --config /etc/globalfs/cluster.toml place apply")]
     Apply {
         #[command(flatten)]
         parent: Parent,
@@ -76,11 +84,16 @@ pub fn run(globals: &Globals, args: &PlaceArgs) -> Result<Exit> {
         Action::Set { path, group, no_move, json } => {
             let target = Target::find(globals, path)?;
             let group = target.cluster.group(group)?.clone();
+            if target.path == "/" && !no_move {
+                let problem = "the root stays where it is, and so do the subtrees placed below it; with --no-move what is \
+                               created in it from now on lives on that group";
+                return Err(Failure::new(Exit::Usage, problem));
+            }
             let wishes = Wishes::tool(&target.cluster, target.region.as_deref(), args.deadline.0)?;
             runtime.block_on(with_client(&target.cluster, &wishes, async |client| {
                 target.await_seen(client).await;
-                let moved =
-                    client.set_placement(&target.path, group.id, !no_move).await.map_err(client::client_failure)?;
+                let moved = client.set_placement(&target.path, group.id, !no_move).await;
+                let moved = moved.map_err(|error| client::path_failure(&target.path, error))?;
                 match json {
                     true => {
                         println!("{}", json!({ "schema": 1, "path": target.path, "group": group.name, "moved": moved }))
@@ -179,7 +192,7 @@ async fn apply(client: &Client, cluster: &Cluster, placement: &Placement) -> Res
         }
         // It belongs to its users now: its placement may have been changed on purpose.
         Err(Error::Posix(Errno::EEXIST)) => Ok(()),
-        Err(error) => Err(client::client_failure(error)),
+        Err(error) => Err(client::path_failure(&placement.path, error)),
     }
 }
 

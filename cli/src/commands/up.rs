@@ -10,7 +10,6 @@ use anyhow::Context;
 use clap::Args;
 use net::wan::{self, Matrix};
 use serde_json::json;
-use tokio::process::Command;
 use tokio::signal::unix::signal;
 use tokio::time::Instant;
 
@@ -20,7 +19,7 @@ use crate::config::{Cluster, find};
 use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::mounts;
 use crate::output::{Table, bold, green};
-use crate::supervise::child::{Kind, Spec};
+use crate::supervise::child::{self, Kind, Spec};
 use crate::supervise::layout::Layout;
 use crate::supervise::lock::DataLock;
 use crate::supervise::{Hopeless, Supervisor, leftovers};
@@ -38,14 +37,17 @@ const RUNTIME_END: Duration = Duration::from_millis(100);
 /// Options.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  globalfs up                                    three regions in ./globalfs-data, mounted at ./globalfs-data/mnt/us, …/eu, …/ap
+  globalfs up                                    three regions in ./globalfs-data and below it, mounted
   globalfs up --data /srv/gfs --mount /mnt/gfs   mounts at /mnt/gfs/us, /mnt/gfs/eu, /mnt/gfs/ap
   globalfs up --wan geo3-fast                    with 7, 8 and 14 ms between the regions
   globalfs up --regions us,eu --nodes-per-region 3
   globalfs up --json                             one JSON line with everything when it is ready
 
-While it runs: `globalfs status`, `globalfs wan cut us eu`, `globalfs explain PATH`. Logs are in DIR/log, pids in DIR/run.
-Ctrl-C or SIGTERM unmounts and ends everything; the next `up` on the same data goes on where this one ended.")]
+While it runs: `globalfs status`, `globalfs wan cut us eu`, `globalfs explain PATH`. Logs are in DIR/log, pids in DIR/run. \
+Ctrl-C or SIGTERM unmounts and ends everything; the next `up` on the same data goes on where this one ended.
+
+FILE describes any distances: a line `regions us eu ap`, then lines such as `rtt us eu 70ms`, `jitter us eu 5ms`, \
+`loss us eu 0.1%`, with '*' for every region; times without a unit are milliseconds.")]
 pub struct UpArgs {
     /// Where everything is kept: configuration, certificates, data, buckets, logs
     #[arg(long, value_name = "DIR", default_value = find::DATA_DEFAULT, env = "GLOBALFS_DATA", hide_env_values = true)]
@@ -91,6 +93,9 @@ fn cluster(layout: &Layout, args: &UpArgs) -> Result<Cluster> {
     if !file.exists() {
         let regions = args.regions.clone().unwrap_or_else(|| REGIONS_DEFAULT.split(',').map(str::to_owned).collect());
         // Without cluster.toml nothing has ever run here: certificates are of a start that was interrupted.
+        if let Some(wanted) = args.wan.as_deref() {
+            matrix(wanted, &regions)?;
+        }
         let tls = layout.data.join("tls");
         if tls.exists() {
             fs::remove_dir_all(&tls).with_context(|| tls.display().to_string())?;
@@ -113,6 +118,15 @@ fn cluster(layout: &Layout, args: &UpArgs) -> Result<Cluster> {
     Ok(cluster)
 }
 
+/// The distances that `--wan` asks for.
+fn matrix(wanted: &str, regions: &[String]) -> Result<Matrix> {
+    let matrix = match wanted {
+        "none" => Matrix::flat(regions),
+        name => Matrix::load(name, regions),
+    };
+    matrix.or_exit_with(Exit::Usage, || "--wan")
+}
+
 /// Writes the description of the emulated network: a new one, or the old one with its cuts mended.
 fn emulate(cluster: &Cluster, wanted: Option<&str>) -> Result {
     let Some(file) = &cluster.wan else {
@@ -125,12 +139,10 @@ fn emulate(cluster: &Cluster, wanted: Option<&str>) -> Result {
     };
     let regions = cluster.region_names();
     let mut matrix = match wanted {
-        Some("none") => Matrix::flat(&regions),
-        Some(name) => Matrix::load(name, &regions),
-        None if file.exists() => wan::read_file(file),
-        None => Matrix::flat(&regions),
-    }
-    .or_exit_with(if wanted.is_some() { Exit::Usage } else { Exit::Config }, || "emulated network")?;
+        Some(name) => matrix(name, &regions)?,
+        None if file.exists() => wan::read_file(file).or_exit_with(Exit::Config, || "emulated network")?,
+        None => matrix("none", &regions)?,
+    };
     if wanted.is_none() && !matrix.cuts().is_empty() {
         eprintln!("globalfs: mending the links that were cut: {:?}", matrix.cuts());
         matrix.heal();
@@ -267,7 +279,7 @@ async fn pump_until(supervisor: &mut Supervisor, work: impl Future<Output = Resu
 async fn place_all(cluster: &Cluster) -> Result {
     let mut last = String::new();
     loop {
-        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        let mut command = child::this_program();
         command.args(["place", "apply", "--config"]).arg(&cluster.file);
         command.arg("--die-with").arg(std::process::id().to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -1,6 +1,7 @@
 //! `globalfs wan`: the emulated network between regions, changed while everything runs.
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use net::wan::{self, Matrix};
@@ -31,6 +32,10 @@ pub struct WanArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Cut a link, both ways
+    #[command(after_help = "Examples:
+  globalfs wan cut us eu
+  globalfs wan cut ap '*'           ap is alone
+  globalfs wan cut us eu --one-way  nothing gets from us to eu")]
     Cut {
         /// A region, or '*'
         a: String,
@@ -41,6 +46,9 @@ enum Action {
         one_way: bool,
     },
     /// Mend one link, or all of them
+    #[command(after_help = "Examples:
+  globalfs wan heal                 every cut is mended
+  globalfs wan heal us eu")]
     Heal {
         /// A region
         #[arg(requires = "b")]
@@ -49,6 +57,10 @@ enum Action {
         b: Option<String>,
     },
     /// Set a link's round-trip time
+    #[command(after_help = "Examples:
+  globalfs wan delay us eu 80ms
+  globalfs wan delay us us 1ms      inside a region
+  globalfs wan delay '*' '*' 0ms")]
     Delay {
         /// A region, or '*'
         a: String,
@@ -58,6 +70,9 @@ enum Action {
         rtt: TimeSpan,
     },
     /// Set how much a link's delay varies
+    #[command(after_help = "Examples:
+  globalfs wan jitter us eu 5ms
+  globalfs wan jitter '*' '*' 0ms")]
     Jitter {
         /// A region, or '*'
         a: String,
@@ -67,6 +82,9 @@ enum Action {
         jitter: TimeSpan,
     },
     /// Set a link's loss
+    #[command(after_help = "Examples:
+  globalfs wan loss us eu 0.5%
+  globalfs wan loss '*' '*' 0")]
     Loss {
         /// A region, or '*'
         a: String,
@@ -76,6 +94,9 @@ enum Action {
         percent: String,
     },
     /// Show round-trip times and cuts
+    #[command(after_help = "Examples:
+  globalfs wan show
+  globalfs wan show --json | jq .cuts")]
     Show {
         /// One JSON object
         #[arg(long)]
@@ -128,18 +149,39 @@ fn show(matrix: &Matrix, json: bool) {
     let regions = matrix.regions();
     if json {
         let rtts: Vec<_> = pairs(regions)
-            .map(|(a, b)| json!({ "a": a, "b": b, "rtt_ms": rtt_ms(matrix, a, b), "cut": rtt_ms(matrix, a, b).is_none() }))
+            .map(|(a, b)| {
+                let rtt_ms = rtt_ms(matrix, a, b);
+                let (jitter_ms, loss_percent) = (milliseconds(matrix.jitter(a, b)), matrix.loss(a, b));
+                json!({
+                    "a": a, "b": b, "rtt_ms": rtt_ms, "jitter_ms": jitter_ms, "loss_percent": loss_percent,
+                    "cut": rtt_ms.is_none(),
+                })
+            })
             .collect();
         println!("{}", json!({ "schema": 1, "regions": regions, "links": rtts, "cuts": matrix.cuts() }));
         return;
     }
-    let mut table = Table::new(["link", "round trip"]).right(&[1]);
+    let mut table = Table::new(["link", "round trip", "jitter", "loss"]).right(&[1, 2, 3]);
     for (a, b) in pairs(regions) {
-        let rtt = rtt_ms(matrix, a, b).map_or_else(|| red("cut"), |ms| format!("{ms} ms"));
+        let rtt = rtt_ms(matrix, a, b).map_or_else(|| cut(matrix, a, b), |ms| format!("{ms} ms"));
         let link = if a == b { format!("inside {a}") } else { format!("{a} - {b}") };
-        table.row(vec![link, rtt]);
+        let or_none = |amount: f64, unit: &str| if amount > 0.0 { format!("{amount} {unit}") } else { "-".into() };
+        let jitter = or_none(milliseconds(matrix.jitter(a, b)), "ms");
+        table.row(vec![link, rtt, jitter, or_none(matrix.loss(a, b), "%")]);
     }
     print!("{}", table.render());
+}
+
+fn cut(matrix: &Matrix, a: &str, b: &str) -> String {
+    red(&match (matrix.is_cut(a, b), matrix.is_cut(b, a)) {
+        (true, false) => format!("cut from {a} to {b}"),
+        (false, true) => format!("cut from {b} to {a}"),
+        _ => "cut".into(),
+    })
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1e6
 }
 
 fn pairs(regions: &[String]) -> impl Iterator<Item = (&String, &String)> {
@@ -150,7 +192,7 @@ fn pairs(regions: &[String]) -> impl Iterator<Item = (&String, &String)> {
 pub fn rtt_ms(matrix: &Matrix, a: &str, b: &str) -> Option<f64> {
     let there = matrix.one_way(a, b)?;
     let back = matrix.one_way(b, a)?;
-    Some((there + back).as_nanos() as f64 / 1e6)
+    Some(milliseconds(there + back))
 }
 
 #[cfg(test)]

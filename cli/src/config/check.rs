@@ -260,11 +260,21 @@ fn name(source: &Source<'_>, kind: &str, name: &Spanned<String>) -> Checked {
 
 fn address(source: &Source<'_>, address: &Spanned<String>) -> Checked {
     let text = address.get_ref();
-    let port =
-        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    let port = text.rsplit_once(':').filter(|(host, _)| is_host(host)).and_then(|(_, port)| port.parse::<u16>().ok());
     match port {
         Some(port) if port != 0 => Ok(()),
         _ => Err(source.error(address.span(), format!("{text:?} is not an address such as 192.0.2.7:4400"))),
+    }
+}
+
+/// A name, IPv4 in digits or IPv6 in brackets; whether there is such a host is found out when it is used.
+fn is_host(host: &str) -> bool {
+    match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(literal) => literal.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+        }
     }
 }
 

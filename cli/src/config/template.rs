@@ -109,9 +109,12 @@ fn regions(out: &mut String, plan: &Plan) {
 fn nodes(out: &mut String, plan: &Plan) {
     put!(
         out,
-        "# Nodes: processes that host replicas (globalfs node --name NAME). A node that lost its disk comes back under a"
+        "# Nodes: processes that host replicas (globalfs node --name NAME). One that has lost its disk must stay down: it"
     );
-    put!(out, "# new number. `listen` is where it listens if that is not `address`, such as \"0.0.0.0:4400\".");
+    put!(
+        out,
+        "# has forgotten what it promised. `listen` is where it listens if not at `address`, such as \"0.0.0.0:4400\"."
+    );
     let mut number = 0;
     for (region, addresses) in &plan.regions {
         for (at, address) in addresses.iter().enumerate() {

@@ -142,6 +142,9 @@ fn bad_values_are_refused() {
     assert!(complaint("\"4KiB\"", "\"4GiB\"").contains("is not between 0B and 64KiB"));
     assert!(complaint("127.0.0.1:4401", "127.0.0.1").contains("is not an address"));
     assert!(complaint("127.0.0.1:4401", "127.0.0.1:0").contains("is not an address"));
+    assert!(complaint("127.0.0.1:4401", "bad host:4401").contains("is not an address"));
+    assert!(complaint("127.0.0.1:4401", "[::1:4401").contains("is not an address"));
+    assert!(parse(&render(&plan(1)).replace("127.0.0.1:4401", "[::1]:4401")).is_ok());
     assert!(complaint("path = \"/eu\"", "path = \"eu/../x\"").contains("is not a path in the volume"));
     assert!(complaint("cluster = \"demo\"", "cluster = \"Demo Cluster\"").contains("lower-case"));
     assert!(complaint("cluster = \"demo\"", "").contains("cluster"));

@@ -134,8 +134,15 @@ pub async fn keep(child: usize, spec: Spec, events: mpsc::Sender<Event>, mut sto
     }
 }
 
+/// This very program, also if its file has been replaced by another version meanwhile.
+pub fn this_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("globalfs");
+    command
+}
+
 fn spawn(spec: &Spec) -> io::Result<Child> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = this_program();
     command.args(&spec.args).arg("--die-with").arg(std::process::id().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(open_log(&spec.log)?);
     // A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which ends children in order.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::mounts;
+use crate::{exit, mounts};
 
 /// Children of a dead supervisor have been told already and end by themselves.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -43,7 +43,7 @@ pub fn clear(run: &Path, config: &Path) {
 /// Takes off whatever of ours is mounted there, with a message if that fails.
 pub fn detach(point: &Path) {
     if let Err(error) = mounts::detach_all(point) {
-        eprintln!("globalfs: {error:#}");
+        eprintln!("globalfs: {}", exit::message(&error));
     }
 }
 

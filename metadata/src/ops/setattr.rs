@@ -67,10 +67,10 @@ pub(super) fn require_file(row: &InodeRow) -> Step<()> {
     }
 }
 
-/// Clears what would give a changed file the rights of its owner. Without group execution the set-group-id bit means
-/// something else.
+/// Clears what would give a changed file, or anything else with a new owner, the rights of its owner; the bits of directories
+/// mean something else, and so does the set-group-id bit without group execution.
 pub(super) fn kill_privileges(attr: &mut Attr) {
-    if attr.kind != FileKind::File {
+    if attr.kind == FileKind::Directory {
         return;
     }
     attr.mode &= !0o4000;

@@ -541,7 +541,7 @@ fn new_node(kind: FileKind, mode: u16, uid: u32, gid: u32, rdev: u32, home: u16,
 }
 
 fn kill_privileges(node: &mut Node) {
-    if node.kind == FileKind::File {
+    if node.kind != FileKind::Directory {
         let group_executes = node.mode & 0o10 != 0;
         node.mode &= if group_executes { !0o6000 } else { !0o4000 };
     }

@@ -130,6 +130,18 @@ impl Matrix {
         (!shape.cut).then_some(shape.one_way)
     }
 
+    /// The most that is added at random to the time from one region to another.
+    pub fn jitter(&self, from: &str, to: &str) -> Duration {
+        let (Some(from), Some(to)) = (self.index(from), self.index(to)) else { return Duration::ZERO };
+        self.shape(from, to).jitter
+    }
+
+    /// The share of datagrams lost from one region to another, in percent.
+    pub fn loss(&self, from: &str, to: &str) -> f64 {
+        let (Some(from), Some(to)) = (self.index(from), self.index(to)) else { return 0.0 };
+        self.shape(from, to).loss * 100.0
+    }
+
     /// Whether the direction is cut.
     pub fn is_cut(&self, from: &str, to: &str) -> bool {
         self.one_way(from, to).is_none()
