@@ -1,0 +1,234 @@
+//! What replicas did and what clients saw, written down by the world; what can be compared at once is compared at once.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use metadata::Store;
+use metadata::codec;
+use metadata::op::FsOp;
+use metadata::outcome::{Done, Outcome};
+use metadata::read::{ReadOp, ReadResult};
+use metadata::types::{BlobId, InodeId};
+use multicast::command::Command;
+use multicast::ids::{CommandId, GroupId, LogIndex};
+use multicast::{Applied, Change};
+
+/// One applied entry, as a replica tells it.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The group.
+    pub group: GroupId,
+    /// The slot.
+    pub index: LogIndex,
+    /// Hash of the record.
+    pub record: Option<u64>,
+    /// Digest of the namespace behind it.
+    pub digest: u128,
+    /// Digest of the ordering state behind it, if it was computed.
+    pub order_digest: Option<u64>,
+    /// What it did.
+    pub applied: &'a Applied,
+}
+
+/// A command as one group executed it.
+#[derive(Clone, Debug)]
+pub struct Execution {
+    /// Where.
+    pub index: LogIndex,
+    /// What. As the group got it: its footprint may have been tampered with.
+    pub command: Arc<Command>,
+    /// The operation.
+    pub op: Arc<FsOp>,
+    /// The outcome.
+    pub outcome: Outcome,
+}
+
+/// What a client did or saw, in the order of time.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// It sent a command for the first time.
+    Submitted {
+        /// When.
+        at: u64,
+        /// Who.
+        client: usize,
+        /// Which update of the client's; tries under several ids share it.
+        update: u64,
+        /// Under which id.
+        id: CommandId,
+    },
+    /// It was told an outcome.
+    Replied {
+        /// When.
+        at: u64,
+        /// Who.
+        client: usize,
+        /// Of which command.
+        id: CommandId,
+        /// By which group.
+        group: GroupId,
+        /// What.
+        outcome: Outcome,
+    },
+    /// It was answered a read.
+    Read {
+        /// When it asked.
+        since: u64,
+        /// When it was answered.
+        at: u64,
+        /// Who.
+        client: usize,
+        /// By which group.
+        group: GroupId,
+        /// The question.
+        op: ReadOp,
+        /// The answer.
+        result: ReadResult,
+        /// Of which state.
+        index: LogIndex,
+        /// As of the time when it asked.
+        linearizable: bool,
+    },
+}
+
+/// A place in a group's state whose history is kept: named by the question that shows it.
+pub type Place = (GroupId, Vec<u8>);
+
+/// All that was written down.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    records: HashMap<(GroupId, LogIndex), u64>,
+    digests: HashMap<(GroupId, LogIndex), u128>,
+    order_digests: HashMap<(GroupId, LogIndex), u64>,
+    last: BTreeMap<GroupId, LogIndex>,
+    /// What each group executed, in its order.
+    pub executed: BTreeMap<GroupId, Vec<Execution>>,
+    /// Answers to questions about single places, from which index on.
+    pub versions: HashMap<Place, Vec<(LogIndex, ReadResult)>>,
+    /// What clients did and saw.
+    pub seen: Vec<Seen>,
+    /// Blobs in the bucket: still there?
+    pub blobs: BTreeMap<BlobId, bool>,
+    /// What was found wrong at once.
+    pub violations: Vec<String>,
+}
+
+/// The key of a question.
+#[must_use]
+pub fn place(group: GroupId, op: &ReadOp) -> Place {
+    let question = metadata::protocol::Request::Read {
+        group,
+        session: multicast::ids::SessionId(0),
+        clock: multicast::ids::VectorClock::new(),
+        linearizable: false,
+        op: op.clone(),
+    };
+    let bytes = codec::encode_to_node(&metadata::protocol::ToNode { request: 0, body: question });
+    (group, bytes.to_vec())
+}
+
+impl Ledger {
+    /// A replica has applied an entry.
+    pub fn applied<S: Store>(&mut self, entry: &Entry<'_>, state: &S) {
+        let at = (entry.group, entry.index);
+        if let Some(record) = entry.record {
+            let known = *self.records.entry(at).or_insert(record);
+            self.expect(known == record, || format!("{} has two records at {}", entry.group, entry.index));
+        }
+        let known = *self.digests.entry(at).or_insert(entry.digest);
+        self.expect(known == entry.digest, || format!("{} has two states at {}", entry.group, entry.index));
+        if let Some(digest) = entry.order_digest {
+            let known = *self.order_digests.entry(at).or_insert(digest);
+            self.expect(known == digest, || format!("{} has two orders at {}", entry.group, entry.index));
+        }
+        let last = self.last.entry(entry.group).or_default();
+        if entry.index <= *last {
+            return;
+        }
+        *last = entry.index;
+        if let Change::Executed(command) = &entry.applied.change {
+            self.execute(entry, command, state);
+        }
+    }
+
+    fn execute<S: Store>(&mut self, entry: &Entry<'_>, command: &Arc<Command>, state: &S) {
+        let reply = entry.applied.reply.as_ref().and_then(|reply| reply.result.as_ref().ok());
+        let outcome = reply.and_then(|bytes: &Bytes| codec::decode_outcome(bytes).ok());
+        let op = codec::decode_op(&command.payload);
+        let (Some(outcome), Ok(op)) = (outcome, op) else {
+            return self.violations.push(format!("{} executed without an outcome", command.id));
+        };
+        for question in touched(&op, &outcome) {
+            if let Ok(answer) = metadata::answer::read(state, entry.group, &question) {
+                let versions = self.versions.entry(place(entry.group, &question)).or_default();
+                if versions.last().is_none_or(|(_, last)| *last != answer) {
+                    versions.push((entry.index, answer));
+                }
+            }
+        }
+        let execution = Execution { index: entry.index, command: Arc::clone(command), op: Arc::new(op), outcome };
+        self.executed.entry(entry.group).or_default().push(execution);
+    }
+
+    fn expect(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.violations.push(what());
+        }
+    }
+
+    /// How many reads were answered.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.seen.iter().filter(|seen| matches!(seen, Seen::Read { .. })).count() as u64
+    }
+
+    /// How far any replica of the group has come.
+    #[must_use]
+    pub fn last(&self, group: GroupId) -> LogIndex {
+        self.last.get(&group).copied().unwrap_or_default()
+    }
+}
+
+/// Questions whose answers an update may have changed.
+fn touched(op: &FsOp, outcome: &Outcome) -> Vec<ReadOp> {
+    let mut inodes: Vec<InodeId> = Vec::new();
+    let mut names: Vec<(InodeId, Bytes)> = Vec::new();
+    match op {
+        FsOp::Create { parent, name, .. } => names.push((parent.ino, name.clone())),
+        FsOp::Link { node, parent, name } => {
+            inodes.push(node.ino);
+            names.push((parent.ino, name.clone()));
+        }
+        FsOp::Unlink { parent, name, target, .. } | FsOp::Rmdir { parent, name, target, .. } => {
+            inodes.push(target.ino);
+            names.push((parent.ino, name.clone()));
+        }
+        FsOp::Rename { from_parent, from_name, source, to_parent, to_name, target, .. } => {
+            inodes.push(source.ino);
+            inodes.extend(target.map(|target| target.ino));
+            names.push((from_parent.ino, from_name.clone()));
+            names.push((to_parent.ino, to_name.clone()));
+        }
+        FsOp::MoveInode { parent, name, node, .. } => {
+            inodes.push(node.ino);
+            names.push((parent.ino, name.clone()));
+        }
+        FsOp::SetAttr { node, .. }
+        | FsOp::Write { node, .. }
+        | FsOp::SetXattr { node, .. }
+        | FsOp::RemoveXattr { node, .. }
+        | FsOp::SetPlacement { dir: node, .. } => inodes.push(node.ino),
+        FsOp::ReleaseOrphans { inodes: released, .. } => inodes.extend(released),
+        FsOp::Lock { .. } | FsOp::Collected { .. } => {}
+    }
+    if let Ok(Done::Node { attr, .. }) = outcome {
+        inodes.push(attr.ino);
+    }
+    inodes.extend(names.iter().map(|(parent, _)| *parent));
+    inodes.sort_unstable();
+    inodes.dedup();
+    let of_inodes = inodes.into_iter().map(|ino| ReadOp::GetAttr { ino });
+    of_inodes.chain(names.into_iter().map(|(parent, name)| ReadOp::Lookup { parent, name })).collect()
+}

@@ -1,0 +1,161 @@
+//! A node's log on disk: one file for all its groups, flushed in batches. A crash loses what was not flushed, but for a
+//! random prefix of records; a record that was torn fails its checksum and ends the log there.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use multicast::ids::{Ballot, GroupId, LogIndex};
+use multicast::{Entry, Writes};
+
+use crate::planted::Bug;
+use crate::rng::Rnd;
+
+/// What the log holds of one group.
+#[derive(Clone, Debug, Default)]
+pub struct LogImage {
+    /// The highest ballot promised.
+    pub promised: Ballot,
+    /// Entries, dense.
+    pub entries: BTreeMap<LogIndex, Entry>,
+}
+
+/// One record of the file.
+#[derive(Clone, Debug)]
+enum LogRecord {
+    Promise(GroupId, Ballot),
+    VoidFrom(GroupId, LogIndex),
+    Append(GroupId, Entry),
+    /// Entries below this index are gone.
+    Trim(GroupId, LogIndex),
+}
+
+#[derive(Clone, Debug)]
+struct Batch {
+    /// Whom to tell that it is durable.
+    tells: Option<(GroupId, u64)>,
+    records: Vec<LogRecord>,
+}
+
+/// One node's disk.
+#[derive(Debug, Default)]
+pub struct Disk {
+    durable: BTreeMap<GroupId, LogImage>,
+    /// What the process sees: the durable image with everything written since.
+    written: BTreeMap<GroupId, LogImage>,
+    waiting: VecDeque<Batch>,
+    /// So many of the waiting batches are covered by the flush under way.
+    flushing: usize,
+}
+
+impl Disk {
+    /// Writes, without a flush.
+    pub fn write(&mut self, group: GroupId, token: u64, writes: Writes) {
+        let mut records = Vec::with_capacity(writes.append.len() + 2);
+        records.extend(writes.promised.map(|ballot| LogRecord::Promise(group, ballot)));
+        records.extend(writes.truncate_from.map(|from| LogRecord::VoidFrom(group, from)));
+        records.extend(writes.append.into_iter().map(|entry| LogRecord::Append(group, entry)));
+        self.submit(Batch { tells: Some((group, token)), records });
+    }
+
+    /// Drops entries below `keep`.
+    pub fn trim(&mut self, group: GroupId, keep: LogIndex) {
+        self.submit(Batch { tells: None, records: vec![LogRecord::Trim(group, keep)] });
+    }
+
+    fn submit(&mut self, batch: Batch) {
+        for record in &batch.records {
+            apply(&mut self.written, record);
+        }
+        self.waiting.push_back(batch);
+    }
+
+    /// Begins a flush of all that was written; false if there is nothing to flush or one is under way.
+    pub fn begin_flush(&mut self) -> bool {
+        if self.flushing > 0 || self.waiting.is_empty() {
+            return false;
+        }
+        self.flushing = self.waiting.len();
+        true
+    }
+
+    /// The flush is done: the newest durable token of each group.
+    pub fn end_flush(&mut self, bug: Option<Bug>) -> BTreeMap<GroupId, u64> {
+        let mut told = BTreeMap::new();
+        for batch in self.waiting.drain(..std::mem::take(&mut self.flushing)) {
+            for record in &batch.records {
+                if bug == Some(Bug::ForgetPromise) && matches!(record, LogRecord::Promise(..)) {
+                    continue;
+                }
+                apply(&mut self.durable, record);
+            }
+            told.extend(batch.tells);
+        }
+        told
+    }
+
+    /// The process is gone: of what was not flushed a random prefix of records stays.
+    pub fn crash(&mut self, rnd: &mut Rnd) {
+        let count: usize = self.waiting.iter().map(|batch| batch.records.len()).sum();
+        let kept = rnd.index(count + 1);
+        for record in self.waiting.iter().flat_map(|batch| &batch.records).take(kept) {
+            apply(&mut self.durable, record);
+        }
+        self.waiting.clear();
+        self.flushing = 0;
+        self.written = self.durable.clone();
+    }
+
+    /// A group's log as the process sees it.
+    #[must_use]
+    pub fn image(&self, group: GroupId) -> LogImage {
+        self.written.get(&group).cloned().unwrap_or_default()
+    }
+
+    /// Reads entries back, as [`multicast::Output::ReadLog`] asks.
+    #[must_use]
+    pub fn read(&self, group: GroupId, from: LogIndex, bytes_max: usize) -> Vec<Entry> {
+        let Some(image) = self.written.get(&group) else { return Vec::new() };
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut bytes = 0;
+        for (index, entry) in image.entries.range(from..) {
+            let is_next = index.0 == from.0 + entries.len() as u64;
+            if !is_next || (bytes > 0 && bytes + entry.len_bytes() > bytes_max) {
+                break;
+            }
+            bytes += entry.len_bytes();
+            entries.push(entry.clone());
+        }
+        entries
+    }
+
+    /// An entry's record.
+    #[must_use]
+    pub fn record(&self, group: GroupId, index: LogIndex) -> Option<Bytes> {
+        self.written.get(&group)?.entries.get(&index).map(|entry| entry.record.clone())
+    }
+
+    /// True if the entry is there.
+    #[must_use]
+    pub fn has(&self, group: GroupId, index: LogIndex) -> bool {
+        self.written.get(&group).is_some_and(|image| image.entries.contains_key(&index))
+    }
+}
+
+fn apply(images: &mut BTreeMap<GroupId, LogImage>, record: &LogRecord) {
+    match record {
+        LogRecord::Promise(group, ballot) => {
+            let image = images.entry(*group).or_default();
+            image.promised = image.promised.max(*ballot);
+        }
+        LogRecord::VoidFrom(group, from) => {
+            images.entry(*group).or_default().entries.split_off(from);
+        }
+        LogRecord::Append(group, entry) => {
+            images.entry(*group).or_default().entries.insert(entry.index, entry.clone());
+        }
+        LogRecord::Trim(group, keep) => {
+            let image = images.entry(*group).or_default();
+            image.entries = image.entries.split_off(keep);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Bugs planted on purpose, one at a time: a checker that cannot fail is worthless. None is active unless a run asks for
+//! it; all sit in the simulator's own driver and wrappers, so that the shipped code stays as it is.
+
+use clap::ValueEnum;
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Bug {
+    /// A replica tells its core that writes are durable before they are flushed.
+    AcknowledgeBeforeFlush,
+    /// Promises never reach the disk.
+    ForgetPromise,
+    /// The primary answers an update when it logs it, not when it is committed.
+    ReplyBeforeCommit,
+    /// Commands leave out the keys that they only read.
+    IgnoreReadKeys,
+    /// Commands declare no keys at all: nothing conflicts.
+    IgnoreConflicts,
+    /// A client asks again under a new sequence.
+    RetryUnderNewSequence,
+    /// A client sends no clock with its reads.
+    SkipClock,
+    /// A replica answers reads from whatever state it has.
+    ReadBehindClock,
+    /// A replica reads past prepared commands of which the reader has seen the effect.
+    ReadPastLocks,
+    /// A refused update teaches the client's clock nothing.
+    ForgetRefusal,
+    /// The log is trimmed as soon as the store has flushed, whatever followers lack.
+    TrimTooEarly,
+    /// Prepared commands with their contributions do not survive a restart.
+    LosePrepared,
+    /// Sessions' replies do not survive a restart.
+    LoseReplies,
+    /// Execution takes the time from the replica's own clock.
+    OwnTime,
+    /// A replica applies one committed command in a hundred twice.
+    ExecuteTwice,
+    /// Invalidations are sent behind the replies that depend on them.
+    InvalidateAfterReply,
+    /// The collector deletes blobs that are still referred to.
+    CollectReferenced,
+}
+
+impl Bug {
+    /// All of them.
+    #[must_use]
+    pub fn all() -> &'static [Bug] {
+        Bug::value_variants()
+    }
+
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}

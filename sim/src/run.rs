@@ -1,0 +1,145 @@
+//! One run: a safety phase with faults, then a liveness phase in which everything must finish, then the checks of all that
+//! was written down.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use multicast::ids::GroupId;
+
+use crate::options::{MS, Options};
+use crate::planted::Bug;
+use crate::world::{Failure, World};
+
+/// How long, after faults have ended, until everything must be done.
+const LIVENESS_MS: u64 = 300_000;
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing wrong.
+    Clean,
+    /// Something happened that never may.
+    Safety(String),
+    /// Something did not happen that must.
+    Liveness(String),
+    /// The code panicked.
+    Crash(String),
+}
+
+/// What came out of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// The same for the same run.
+    pub trace_hash: u64,
+    /// Events.
+    pub events: u64,
+    /// Virtual time, in milliseconds.
+    pub simulated_ms: u64,
+    /// Commands executed, over all groups.
+    pub executed: u64,
+    /// Reads answered.
+    pub reads: u64,
+    /// The trace, if it was asked for.
+    pub lines: Vec<String>,
+}
+
+/// Runs one seed.
+#[must_use]
+pub fn run(seed: u64, bug: Option<Bug>, readable: bool) -> Outcome {
+    run_with(seed, Options::draw(seed), bug, readable)
+}
+
+/// Runs one seed with options of one's own.
+#[must_use]
+pub fn run_with(seed: u64, options: Options, bug: Option<Bug>, readable: bool) -> Outcome {
+    let mut world = World::new(seed, options, bug, readable);
+    world.trace.line(0, || format!("seed {seed}: {:#?}", world.options));
+    let ended = catch_unwind(AssertUnwindSafe(|| play(&mut world)));
+    let verdict = match ended {
+        Ok(Ok(())) => Verdict::Clean,
+        Ok(Err(Failure::Safety(what))) => Verdict::Safety(what),
+        Ok(Err(Failure::Liveness(what))) => Verdict::Liveness(what),
+        Err(panic) => Verdict::Crash(words(&*panic)),
+    };
+    world.trace.line(world.now, || format!("{verdict:?}"));
+    Outcome {
+        seed,
+        verdict,
+        trace_hash: world.trace.hash(),
+        events: world.trace.events(),
+        simulated_ms: world.now / MS,
+        executed: world.ledger.executed.values().map(|executed| executed.len() as u64).sum(),
+        reads: world.ledger.reads(),
+        lines: world.trace.into_lines(),
+    }
+}
+
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|| "panic".to_owned())
+}
+
+fn play(world: &mut World) -> Result<(), Failure> {
+    world.run_until(world.options.faults_until_ms * MS)?;
+    let limit = world.now + LIVENESS_MS * MS;
+    while !world.is_quiet() {
+        if world.now >= limit {
+            return Err(Failure::Liveness(world.describe()));
+        }
+        world.run_until(world.now + 500 * MS)?;
+    }
+    crate::checks::finish(world)
+}
+
+impl World {
+    /// Everyone is done, everything is applied everywhere, nothing is left over.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        !self.faulty
+            && self.clients.iter().all(crate::client::Client::is_done)
+            && self.options.groups.keys().all(|&group| self.is_settled(group))
+    }
+
+    fn is_settled(&self, group: GroupId) -> bool {
+        let replicas = || {
+            let nodes = self.nodes.values().filter_map(|node| node.replicas.get(&group));
+            nodes.map(|replica| replica.live.as_ref().map(|live| &live.core))
+        };
+        let primaries = replicas().flatten().filter(|core| core.is_ready());
+        let Some(primary) = primaries.max_by_key(|core| core.status().promised) else { return false };
+        let last = primary.status().last;
+        primary.unfinished().is_empty()
+            && primary.order().changing_locks().next().is_none()
+            && replicas().all(|core| core.is_some_and(|core| core.order().applied() == last))
+    }
+
+    /// Who still waits for what.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = format!("not done at {} ms", self.now / MS);
+        for client in self.clients.iter().filter(|client| !client.is_done()) {
+            text += &format!("; client {} left {} waits for", client.number, client.left);
+            for pending in client.pending.values() {
+                text += &format!(" [{} {:?} try {}]", pending.group, pending.ask, pending.attempt);
+            }
+        }
+        for (group, node) in self.nodes.values().flat_map(|node| node.replicas.keys().map(move |group| (group, node))) {
+            let Some(live) = node.replicas.get(group).and_then(|replica| replica.live.as_ref()) else {
+                text += &format!("; {group}/{} is down", node.id);
+                continue;
+            };
+            let status = live.core.status();
+            text += &format!(
+                "; {group}/{} {:?} ballot {} log {}/{}/{}",
+                node.id, status.role, status.promised.round, status.applied.0, status.committed.0, status.last.0
+            );
+            for unfinished in live.core.unfinished() {
+                text += &format!(" {} waits for {:?}", unfinished.id, unfinished.waits_for);
+            }
+        }
+        text
+    }
+}
