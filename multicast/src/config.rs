@@ -70,6 +70,13 @@ pub struct Limits {
     pub log_tail_bytes: usize,
     /// Open sessions of the group. Default 65536.
     pub sessions_max: usize,
+    /// The log on disk, in bytes since the start of the process: beyond, its oldest applied part is dropped although some
+    /// voter may still lack it, which then is beyond help. Default 4 GiB.
+    pub log_bytes_max: u64,
+    /// The same in entries, of which also those from before a restart count. Default 16 Mi.
+    pub log_entries_max: u64,
+    /// How far the time that a primary gives may be ahead of what a quorum's clocks say, in milliseconds. Default 10000.
+    pub skew_ms_max: u64,
 }
 
 impl Default for Timing {
@@ -97,6 +104,9 @@ impl Default for Limits {
             append_window_bytes: 8 << 20,
             log_tail_bytes: 32 << 20,
             sessions_max: 65_536,
+            log_bytes_max: 4 << 30,
+            log_entries_max: 16 << 20,
+            skew_ms_max: 10_000,
         }
     }
 }

@@ -13,9 +13,10 @@
 //! 6. `Reply`, `Declined`, and the reply in an [`Applied`]: to the client's session, if it is connected here.
 //! 7. Write the rows of the machine and of [`OrderState::drain_changes`] in one batch, whenever it likes after applying
 //!    entries, but whole entries only. The log is kept until that batch is durable.
-//! 8. On start: hand back the rows, and the log from disk as [`Durable`]: it must reach back to the applied index.
+//! 8. On start: hand back the rows, and the log from disk as [`Durable`]: it must reach back to the applied index. Then call
+//!    [`Core::restore_committed`].
 //! 9. Drop log entries below [`Core::truncatable_below`] *and* below what the store has flushed, then call
-//!    [`Core::truncate_below`].
+//!    [`Core::truncate_below`]. If what is left pins an old file, call [`Core::rewrite_kept`].
 //! 10. `ReadLog`: read entries back and call [`Core::handle_log_read`].
 
 use std::collections::VecDeque;
@@ -88,11 +89,16 @@ impl Core {
             let reason = "from a replica that no group has";
             return self.outputs.push_back(Output::Event(Event::IgnoredMessage { from, reason }));
         }
+        if let Message::HowFar { question } = message {
+            let (committed, last) = (self.log.committed(), self.log.durable());
+            let message = Message::Reached { question, committed, last };
+            return self.outputs.push_back(Output::Send { to: from, message });
+        }
         let is_command = matches!(message, Message::Propose { .. } | Message::Facts(_));
         if self.sequencer.is_some() {
             self.with_sequencer(|sequencer, turn| sequencer.handle_message(turn, from, message));
         } else if is_command && self.log.primary_ballot().is_none() {
-            let message = Message::NotPrimary { hint: self.log.primary() };
+            let message = Message::NotPrimary { hint: self.primary() };
             self.outputs.push_back(Output::Send { to: from, message });
         }
     }
@@ -191,7 +197,8 @@ impl Core {
     fn follow_role(&mut self) {
         match self.log.primary_ballot() {
             Some((ballot, start)) => {
-                if self.sequencer.is_none() && self.order.applied() >= start {
+                let knows_time = self.log.trusted_time(self.now).is_some();
+                if self.sequencer.is_none() && knows_time && self.order.applied() >= start {
                     let mut turn =
                         Turn { now: self.now, log: &mut self.log, order: &self.order, outputs: &mut self.outputs };
                     self.sequencer = Some(Sequencer::new(&self.config, &mut turn));
@@ -200,7 +207,7 @@ impl Core {
             }
             None => {
                 if let Some(sequencer) = self.sequencer.take() {
-                    sequencer.abandon(self.log.primary(), &mut self.outputs);
+                    sequencer.abandon(self.log.primary(self.now), &mut self.outputs);
                 }
             }
         }
@@ -209,7 +216,7 @@ impl Core {
     fn not_ready(&self) -> Decline {
         match self.log.primary_ballot() {
             Some(_) => Decline::NotReady,
-            None => Decline::NotPrimary { hint: self.log.primary() },
+            None => Decline::NotPrimary { hint: self.primary() },
         }
     }
 
@@ -238,7 +245,7 @@ impl Core {
             group: self.config.group,
             replica: self.config.replica,
             role,
-            primary: self.log.primary(),
+            primary: self.primary(),
             promised: self.log.promised(),
             last: self.log.last().index,
             durable: self.log.durable(),
@@ -246,6 +253,7 @@ impl Core {
             applied: self.order.applied(),
             in_flight: sequencer.map_or(0, Sequencer::in_flight),
             followers: self.log.followers(),
+            too_far_behind: self.log.too_far_behind(),
             silent_groups: sequencer.map_or_else(Vec::new, |sequencer| sequencer.silent_groups(self.now)),
         }
     }
@@ -256,10 +264,10 @@ impl Core {
         self.sequencer.as_ref().map_or_else(Vec::new, |sequencer| sequencer.unfinished(&self.order))
     }
 
-    /// Who is primary, as far as this replica knows.
+    /// Who is primary, if this replica is sure.
     #[must_use]
     pub fn primary(&self) -> Option<ReplicaId> {
-        self.log.primary()
+        self.log.primary(self.now)
     }
 
     /// True if this replica is primary and takes commands.
@@ -268,10 +276,25 @@ impl Core {
         self.sequencer.is_some()
     }
 
-    /// Entries below this index are on every voter's disk: as far as they are concerned, the log may be dropped below it.
+    /// As far as the core is concerned, the log may be dropped below this index: what is there is on every voter's disk, or
+    /// the log is larger than [`crate::Limits::log_bytes_max`] or [`crate::Limits::log_entries_max`] allow.
     #[must_use]
     pub fn truncatable_below(&self) -> LogIndex {
-        self.log.everywhere()
+        self.log.truncatable_below()
+    }
+
+    /// On start, before anything else: the newest [`crate::Writes::committed`] that the disk holds. What it covers can be
+    /// applied at once.
+    pub fn restore_committed(&mut self, committed: LogIndex) {
+        self.log.restore_committed(committed);
+    }
+
+    /// Asks for everything that is kept on disk to be written again, promise and entries, so that a log of one file after
+    /// the other can free an old file which holds nothing but the end of an idle group's log. It comes as
+    /// [`crate::Writes::rewrite`]. Call it after [`Core::truncate_below`]. False, and nothing happens, if that would be more
+    /// than so many bytes, or is not possible at the moment.
+    pub fn rewrite_kept(&mut self, bytes_max: usize) -> bool {
+        self.log.rewrite_kept(bytes_max)
     }
 
     /// The driver has dropped the entries below this index from the disk, or will.
@@ -305,6 +328,8 @@ pub struct Status {
     pub in_flight: usize,
     /// How far each other voter is (primary only).
     pub followers: Vec<FollowerStatus>,
+    /// Set while this voter lags so far behind that what it needs was dropped: the oldest entry that the primary has.
+    pub too_far_behind: Option<LogIndex>,
     /// Groups that leave questions unanswered, since when (primary only).
     pub silent_groups: Vec<(GroupId, Time)>,
 }
@@ -318,6 +343,8 @@ pub struct FollowerStatus {
     pub matched: LogIndex,
     /// When it last answered.
     pub heard: Time,
+    /// It lacks entries that were dropped: more of the log cannot help it.
+    pub beyond_help: bool,
 }
 
 /// What a replica is.

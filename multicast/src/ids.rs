@@ -141,6 +141,23 @@ impl VectorClock {
         }
     }
 
+    /// Takes back what this clock claims of `group` beyond `index`.
+    pub(crate) fn clip(&mut self, group: GroupId, index: LogIndex) {
+        for components in [&mut self.seen, &mut self.effects] {
+            if let Some(component) = components.get_mut(&group) {
+                *component = index.min(*component);
+                if *component == LogIndex::ZERO {
+                    components.remove(&group);
+                }
+            }
+        }
+    }
+
+    /// The most that this clock claims of each group.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = (GroupId, LogIndex)> + '_ {
+        self.iter().chain(self.iter_effects())
+    }
+
     /// True if this clock has seen all that `other` has.
     #[must_use]
     pub fn covers(&self, other: &VectorClock) -> bool {

@@ -15,6 +15,8 @@
 //! | `Appended` | a follower, once durable | its log equals the primary's up to `matched`, and is on disk |
 //! | `AppendRefused` | a follower that lacks the entry before the first | nothing; says where its log ends |
 //! | `TakeOver` | a primary to the preferred one, once that is up to date | nothing; asks it to campaign |
+//! | `TooFarBehind` | a primary or the owner of the best log, to a voter that needs what was dropped | nothing |
+//! | `Clock` | a voter to the primary or candidate that it answers, now and then | nothing |
 //!
 //! Between groups (primary to primary); a fact is committed in the sender's log, so it holds whoever is primary:
 //!
@@ -23,6 +25,9 @@
 //! | `Propose` | a primary that takes or has prepared a command, to destinations that have not told their timestamp | nothing |
 //! | `Facts` | a destination, when a fact about a command is committed, or when asked | each fact in it, for ever |
 //! | `NotPrimary` | a replica that got either of these and is no primary | nothing; says who may be |
+//! | `Busy` | a primary that has no room for a proposed command | nothing; asks to be asked again soon |
+//! | `HowFar` | a primary whose client has seen more of a group than it knows of, to all voters of that group | nothing |
+//! | `Reached` | a voter, whatever it is in its group | all up to `committed` is; its disk has nothing behind `last` |
 
 use std::sync::Arc;
 
@@ -35,7 +40,7 @@ use crate::ids::{Ballot, CommandId, LogIndex, ReplicaId, Timestamp};
 use crate::record::{Contribution, Entry, Position, Rejection, decode_versioned};
 
 /// Version of the encoding of [`Message`], its first byte. Variants and fields are only ever appended with a new version.
-pub const MESSAGE_VERSION: u8 = 1;
+pub const MESSAGE_VERSION: u8 = 2;
 
 /// The most bytes that one encoded message may have.
 pub const MESSAGE_BYTES_MAX: usize = 20 << 20;
@@ -85,7 +90,8 @@ pub enum Message {
     Fetched {
         /// The candidate's ballot.
         ballot: Ballot,
-        /// Just before the first entry. Later than asked if the log was dropped up to there, as every voter has it.
+        /// Just before the first entry. Later than asked if the log was dropped up to there: the candidate must have the
+        /// first entry, or it is too far behind.
         after: LogIndex,
         /// The entries; none if they cannot be read.
         entries: Vec<Entry>,
@@ -135,6 +141,39 @@ pub enum Message {
     NotPrimary {
         /// Who, as far as known.
         hint: Option<ReplicaId>,
+    },
+    /// What you lack was dropped.
+    TooFarBehind {
+        /// The sender's ballot.
+        ballot: Ballot,
+        /// The oldest entry that the sender has.
+        first: LogIndex,
+    },
+    /// What time it is.
+    Clock {
+        /// By the sender's clock, in nanoseconds since the Unix epoch.
+        now_ns: u64,
+    },
+    /// Not now: too much is under way. Answers `Propose`.
+    Busy {
+        /// The proposed command.
+        id: CommandId,
+        /// … and what its id is bound to.
+        binding: u64,
+    },
+    /// How far is your group's log?
+    HowFar {
+        /// To match answers.
+        question: u64,
+    },
+    /// Answers `HowFar`.
+    Reached {
+        /// The question's.
+        question: u64,
+        /// Committed up to here at least.
+        committed: LogIndex,
+        /// The end of the sender's log on disk.
+        last: LogIndex,
     },
 }
 

@@ -61,8 +61,15 @@ pub enum Output {
 pub struct Writes {
     /// The highest ballot promised.
     pub promised: Option<Ballot>,
+    /// Known by now, to be kept beside the ballot that is promised by then: the log on disk is committed up to this index.
+    /// Told only with something else that must be written.
+    pub committed: Option<(Ballot, LogIndex)>,
     /// Entries from this index on are void.
     pub truncate_from: Option<LogIndex>,
+    /// All entries that are kept, dense, up to the end of the log on disk: to be written again where new ones go, so that
+    /// the old place can be freed. In one piece with what is here: after a crash they are there once or twice, never gone.
+    /// See [`crate::Core::rewrite_kept`].
+    pub rewrite: Vec<Entry>,
     /// Entries to append, dense.
     pub append: Vec<Entry>,
 }
@@ -128,9 +135,10 @@ pub enum Event {
         /// Why.
         reason: &'static str,
     },
-    /// A follower needs entries that are on this disk no more.
+    /// A voter lags so far behind that the entries which it needs were dropped: only a copy of another voter's state could
+    /// help it. Told by the primary, and, with its own number, by the voter itself; once, until it is better.
     FollowerBeyondHelp {
-        /// The follower.
+        /// The voter.
         replica: ReplicaId,
         /// What it needs.
         from: LogIndex,

@@ -99,6 +99,11 @@ fn sample_messages() -> Vec<Message> {
         Message::Propose { command: sample_command() },
         Message::Facts(facts),
         Message::NotPrimary { hint: Some(ReplicaId(3)) },
+        Message::TooFarBehind { ballot, first: LogIndex(130) },
+        Message::Clock { now_ns: 1_000_000 },
+        Message::Busy { id: sample_command().id, binding: 99 },
+        Message::HowFar { question: 7 },
+        Message::Reached { question: 7, committed: LogIndex(200), last: LogIndex(201) },
     ]
 }
 
@@ -136,8 +141,8 @@ fn unknown_version_rest_and_size_are_errors() {
     assert!(Message::decode(&bytes).is_err(), "bytes too many");
     bytes.pop();
     assert!(Message::decode(&bytes).is_ok());
-    bytes[0] = 2;
-    assert!(matches!(Message::decode(&bytes), Err(multicast::Error::UnknownVersion { found: 2, .. })));
+    bytes[0] = 9;
+    assert!(matches!(Message::decode(&bytes), Err(multicast::Error::UnknownVersion { found: 9, .. })));
     let huge = vec![1; multicast::message::MESSAGE_BYTES_MAX + 1];
     assert!(matches!(Message::decode(&huge), Err(multicast::Error::TooLarge { .. })));
     assert!(Message::decode(&[]).is_err());
@@ -164,9 +169,12 @@ proptest! {
         let _ = Message::decode(&bytes);
         let _ = Record::decode(&bytes);
         if let Some(first) = bytes.first_mut() {
-            *first = 1;
+            *first = multicast::message::MESSAGE_VERSION;
         }
         let _ = Message::decode(&bytes);
+        if let Some(first) = bytes.first_mut() {
+            *first = multicast::record::RECORD_VERSION;
+        }
         let _ = Record::decode(&bytes);
         let key = bytes.get(..bytes.len() / 2).unwrap_or_default().to_vec();
         let _ = OrderState::load(GroupId(0), [(key, bytes.clone())]);
@@ -259,6 +267,7 @@ fn core_altered_messages_never_panic() {
                             core.handle_message(Time(now), to, message);
                         }
                         Output::Send { to, message: Message::Campaign { ballot } } if !follows && rnd.chance(300) => {
+                            core.handle_message(Time(now), to, Message::Clock { now_ns: now });
                             let message = Message::Promise { ballot, last: Position::default() };
                             core.handle_message(Time(now), to, message);
                         }

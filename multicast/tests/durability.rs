@@ -32,6 +32,7 @@ fn drain(core: &mut Core) -> (Vec<(ReplicaId, Message)>, Option<u64>) {
     let (mut sent, mut token) = (Vec::new(), None);
     while let Some(output) = core.poll_output() {
         match output {
+            Output::Send { message: Message::Clock { .. }, .. } => {}
             Output::Send { to, message } => sent.push((to.1, message)),
             Output::Persist { token: last, .. } => token = Some(last),
             _ => {}

@@ -60,6 +60,22 @@ fn cluster_reads_follow_causes() {
     }
 }
 
+/// Primaries that crash, and primaries that stand still and wake up as if they still were it.
+#[test]
+fn cluster_struck_primaries_lose_nothing() {
+    for seed in seeds() {
+        run(seed, |options| {
+            let voters = if seed % 3 == 0 { 5 } else { 3 };
+            options.voters = vec![voters; options.voters.len().max(2)];
+            options.mix.groups = options.voters.len() as u16;
+            options.mix.single_per_mille = 400;
+            options.primary_every_ms = [400, 1_000, 2_500][(seed / 3 % 3) as usize];
+            (options.crash_every_ms, options.faults_until_ms) = (seed % 2 * 3_000, 12_000);
+            (options.clients, options.commands_per_client) = (4, 20);
+        });
+    }
+}
+
 #[test]
 fn cluster_same_seed_same_run() {
     for seed in 0..5 {

@@ -17,6 +17,8 @@ pub(crate) struct Disk<W> {
     under_way: VecDeque<(u64, LogIndex)>,
     /// The end of the log on disk.
     durable: LogIndex,
+    /// What the disk was told to be committed.
+    committed_told: LogIndex,
     /// What may be told only when a token is durable; tokens ascend.
     held_back: VecDeque<(u64, W)>,
 }
@@ -29,12 +31,17 @@ impl<W> Disk<W> {
             persisted: 0,
             under_way: VecDeque::new(),
             durable,
+            committed_told: LogIndex::ZERO,
             held_back: VecDeque::new(),
         }
     }
 
     pub(crate) fn durable(&self) -> LogIndex {
         self.durable
+    }
+
+    pub(crate) fn restore_committed(&mut self, committed: LogIndex) {
+        self.committed_told = committed;
     }
 
     pub(crate) fn append(&mut self, entry: Entry) {
@@ -47,6 +54,7 @@ impl<W> Disk<W> {
 
     pub(crate) fn truncate_from(&mut self, index: LogIndex) {
         self.pending.append.retain(|entry| entry.index < index);
+        self.pending.rewrite.retain(|entry| entry.index < index);
         let from = self.pending.truncate_from.map_or(index, |from| from.min(index));
         self.pending.truncate_from = Some(from);
         let last = LogIndex(index.0 - 1);
@@ -54,6 +62,18 @@ impl<W> Disk<W> {
         for (_, end) in &mut self.under_way {
             *end = (*end).min(last);
         }
+    }
+
+    /// Writes all that is kept again. False if that cannot be now.
+    pub(crate) fn rewrite(&mut self, promised: Ballot, mut kept: Vec<Entry>) -> bool {
+        if self.pending.truncate_from.is_some() || !self.pending.rewrite.is_empty() {
+            return false;
+        }
+        let new = self.pending.append.first().map(|entry| entry.index);
+        kept.retain(|entry| new.is_none_or(|new| entry.index < new));
+        self.pending.promised = Some(promised);
+        self.pending.rewrite = kept;
+        true
     }
 
     /// Lets `what` wait for everything written so far; gives it back if nothing is outstanding.
@@ -67,10 +87,21 @@ impl<W> Disk<W> {
         None
     }
 
-    /// The batch of this turn, if anything is to be written.
-    pub(crate) fn take_batch(&mut self, last: LogIndex) -> Option<(u64, Writes)> {
+    /// The batch of this turn, if anything is to be written; with it goes the news of what is committed. Only of what is on
+    /// disk: behind that there may still be entries that this batch voids.
+    pub(crate) fn take_batch(
+        &mut self,
+        last: LogIndex,
+        promised: Ballot,
+        committed: LogIndex,
+    ) -> Option<(u64, Writes)> {
         if self.pending == Writes::default() {
             return None;
+        }
+        let committed = committed.min(self.durable);
+        if committed > self.committed_told {
+            self.committed_told = committed;
+            self.pending.committed = Some((promised, committed));
         }
         self.issued += 1;
         self.under_way.push_back((self.issued, last));

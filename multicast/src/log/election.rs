@@ -13,6 +13,7 @@ use super::entries::Slot;
 use super::{HeldBack, ROUND_MAX, ReadFor, Replicator, Role};
 use crate::ids::{Ballot, LogIndex, ReplicaId};
 use crate::message::Message;
+use crate::output::{Event, Output};
 use crate::record::{Entry, Position};
 use crate::time::Time;
 
@@ -40,7 +41,7 @@ struct Fetching {
     /// The candidate has that log up to here …
     after: LogIndex,
     /// … and it ends here.
-    until: LogIndex,
+    until: Position,
 }
 
 impl Replicator {
@@ -48,6 +49,9 @@ impl Replicator {
         let ballot = self.next_ballot();
         self.expect_primary();
         let retry_due = self.now.after_ms(self.timing.heartbeat_ms);
+        if matches!(self.role, Role::Follower) && self.primary.is_some() {
+            self.outputs.push_back(Output::Event(Event::BecameFollower { primary: None }));
+        }
         self.role = Role::Probing(Probing { ballot, willing: BTreeSet::from([self.me]), retry_due });
         self.send_to_others(&Message::Probe { ballot });
         self.campaign_if_wanted();
@@ -133,8 +137,10 @@ impl Replicator {
         if ballot > self.promised {
             self.promised = ballot;
             self.disk.promise(ballot);
+            self.clock_told = None;
             self.become_follower(None);
         }
+        self.tell_clock(from);
         let last = self.entries.last();
         self.send_when_durable(from, Message::Promise { ballot, last });
     }
@@ -158,7 +164,7 @@ impl Replicator {
         let Some((&owner, &position)) = best.filter(|(_, position)| **position > own) else {
             return self.become_primary(ballot);
         };
-        candidate.fetching = Some(Fetching { from: owner, after: self.committed, until: position.index });
+        candidate.fetching = Some(Fetching { from: owner, after: self.committed, until: position });
         self.fetch();
     }
 
@@ -175,9 +181,8 @@ impl Replicator {
         if ballot != self.promised || ballot.owner != Some(from) {
             return;
         }
-        // What was dropped here is on every voter's disk, so both logs agree up to there.
-        let dropped = if self.first_on_disk > LogIndex(1) { self.first_on_disk } else { LogIndex::ZERO };
-        let after = after.max(dropped);
+        // If the candidate lacks what was dropped here it will see from the first entry that it got.
+        let after = after.max(LogIndex(self.first_on_disk.0 - 1));
         let first = LogIndex(after.0.saturating_add(1));
         let entries = self.entries.batch(first, self.limits.append_batch_bytes);
         if !entries.is_empty() {
@@ -193,19 +198,34 @@ impl Replicator {
         if candidate.ballot != ballot || fetching.from != from || after < fetching.after {
             return;
         }
-        if entries.is_empty() || after > self.entries.last().index {
-            // It cannot be helped to lead: leave it to the others.
-            self.become_follower(None);
-            self.election_due = self.election_due.after_ms(2 * self.timing.election_timeout_ms);
-            return;
+        let first = entries.first().map(|entry| entry.position());
+        // Where the owner has skipped something, the logs must be seen to agree.
+        let agrees = first.is_some_and(|first| {
+            after == fetching.after
+                || first.index <= self.committed
+                || self.entries.position(first.index) == Some(first)
+        });
+        if !agrees {
+            if let Some(first) = first {
+                self.become_too_far_behind(first.index);
+            }
+            return self.leave_to_others();
         }
         let Some(reached) = self.take_entries(from, after, entries) else { return };
-        let Role::Candidate(candidate) = &mut self.role else { return };
-        if reached >= fetching.until {
-            return self.become_primary(ballot);
+        if reached >= fetching.until.index {
+            // Anything else than what was promised is no log to lead with.
+            let is_complete = self.entries.last() == fetching.until;
+            return if is_complete { self.become_primary(ballot) } else { self.leave_to_others() };
         }
+        let Role::Candidate(candidate) = &mut self.role else { return };
         candidate.fetching = Some(Fetching { after: reached, ..fetching });
         self.fetch();
+    }
+
+    /// It cannot be helped to lead.
+    fn leave_to_others(&mut self) {
+        self.become_follower(None);
+        self.election_due = self.election_due.after_ms(2 * self.timing.election_timeout_ms);
     }
 
     /// Brings the log in line with entries that follow `after`, where both logs are known to agree. Gives the index of the
@@ -229,8 +249,7 @@ impl Replicator {
         };
         let Some(first) = new.first().map(|slot| slot.entry.index) else { return Some(reached) };
         if first <= self.entries.last().index {
-            self.entries.truncate_from(first);
-            self.disk.truncate_from(first);
+            self.truncate_from(first);
         }
         for slot in new {
             self.push(slot);

@@ -99,13 +99,15 @@ impl Entries {
         self.slots.push_back(slot);
     }
 
-    /// Drops `index` and all behind it.
-    pub(crate) fn truncate_from(&mut self, index: LogIndex) {
+    /// Drops `index` and all behind it; tells how many bytes that were.
+    pub(crate) fn truncate_from(&mut self, index: LogIndex) -> usize {
+        let before_bytes = self.len_bytes;
         assert!(index > self.before, "what is cut off lies in memory");
         while self.slots.back().is_some_and(|slot| slot.entry.index >= index) {
             let slot = self.slots.pop_back().expect("just seen");
             self.len_bytes -= slot.entry.len_bytes();
         }
+        before_bytes - self.len_bytes
     }
 
     /// Drops the oldest entries below `index` while there are more bytes than wanted.

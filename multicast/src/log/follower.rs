@@ -3,6 +3,7 @@
 use super::{ROUND_MAX, Replicator, Role};
 use crate::ids::{Ballot, LogIndex, ReplicaId};
 use crate::message::Message;
+use crate::output::{Event, Output};
 use crate::record::{Entry, Position};
 
 impl Replicator {
@@ -25,12 +26,14 @@ impl Replicator {
         if ballot > self.promised {
             self.promised = ballot;
             self.disk.promise(ballot);
+            self.clock_told = None;
         }
         if !matches!(self.role, Role::Follower) || self.primary != Some(from) {
             self.become_follower(Some(from));
         }
         self.primary_heard = Some(self.now);
         self.expect_primary();
+        self.tell_clock(from);
         if !self.matches(previous) {
             let last = self.entries.last().index;
             // What was made in the same ballot as the wrong entry is probably wrong too; what is committed is not.
@@ -40,9 +43,26 @@ impl Replicator {
             return self.send_when_durable(from, Message::AppendRefused { ballot, previous, retry_after });
         }
         let Some(matched) = self.take_entries(from, previous.index, entries) else { return };
+        if self.too_far_behind.is_some_and(|first| matched >= first) {
+            self.too_far_behind = None;
+        }
         self.committed = self.committed.max(committed.min(matched));
         self.everywhere = self.everywhere.max(everywhere.min(self.committed));
         self.send_when_durable(from, Message::Appended { ballot, matched });
+    }
+
+    pub(super) fn handle_too_far_behind(&mut self, from: ReplicaId, ballot: Ballot, first: LogIndex) {
+        // What is here, or is known to be committed and so was here, cannot be lacking.
+        if ballot == self.promised && ballot.owner == Some(from) && first > self.committed {
+            self.become_too_far_behind(first);
+        }
+    }
+
+    pub(super) fn become_too_far_behind(&mut self, first: LogIndex) {
+        if self.too_far_behind.replace(first).is_none() {
+            let event = Event::FollowerBeyondHelp { replica: self.me, from: self.entries.last().index.next() };
+            self.outputs.push_back(Output::Event(event));
+        }
     }
 
     /// True if this log has the primary's entry there: then all before it agree too. Committed entries are the same in all

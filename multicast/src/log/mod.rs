@@ -5,9 +5,11 @@
 //! logs in line with its own by matching (ballot, index). An entry is committed when it is on a quorum's disks and an entry
 //! of the current ballot behind or at it is too.
 
+mod clocks;
 mod disk;
 mod election;
 mod entries;
+mod extent;
 mod follower;
 mod primary;
 
@@ -23,9 +25,11 @@ use crate::output::{Event, Output};
 use crate::random::Random;
 use crate::record::{Entry, Position, Record};
 use crate::time::Time;
+use clocks::Clocks;
 use disk::Disk;
 use election::{Candidate, Probing};
 use entries::{Entries, Slot};
+use extent::Extent;
 use primary::Primary;
 
 /// No honest ballot gets here in the life of a universe; one beyond would break arithmetic.
@@ -49,6 +53,7 @@ pub(crate) struct Replicator {
     entries: Entries,
     disk: Disk<HeldBack>,
     first_on_disk: LogIndex,
+    extent: Extent,
     committed: LogIndex,
     /// Handed out to be applied.
     applied: LogIndex,
@@ -60,8 +65,13 @@ pub(crate) struct Replicator {
     primary_heard: Option<Time>,
     /// When a voter that hears nothing does something about it.
     election_due: Time,
-    /// For whom entries are being read back from disk.
-    reading: Option<ReadFor>,
+    /// What is being read back from disk.
+    reading: Option<Reading>,
+    clocks: Clocks,
+    /// When this voter last told its time, and whom.
+    clock_told: Option<(ReplicaId, Time)>,
+    /// What this voter needs was dropped everywhere: the oldest entry that there is.
+    too_far_behind: Option<LogIndex>,
     outputs: VecDeque<Output>,
 }
 
@@ -90,9 +100,20 @@ enum ReadFor {
     Candidate { candidate: ReplicaId, ballot: Ballot, after: LogIndex },
 }
 
+/// A look at the disk that is under way.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    read_for: ReadFor,
+    from: LogIndex,
+    /// The disk is known to agree with this log up to here since the look began; what it shows behind may be void.
+    through: LogIndex,
+}
+
 impl Replicator {
     pub(crate) fn new(now: Time, config: &Config, durable: Durable, applied: LogIndex) -> Result<Self, Error> {
         let first_on_disk = durable.first.max(LogIndex(1));
+        let mut extent = Extent::new(config.limits.log_bytes_max, config.limits.log_entries_max);
+        durable.entries.iter().for_each(|entry| extent.push(entry.index, entry.len_bytes()));
         let entries = Entries::load(durable.entries, applied)?;
         let last = entries.last();
         let mut replicator = Replicator {
@@ -109,6 +130,7 @@ impl Replicator {
             entries,
             disk: Disk::new(last.index),
             first_on_disk,
+            extent,
             committed: applied,
             applied,
             everywhere: LogIndex::ZERO,
@@ -117,6 +139,9 @@ impl Replicator {
             primary_heard: None,
             election_due: now,
             reading: None,
+            clocks: Clocks::new(config.quorum_size(), config.limits.skew_ms_max),
+            clock_told: None,
+            too_far_behind: None,
             outputs: VecDeque::new(),
         };
         // The preferred voter begins at once, the others leave it time.
@@ -151,7 +176,14 @@ impl Replicator {
                 self.handle_append_refused(from, ballot, previous, retry_after);
             }
             Message::TakeOver { ballot } => self.handle_take_over(from, ballot),
-            Message::Propose { .. } | Message::Facts(_) | Message::NotPrimary { .. } => {
+            Message::TooFarBehind { ballot, first } => self.handle_too_far_behind(from, ballot, first),
+            Message::Clock { now_ns } => self.clocks.learn(from, now, now_ns),
+            Message::Propose { .. }
+            | Message::Facts(_)
+            | Message::NotPrimary { .. }
+            | Message::Busy { .. }
+            | Message::HowFar { .. }
+            | Message::Reached { .. } => {
                 self.ignore(from, "not a message inside a group");
             }
         }
@@ -201,7 +233,8 @@ impl Replicator {
     pub(crate) fn poll_output(&mut self) -> Option<Output> {
         if self.outputs.is_empty() {
             self.send_appends();
-            if let Some((token, writes)) = self.disk.take_batch(self.entries.last().index) {
+            let last = self.entries.last().index;
+            if let Some((token, writes)) = self.disk.take_batch(last, self.promised, self.committed) {
                 self.outputs.push_back(Output::Persist { token, writes });
             }
         }
@@ -222,29 +255,66 @@ impl Replicator {
 
     pub(crate) fn handle_log_read(&mut self, now: Time, entries: Vec<Entry>) {
         self.now = now;
-        match self.reading.take() {
-            Some(ReadFor::Followers(ballot)) => self.send_read_entries(ballot, &entries),
-            Some(ReadFor::Candidate { candidate, ballot, after }) if ballot == self.promised => {
+        let Some(reading) = self.reading.take() else { return };
+        let entries = self.valid(&reading, entries);
+        match reading.read_for {
+            ReadFor::Followers(ballot) => self.send_read_entries(ballot, &entries),
+            ReadFor::Candidate { candidate, ballot, after } if ballot == self.promised => {
                 self.send(candidate, Message::Fetched { ballot, after, entries });
             }
-            Some(ReadFor::Candidate { .. }) | None => {}
+            ReadFor::Candidate { .. } => {}
         }
     }
 
+    /// What was read, as far as it is this log: the disk may still show what has been cut off in memory.
+    fn valid(&self, reading: &Reading, mut entries: Vec<Entry>) -> Vec<Entry> {
+        let is_valid = |(index, entry): (u64, &Entry)| {
+            let known = self.entries.position(entry.index);
+            entry.index.0 == index
+                && entry.index <= reading.through
+                && known.is_none_or(|known| known == entry.position())
+        };
+        let valid = (reading.from.0..).zip(&entries).take_while(|&pair| is_valid(pair)).count();
+        entries.truncate(valid);
+        entries
+    }
+
     fn read_log(&mut self, read_for: ReadFor, from: LogIndex) {
-        self.reading = Some(read_for);
+        self.reading = Some(Reading { read_for, from, through: self.disk.durable() });
         self.outputs.push_back(Output::ReadLog { from, bytes_max: self.limits.append_batch_bytes });
     }
 
     /// Puts an entry at the end of the log, in memory and on its way to the disk.
     fn push(&mut self, slot: Slot) {
         self.disk.append(slot.entry.clone());
+        self.extent.push(slot.entry.index, slot.entry.len_bytes());
         self.entries.push(slot);
+    }
+
+    /// Voids the log from here on, in memory and on its way to the disk.
+    fn truncate_from(&mut self, index: LogIndex) {
+        let dropped_bytes = self.entries.truncate_from(index);
+        self.extent.truncate_from(index, dropped_bytes);
+        self.disk.truncate_from(index);
+        if let Some(reading) = &mut self.reading {
+            reading.through = reading.through.min(LogIndex(index.0 - 1));
+        }
+    }
+
+    /// Tells the primary, or who wants to be, the time: now and then, and at once if it is another than before.
+    fn tell_clock(&mut self, to: ReplicaId) {
+        let is_news =
+            self.clock_told.is_none_or(|(told, at)| told != to || self.now.ms_since(at) >= clocks::CLOCK_INTERVAL_MS);
+        if is_news {
+            self.clock_told = Some((to, self.now));
+            self.send(to, Message::Clock { now_ns: self.now.0 });
+        }
     }
 
     fn become_follower(&mut self, primary: Option<ReplicaId>) {
         let was_primary = matches!(self.role, Role::Primary(_));
-        let news = primary.is_some() && primary != self.primary;
+        let had_hint = matches!(self.role, Role::Follower);
+        let news = primary.is_some() && (primary != self.primary || !had_hint);
         self.role = Role::Follower;
         if primary.is_some() || self.primary == Some(self.me) {
             self.primary = primary;
@@ -298,12 +368,34 @@ impl Replicator {
         matches!(self.role, Role::Probing(_) | Role::Candidate(_))
     }
 
-    /// Who is primary, as far as this replica knows.
-    pub(crate) fn primary(&self) -> Option<ReplicaId> {
+    /// Who is primary, if this replica is sure: it has heard it lately, in the highest ballot that it has promised. Whoever
+    /// is sent on so comes to ever higher ballots, and so never in a circle.
+    pub(crate) fn primary(&self, now: Time) -> Option<ReplicaId> {
         match self.role {
             Role::Primary(_) => Some(self.me),
-            Role::Follower | Role::Probing(_) | Role::Candidate(_) => self.primary.filter(|&voter| voter != self.me),
+            Role::Follower => {
+                let is_heard =
+                    self.primary_heard.is_some_and(|heard| now.ms_since(heard) < self.timing.election_timeout_ms);
+                self.primary.filter(|_| is_heard && self.primary == self.promised.owner)
+            }
+            Role::Probing(_) | Role::Candidate(_) => None,
         }
+    }
+
+    /// The time to give to what is logged. None while too few voters' clocks are known.
+    pub(crate) fn trusted_time(&self, now: Time) -> Option<Time> {
+        self.clocks.trusted(now)
+    }
+
+    /// What this voter needs was dropped everywhere: the oldest entry that there is.
+    pub(crate) fn too_far_behind(&self) -> Option<LogIndex> {
+        self.too_far_behind
+    }
+
+    /// The disk knew so much to be committed.
+    pub(crate) fn restore_committed(&mut self, committed: LogIndex) {
+        self.committed = self.committed.max(committed.min(self.disk.durable()));
+        self.disk.restore_committed(committed);
     }
 
     pub(crate) fn promised(&self) -> Ballot {
@@ -322,12 +414,23 @@ impl Replicator {
         self.committed
     }
 
-    /// Entries below this one are on every voter's disk. The one at it must stay: it is what followers match against.
-    pub(crate) fn everywhere(&self) -> LogIndex {
-        self.everywhere
+    /// Entries below this one are on every voter's disk, or too many. The one at it must stay: it is what others match
+    /// against.
+    pub(crate) fn truncatable_below(&self) -> LogIndex {
+        self.everywhere.max(self.extent.cut(self.entries.last().index)).min(self.applied)
     }
 
     pub(crate) fn truncate_below(&mut self, index: LogIndex) {
         self.first_on_disk = self.first_on_disk.max(index);
+        self.extent.drop_below(index);
+    }
+
+    /// Writes all that is kept again, if it is in memory and not more than so many bytes.
+    pub(crate) fn rewrite_kept(&mut self, bytes_max: usize) -> bool {
+        let last = self.entries.last().index;
+        let kept = self.entries.batch(self.first_on_disk, bytes_max);
+        let is_all = kept.last().is_some_and(|entry| entry.index == last);
+        let len_bytes: usize = kept.iter().map(Entry::len_bytes).sum();
+        is_all && len_bytes <= bytes_max && self.disk.rewrite(self.promised, kept)
     }
 }

@@ -40,6 +40,8 @@ struct Follower {
     unacknowledged: VecDeque<(LogIndex, usize)>,
     unacknowledged_bytes: usize,
     told_committed: LogIndex,
+    /// It lacks what was dropped, and has been told so.
+    beyond_help: bool,
     /// When it was last sent anything; `None`: send something at once.
     sent: Option<Time>,
     heard: Time,
@@ -109,6 +111,7 @@ impl Replicator {
             unacknowledged: VecDeque::new(),
             unacknowledged_bytes: 0,
             told_committed: LogIndex::ZERO,
+            beyond_help: false,
             sent: None,
             heard: self.now,
         });
@@ -140,6 +143,7 @@ impl Replicator {
         if follower.searching && matched.next() >= follower.next {
             follower.searching = false;
         }
+        follower.beyond_help &= follower.matched < self.first_on_disk;
         follower.next = follower.next.max(follower.matched.next());
         self.advance_committed();
     }
@@ -164,11 +168,13 @@ impl Replicator {
         if is_old {
             return;
         }
-        // The log was dropped only as far as every voter had it on disk.
         let dropped = if self.first_on_disk > LogIndex(1) { self.first_on_disk } else { LogIndex::ZERO };
         if previous <= dropped {
-            let event = Event::FollowerBeyondHelp { replica: from, from: retry_after };
-            return self.outputs.push_back(Output::Event(event));
+            if !std::mem::replace(&mut follower.beyond_help, true) {
+                let event = Event::FollowerBeyondHelp { replica: from, from: retry_after.next() };
+                self.outputs.push_back(Output::Event(event));
+            }
+            return self.send(from, Message::TooFarBehind { ballot, first: dropped });
         }
         let retry_after = retry_after.min(last).min(LogIndex(previous.0 - 1)).max(follower.matched).max(dropped);
         follower.restart_at(retry_after.next());
@@ -186,6 +192,14 @@ impl Replicator {
         for follower in &mut primary.followers {
             let to = (self.group, follower.replica);
             let mut sent = false;
+            let first = self.first_on_disk;
+            let is_dropped =
+                follower.next < first || (follower.next == first && follower.previous(&self.entries).is_none());
+            if !follower.searching && is_dropped {
+                // Dropped before it was sent: perhaps the follower has it, else it must learn that it is lost.
+                follower.restart_at(first.next());
+                (follower.searching, follower.sent) = (true, None);
+            }
             while !follower.searching
                 && follower.next <= last
                 && follower.unacknowledged_bytes < self.limits.append_window_bytes
@@ -233,8 +247,10 @@ impl Replicator {
                 continue;
             }
             if read.is_empty() {
-                let event = Event::FollowerBeyondHelp { replica: follower.replica, from: follower.next };
-                self.outputs.push_back(Output::Event(event));
+                if !std::mem::replace(&mut follower.beyond_help, true) {
+                    let event = Event::FollowerBeyondHelp { replica: follower.replica, from: follower.next };
+                    self.outputs.push_back(Output::Event(event));
+                }
                 continue;
             }
             let before = LogIndex(follower.next.0 - 1);
@@ -314,6 +330,7 @@ impl Replicator {
             replica: follower.replica,
             matched: follower.matched,
             heard: follower.heard,
+            beyond_help: follower.beyond_help,
         };
         primary.followers.iter().map(status).collect()
     }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::multi::Stage;
+use super::proof::INDEX_MAX;
 use super::{Sequencer, TIMESTAMP_MAX, Turn, len_bytes};
 use crate::command::Command;
 use crate::ids::{CommandId, GroupId, ReplicaId, Timestamp};
@@ -15,13 +16,16 @@ use crate::machine::CONTRIBUTION_BYTES_MAX;
 use crate::message::{Facts, Message};
 use crate::order::{OrderState, Standing, Verdict};
 use crate::output::{Event, Output};
-use crate::record::{Refusal, Rejection};
+use crate::record::{Contribution, Refusal, Rejection};
 
 /// Timestamps that overtook their command: kept for so many commands; what does not fit is asked for later.
 const EARLY_MAX: usize = 4096;
 
 /// A foreign primary's proposals are taken beyond the limit for clients by this factor, as other groups wait for them.
 const FOREIGN_LOAD_FACTOR: usize = 2;
+
+/// A group that has no room for a command is asked again after this long, then after twice as long, and so on.
+const BUSY_AFTER_MS: u64 = 20;
 
 /// Timestamps that came before their command.
 #[derive(Debug)]
@@ -49,14 +53,22 @@ impl Sequencer {
                     self.ask_again(turn, from.0);
                 }
             }
+            Message::Busy { id, binding } => {
+                self.heard(turn, from);
+                self.handle_busy(turn, id, binding);
+            }
+            Message::Reached { question, committed, last } => {
+                self.handle_reached(turn, from, question, committed, last)
+            }
             _ => ignore(turn, from, "not a message between groups"),
         }
         self.run(turn);
     }
 
     fn heard(&mut self, turn: &mut Turn<'_>, from: (GroupId, ReplicaId)) {
+        let pause_ms = self.timing.heartbeat_ms;
         let Some(peer) = self.peers.get_mut(&from.0) else { return };
-        if peer.heard(from.1) {
+        if peer.heard(turn.now, from.1, pause_ms) {
             // What was asked of the old primary may have been lost with it.
             self.ask_again(turn, from.0);
         }
@@ -79,7 +91,8 @@ impl Sequencer {
             return;
         }
         match turn.order.standing(id, binding) {
-            Standing::New if !self.takes_foreign(command) => {}
+            // Its keys are locked where it comes from, so it should not have to wait for the next regular attempt.
+            Standing::New if !self.takes_foreign(command) => turn.send(from, Message::Busy { id, binding }),
             Standing::New if turn.order.session_is_full(command) => {
                 self.refuse(turn, command, Refusal::BeyondWindow);
             }
@@ -100,13 +113,25 @@ impl Sequencer {
             && self.load.bytes + len_bytes(command) <= self.limits.in_flight_bytes_max * FOREIGN_LOAD_FACTOR
     }
 
+    /// The other group is alive and has no room: it is asked again soon, then less soon.
+    fn handle_busy(&mut self, turn: &mut Turn<'_>, id: CommandId, binding: u64) {
+        let resend_ms = self.timing.resend_ms;
+        let Some(multi) = self.multis.get_mut(&id) else { return };
+        if multi.binding != binding || multi.stage != Stage::Preparing {
+            return;
+        }
+        multi.busy_after_ms = (multi.busy_after_ms * 2).max(BUSY_AFTER_MS).min(resend_ms);
+        let after_ms = multi.busy_after_ms;
+        self.rearm(id, turn.now, after_ms);
+    }
+
     fn handle_facts(&mut self, turn: &mut Turn<'_>, from: (GroupId, ReplicaId), facts: Facts) {
         let (id, binding) = (facts.id, facts.binding);
         if facts.timestamp.is_some_and(|timestamp| timestamp > TIMESTAMP_MAX) {
             return ignore(turn, from, "timestamp of a far future");
         }
-        if facts.contribution.as_ref().is_some_and(|contribution| contribution.value.len() > CONTRIBUTION_BYTES_MAX) {
-            return ignore(turn, from, "contribution that is too large");
+        if facts.contribution.as_ref().is_some_and(|contribution| !self.is_reasonable(contribution)) {
+            return ignore(turn, from, "contribution that is too large, or of unknown groups");
         }
         let Some(multi) = self.multis.get_mut(&id).filter(|multi| multi.binding == binding) else {
             return self.handle_facts_of_unknown(turn, from, &facts);
@@ -130,6 +155,13 @@ impl Sequencer {
             self.answer(turn, from, id, binding);
         }
         self.forget_if_closed(turn, id);
+    }
+
+    fn is_reasonable(&self, contribution: &Contribution) -> bool {
+        let is_known = |group: GroupId| group == self.group || self.peers.contains_key(&group);
+        contribution.value.len() <= CONTRIBUTION_BYTES_MAX
+            && contribution.index <= INDEX_MAX
+            && contribution.depends_on.claims().all(|(group, index)| is_known(group) && index <= INDEX_MAX)
     }
 
     /// Facts about something that is not under way here: not yet, or not any more.

@@ -8,6 +8,7 @@ mod conflicts;
 mod exchange;
 mod multi;
 mod peers;
+mod proof;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use conflicts::Conflicts;
 use exchange::Early;
 use multi::Multi;
 use peers::Peer;
+use proof::{Proof, Unproven};
 
 /// The most destinations of one command: their contributions fit one record.
 pub const DESTINATIONS_MAX: usize = 8;
@@ -46,6 +48,11 @@ pub(crate) struct Sequencer {
     singles: HashMap<CommandId, usize, BuildWordHasher>,
     /// Those of them that wait for a conflicting command, with their timestamps. Not logged.
     held: BTreeMap<CommandId, (Timestamp, Arc<Command>)>,
+    /// Commands whose clients claim to have seen more of another group than is known here.
+    unproven: BTreeMap<CommandId, Unproven>,
+    proof_due: Option<Time>,
+    /// Orders questions and what waits for answers.
+    serial: u64,
     conflicts: Conflicts,
     multis: BTreeMap<CommandId, Multi>,
     load: Load,
@@ -113,6 +120,10 @@ impl Sequencer {
             clock: turn.order.clock(),
             singles: HashMap::default(),
             held: BTreeMap::new(),
+            unproven: BTreeMap::new(),
+            proof_due: None,
+            // Later than in any reign before, so that no answer passes for one to a question of this one.
+            serial: turn.now.0,
             conflicts: Conflicts::new(config.group, config.classic),
             multis: BTreeMap::new(),
             load: Load::default(),
@@ -129,6 +140,11 @@ impl Sequencer {
 
     /// A client asks for a command.
     pub(crate) fn handle_submit(&mut self, turn: &mut Turn<'_>, command: Arc<Command>) {
+        self.submit(turn, command, Proof::Wanted);
+        self.run(turn);
+    }
+
+    fn submit(&mut self, turn: &mut Turn<'_>, command: Arc<Command>, proof: Proof) {
         let id = command.id;
         if let Err(reason) = self.check_shape(turn, &command) {
             return turn.decline(id, reason);
@@ -137,7 +153,7 @@ impl Sequencer {
         if let Some(reply) = turn.order.stored_reply(id, binding) {
             return turn.outputs.push_back(Output::Reply(reply));
         }
-        if self.singles.contains_key(&id) {
+        if self.singles.contains_key(&id) || self.unproven.contains_key(&id) {
             return;
         }
         if self.multis.contains_key(&id) {
@@ -154,12 +170,13 @@ impl Sequencer {
         if self.is_overloaded() || turn.order.session_is_full(&command) {
             return turn.decline(id, Decline::Overloaded);
         }
-        if command.is_multi_group() {
-            self.begin_multi(turn, command)
+        if proof == Proof::Wanted && !self.is_proven(turn, &command) {
+            self.hold_unproven(turn, command);
+        } else if command.is_multi_group() {
+            self.begin_multi(turn, command);
         } else {
-            self.take_single(turn, command)
+            self.take_single(turn, command);
         }
-        self.run(turn);
     }
 
     /// Nobody waits for a command any more: one that is held would keep its room for as long as what it waits for.
@@ -169,11 +186,12 @@ impl Sequencer {
             self.conflicts.remove(id, &mut self.awake);
             self.run(turn);
         }
+        self.take_unproven(id);
     }
 
     /// A session is to be opened or closed.
     pub(crate) fn handle_session(&mut self, turn: &mut Turn<'_>, change: SessionChange) {
-        let timestamp = self.next_timestamp(turn.now);
+        let timestamp = self.next_timestamp(turn);
         let declined = match change {
             SessionChange::Open(session) if turn.order.session_count() >= self.limits.sessions_max => {
                 (session, Decline::Overloaded)
@@ -191,7 +209,7 @@ impl Sequencer {
 
     /// Logs the time.
     pub(crate) fn handle_tick(&mut self, turn: &mut Turn<'_>) {
-        let timestamp = self.next_timestamp(turn.now);
+        let timestamp = self.next_timestamp(turn);
         turn.append(Record::Tick { timestamp });
     }
 
@@ -224,16 +242,19 @@ impl Sequencer {
         if self.forget_due.is_some_and(|due| due <= turn.now) {
             self.forget(turn);
         }
+        if self.proof_due.is_some_and(|due| due <= turn.now) {
+            self.proof_timeout(turn);
+        }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
         let resend = self.timers.first().map(|&(due, _)| due);
-        resend.into_iter().chain(self.forget_due).min()
+        resend.into_iter().chain(self.forget_due).chain(self.proof_due).min()
     }
 
     /// This replica is no longer primary: what was held was never logged.
     pub(crate) fn abandon(self, hint: Option<ReplicaId>, outputs: &mut VecDeque<Output>) {
-        for &id in self.held.keys() {
+        for &id in self.held.keys().chain(self.unproven.keys()) {
             outputs.push_back(Output::Declined { id, reason: Decline::NotPrimary { hint } });
         }
     }
@@ -258,7 +279,7 @@ impl Sequencer {
     }
 
     fn take_single(&mut self, turn: &mut Turn<'_>, command: Arc<Command>) {
-        let timestamp = self.next_timestamp(turn.now);
+        let timestamp = self.next_timestamp(turn);
         let bytes = len_bytes(&command);
         self.load.add(bytes);
         self.singles.insert(command.id, bytes);
@@ -290,7 +311,9 @@ impl Sequencer {
         }
     }
 
-    fn next_timestamp(&mut self, now: Time) -> Timestamp {
+    /// The next time of a hybrid clock. Whoever makes the record bounds it; whoever applies it takes it as it is.
+    fn next_timestamp(&mut self, turn: &Turn<'_>) -> Timestamp {
+        let now = turn.log.trusted_time(turn.now).unwrap_or_default();
         self.clock = Timestamp(now.0.min(TIMESTAMP_MAX.0).max(self.clock.0 + 1));
         self.clock
     }

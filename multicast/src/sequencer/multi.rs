@@ -30,6 +30,8 @@ pub(super) struct Multi {
     since: Time,
     pub(super) resend_due: Time,
     pub(super) resend_after_ms: u64,
+    /// How long it last waited for a group without room.
+    pub(super) busy_after_ms: u64,
     /// What it counts for in the load; zero once settled.
     load_bytes: usize,
 }
@@ -72,6 +74,7 @@ impl Multi {
             since: now,
             resend_due: now,
             resend_after_ms: 0,
+            busy_after_ms: 0,
             load_bytes: 0,
         }
     }
@@ -168,7 +171,7 @@ impl Sequencer {
     /// Logs the `Prepare`, which never waits.
     pub(super) fn prepare(&mut self, turn: &mut Turn<'_>, command: &Arc<Command>) {
         let id = command.id;
-        let timestamp = self.next_timestamp(turn.now);
+        let timestamp = self.next_timestamp(turn);
         turn.append(Record::Prepare { command: Arc::clone(command), timestamp });
         self.insert_multi(turn.now, id, command.binding(), Stage::Preparing, command.groups());
         self.attach_command(command, timestamp);

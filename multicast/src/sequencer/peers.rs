@@ -1,6 +1,9 @@
-//! The other groups, as far as a primary must know them: where their primary probably is, and whether it answers.
+//! The other groups, as far as a primary must know them: where their primary probably is, whether it answers, and how far
+//! their logs are.
 
-use crate::ids::ReplicaId;
+use std::collections::BTreeMap;
+
+use crate::ids::{LogIndex, ReplicaId};
 use crate::time::Time;
 
 /// Another group.
@@ -17,6 +20,19 @@ pub(super) struct Peer {
     redirected: Option<Time>,
     /// Commands with this group that are not through.
     pub(super) unfinished: usize,
+    /// Its log is committed up to here at least, as one of its voters said …
+    pub(super) reached: LogIndex,
+    /// … and when any of them last said something of the kind.
+    pub(super) reached_at: Time,
+    pub(super) inquiry: Option<Inquiry>,
+}
+
+/// A question to all voters of a group: how far is your log?
+#[derive(Debug)]
+pub(super) struct Inquiry {
+    pub(super) question: u64,
+    /// Where the logs of those end that have answered.
+    pub(super) lasts: BTreeMap<ReplicaId, LogIndex>,
 }
 
 impl Peer {
@@ -29,6 +45,9 @@ impl Peer {
             unanswered_since: None,
             redirected: None,
             unfinished: 0,
+            reached: LogIndex::ZERO,
+            reached_at: now,
+            inquiry: None,
         }
     }
 
@@ -47,10 +66,28 @@ impl Peer {
         self.target
     }
 
-    /// Its primary spoke. True if that is news.
-    pub(super) fn heard(&mut self, from: ReplicaId) -> bool {
+    pub(super) fn voters(&self) -> &[ReplicaId] {
+        &self.voters
+    }
+
+    /// Any two sets of so many of its voters share one.
+    pub(super) fn quorum_size(&self) -> usize {
+        self.voters.len() / 2 + 1
+    }
+
+    /// Its primary spoke. True if what was asked of another should be asked of it at once.
+    pub(super) fn heard(&mut self, now: Time, from: ReplicaId, pause_ms: u64) -> bool {
         self.unanswered_since = None;
-        std::mem::replace(&mut self.target, from) != from
+        std::mem::replace(&mut self.target, from) != from && self.may_redirect(now, pause_ms)
+    }
+
+    /// Two replicas that point at each other, or that both take themselves for primary, must not keep the network busy.
+    fn may_redirect(&mut self, now: Time, pause_ms: u64) -> bool {
+        let may = self.redirected.is_none_or(|redirected| now.ms_since(redirected) >= pause_ms);
+        if may {
+            self.redirected = Some(now);
+        }
+        may
     }
 
     /// A replica says that it is not primary. True if the questions should go to another at once.
@@ -59,12 +96,7 @@ impl Peer {
             return false;
         }
         self.aim(now, hint.filter(|hint| *hint != from && self.voters.contains(hint)));
-        // Two replicas that point at each other must not keep the network busy.
-        if self.redirected.is_some_and(|redirected| now.ms_since(redirected) < pause_ms) {
-            return false;
-        }
-        self.redirected = Some(now);
-        true
+        self.may_redirect(now, pause_ms)
     }
 
     fn aim(&mut self, now: Time, hint: Option<ReplicaId>) {

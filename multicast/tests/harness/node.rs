@@ -13,17 +13,32 @@ use super::machine::TestMachine;
 #[derive(Clone, Debug, Default)]
 pub struct Wal {
     pub promised: Ballot,
+    pub committed: LogIndex,
     pub entries: BTreeMap<LogIndex, Entry>,
+    /// The entries below are in an old file, those from here on in the newest one.
+    pub newest_from: LogIndex,
 }
 
 impl Wal {
     fn write(&mut self, writes: Writes) {
         if let Some(promised) = writes.promised {
-            assert!(promised > self.promised, "a promise only grows");
+            assert!(promised > self.promised || !writes.rewrite.is_empty(), "a promise only grows");
             self.promised = promised;
         }
+        if let Some((promised, committed)) = writes.committed {
+            assert_eq!(promised, self.promised, "what goes with it is what holds");
+            assert!(committed > self.committed, "what is committed only grows");
+            assert!(self.entries.last_key_value().is_some_and(|(&last, _)| last >= committed), "it is on disk");
+            self.committed = committed;
+        }
         if let Some(from) = writes.truncate_from {
+            assert!(from > self.committed, "what is committed stays");
             self.entries.split_off(&from);
+        }
+        if let Some(first) = writes.rewrite.first() {
+            let kept: Vec<&Entry> = self.entries.range(first.index..).map(|(_, entry)| entry).collect();
+            assert_eq!(kept, writes.rewrite.iter().collect::<Vec<_>>(), "what is kept is written again, all of it");
+            self.newest_from = first.index;
         }
         for entry in writes.append {
             if let Some((last, _)) = self.entries.last_key_value() {
@@ -57,6 +72,8 @@ pub struct Node {
     pub woken: bool,
     pub timer: Option<u64>,
     pub disk_us: u64,
+    /// It stands still, and then goes on as if nothing had been.
+    pub frozen_until: u64,
 }
 
 impl Node {
@@ -74,6 +91,7 @@ impl Node {
             woken: false,
             timer: None,
             disk_us,
+            frozen_until: 0,
         }
     }
 
@@ -94,7 +112,10 @@ impl Node {
         let entries = self.wal.entries.values().filter(|entry| entry.index >= order.applied()).cloned().collect();
         let durable = Durable { promised: self.wal.promised, first, entries };
         self.config.seed = self.config.seed.wrapping_add(1);
-        self.core = Some(Core::new(self.time(now), self.config.clone(), durable, order).unwrap());
+        let mut core = Core::new(self.time(now), self.config.clone(), durable, order).unwrap();
+        core.restore_committed(self.wal.committed);
+        self.core = Some(core);
+        self.frozen_until = 0;
         self.restarts += 1;
         self.timer = None;
         self.woken = false;

@@ -39,6 +39,8 @@ pub struct Options {
     pub reorder: bool,
     pub crash_every_ms: u64,
     pub cut_every_ms: u64,
+    /// So often some group's primary is crashed or frozen.
+    pub primary_every_ms: u64,
     pub faults_until_ms: u64,
     pub skew_ms: u64,
     pub log_tail_bytes: usize,
@@ -76,6 +78,7 @@ impl Options {
             reorder: faults && rnd.chance(400),
             crash_every_ms: if faults { *rnd.pick(&[0, 300, 1_000, 4_000]) } else { 0 },
             cut_every_ms: if faults { *rnd.pick(&[0, 500, 3_000]) } else { 0 },
+            primary_every_ms: 0,
             faults_until_ms: rnd.range(2_000, 15_000),
             skew_ms: *rnd.pick(&[0, 5, 500, 20_000]),
             log_tail_bytes: *rnd.pick(&[1, 2_000, 1 << 20]),
@@ -108,6 +111,7 @@ impl Options {
             reorder: false,
             crash_every_ms: 0,
             cut_every_ms: 0,
+            primary_every_ms: 0,
             faults_until_ms: 0,
             skew_ms: 0,
             log_tail_bytes: 1 << 20,
@@ -128,6 +132,7 @@ enum Happening {
     LogRead { node: Address, life: u64, from: LogIndex, bytes_max: usize },
     Flush { node: Address },
     Crash,
+    StrikePrimary,
     Restart { node: Address },
     Cut,
     Heal { from: Address, to: Address },
@@ -233,6 +238,9 @@ impl Sim {
         if cut > 0 {
             sim.at(cut * MS, Happening::Cut);
         }
+        if sim.options.primary_every_ms > 0 {
+            sim.at(sim.options.primary_every_ms * MS, Happening::StrikePrimary);
+        }
         sim.at(until * MS, Happening::HealAll);
         sim
     }
@@ -289,7 +297,26 @@ impl Sim {
         self.run_until(self.now + duration_ms * MS);
     }
 
+    /// When the node that this concerns wakes up, if it is frozen.
+    fn wakes_at(&self, happening: &Happening) -> Option<u64> {
+        let node = match happening {
+            Happening::Deliver { to: node, .. }
+            | Happening::Drain { node, .. }
+            | Happening::Timer { node, .. }
+            | Happening::Synced { node, .. }
+            | Happening::LogRead { node, .. }
+            | Happening::Flush { node }
+            | Happening::Submit { node, .. }
+            | Happening::Session { node, .. } => node,
+            _ => return None,
+        };
+        Some(self.nodes[node].frozen_until).filter(|&until| until > self.now)
+    }
+
     fn happen(&mut self, happening: Happening) {
+        if let Some(until) = self.wakes_at(&happening) {
+            return self.at(until - self.now, happening);
+        }
         match happening {
             Happening::Deliver { from, to, bytes } => {
                 let message = Message::decode(&bytes).unwrap();
@@ -319,6 +346,7 @@ impl Sim {
                 self.at(delay, Happening::Flush { node });
             }
             Happening::Crash => self.crash_some(),
+            Happening::StrikePrimary => self.strike_primary(),
             Happening::Restart { node } => self.restart(node),
             Happening::Cut => self.cut_some(),
             Happening::Heal { from, to } => {
@@ -542,6 +570,33 @@ impl Sim {
         self.at(next, Happening::Crash);
     }
 
+    /// Crashes a primary, or freezes it for so long that the others choose another, or not quite so long; at times the next
+    /// one as well.
+    fn strike_primary(&mut self) {
+        if !self.faults {
+            return;
+        }
+        let every = self.options.primary_every_ms;
+        let groups: Vec<GroupId> = self.voters.keys().copied().collect();
+        let group = *self.rnd.pick(&groups);
+        if let Some(primary) = self.primary(group) {
+            if self.rnd.chance(500) {
+                let duration = self.rnd.range(300, 5_000) * MS;
+                self.freeze(primary, duration);
+            } else {
+                self.crash(primary);
+                let down = self.rnd.range(1, every * 4) * MS;
+                self.at(down, Happening::Restart { node: primary });
+            }
+        }
+        let next = self.rnd.range(1, every * 2) * MS;
+        self.at(next, Happening::StrikePrimary);
+    }
+
+    pub fn freeze(&mut self, address: Address, duration: u64) {
+        self.nodes.get_mut(&address).unwrap().frozen_until = self.now + duration;
+    }
+
     pub fn crash(&mut self, address: Address) {
         let mut rnd = self.rnd.clone();
         self.nodes.get_mut(&address).unwrap().crash(&mut rnd);
@@ -703,6 +758,10 @@ impl Sim {
 
     fn client_declined(&mut self, client: usize, from: Address, id: CommandId, reason: Decline) {
         let state = &mut self.clients[client];
+        if !state.outstanding.contains_key(&id.sequence) {
+            // An attempt of long ago, about something that the client has given up or done.
+            return;
+        }
         match reason {
             Decline::NotPrimary { hint: Some(hint) } => {
                 state.hints.insert(from.0, hint);

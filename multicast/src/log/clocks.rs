@@ -1,0 +1,38 @@
+//! What time it is, as a quorum sees it: one wrong clock must not drag the group's time.
+
+use std::collections::BTreeMap;
+
+use crate::ids::ReplicaId;
+use crate::time::Time;
+
+/// A voter tells the primary its time this often.
+pub(super) const CLOCK_INTERVAL_MS: u64 = 1000;
+
+/// How far the other voters' clocks are ahead of the own one, as far as known.
+#[derive(Debug)]
+pub(crate) struct Clocks {
+    quorum_size: usize,
+    skew_ns_max: i128,
+    /// In nanoseconds; too small by the time that the news travelled.
+    ahead: BTreeMap<ReplicaId, i128>,
+}
+
+impl Clocks {
+    pub(crate) fn new(quorum_size: usize, skew_ms_max: u64) -> Self {
+        Clocks { quorum_size, skew_ns_max: i128::from(skew_ms_max) * 1_000_000, ahead: BTreeMap::new() }
+    }
+
+    pub(crate) fn learn(&mut self, voter: ReplicaId, now: Time, theirs_ns: u64) {
+        self.ahead.insert(voter, i128::from(theirs_ns) - i128::from(now.0));
+    }
+
+    /// The own time, but no later than some quorum's clocks say, each of them, give or take the tolerated skew. None while
+    /// too few clocks are known.
+    pub(crate) fn trusted(&self, now: Time) -> Option<Time> {
+        let mut ahead: Vec<i128> = self.ahead.values().copied().chain([0]).collect();
+        ahead.sort_unstable_by(|a, b| b.cmp(a));
+        let latest = ahead.get(self.quorum_size - 1)?.saturating_add(self.skew_ns_max);
+        let trusted = i128::from(now.0) + latest.min(0);
+        Some(Time(u64::try_from(trusted).unwrap_or(0)))
+    }
+}
