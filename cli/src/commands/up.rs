@@ -11,6 +11,7 @@ use clap::Args;
 use net::wan::{self, Matrix};
 use serde_json::json;
 use tokio::signal::unix::signal;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{init, service};
@@ -299,16 +300,20 @@ async fn place_all(cluster: &Cluster) -> Result {
     }
 }
 
-/// Waits until every mount shows every placed directory.
+/// Waits until every mount shows every placed directory. All look at once: each look may take several round trips.
 async fn see_all(layout: &Layout, cluster: &Cluster) -> Result {
+    let mut looks = JoinSet::new();
     for region in cluster.region_names() {
         for placement in &cluster.placements {
             let path = layout.mount_point(&region).join(placement.path.trim_start_matches('/'));
-            while !is_dir(path.clone()).await {
-                tokio::time::sleep(LOOK_PAUSE).await;
-            }
+            looks.spawn(async move {
+                while !is_dir(path.clone()).await {
+                    tokio::time::sleep(LOOK_PAUSE).await;
+                }
+            });
         }
     }
+    while looks.join_next().await.is_some() {}
     Ok(())
 }
 
@@ -423,6 +428,10 @@ fn as_table(supervisor: &Supervisor, layout: &Layout, cluster: &Cluster) -> Stri
         text.push_str(&format!("{} is placed on group {}\n", placement.path, cluster.group_name(placement.group)));
     }
     text.push_str(&format!("configuration {}, logs {}\n", cluster.file.display(), layout.data.join("log").display()));
-    text.push_str(&format!("{}: {} mounts answer; Ctrl-C ends everything\n", green("ready"), cluster.regions.len()));
+    let mounts = match cluster.regions.len() {
+        1 => "the mount answers".to_owned(),
+        mounts => format!("{mounts} mounts answer"),
+    };
+    text.push_str(&format!("{}: {mounts}; Ctrl-C ends everything\n", green("ready")));
     text
 }
