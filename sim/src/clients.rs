@@ -79,7 +79,10 @@ impl World {
                 self.delete(blobs);
                 return self.answer(number, id, Answer::Deleted);
             }
-            Ask::Read { group, .. } => (*group, Vec::new()),
+            Ask::Read { group, .. } => {
+                self.ledger.seen.push(Seen::Asked { client: number, ask: id });
+                (*group, Vec::new())
+            }
             Ask::Update(op) => {
                 let destinations = op.destinations();
                 (self.coordinator(number, destinations.iter().map(|destination| destination.group)), destinations)
@@ -436,6 +439,7 @@ impl World {
         let Some((op, linearizable)) = read_of(&pending.ask) else { return };
         let (group, since) = (pending.group, pending.since);
         let seen = Seen::Read {
+            ask,
             since,
             at: self.now,
             client: number,

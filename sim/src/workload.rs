@@ -374,7 +374,13 @@ impl Application {
         }
         let back = target.is_some_and(|target| target.kind == FileKind::Directory) && mode == RenameMode::Exchange;
         if back {
-            ancestors.extend(self.chain(learned, from).await?);
+            let other = self.chain(learned, from).await?;
+            ancestors.extend(
+                other
+                    .into_iter()
+                    .filter(|step| ancestors.iter().all(|known| known.dir.ino != step.dir.ino))
+                    .collect::<Vec<_>>(),
+            );
         }
         Some(ancestors)
     }

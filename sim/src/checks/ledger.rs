@@ -35,7 +35,9 @@ pub struct Entry<'a> {
 /// A command as one group executed it.
 #[derive(Clone, Debug)]
 pub struct Execution {
-    /// Where.
+    /// In which group.
+    pub group: GroupId,
+    /// Where in its log.
     pub index: LogIndex,
     /// What. As the group got it: its footprint may have been tampered with.
     pub command: Arc<Command>,
@@ -72,8 +74,17 @@ pub enum Seen {
         /// What.
         outcome: Outcome,
     },
+    /// It asked for a read.
+    Asked {
+        /// Who.
+        client: usize,
+        /// Which ask of the client's.
+        ask: u64,
+    },
     /// It was answered a read.
     Read {
+        /// Which ask of the client's.
+        ask: u64,
         /// When it asked.
         since: u64,
         /// When it was answered.
@@ -107,6 +118,8 @@ pub struct Ledger {
     pub executed: BTreeMap<GroupId, Vec<Execution>>,
     /// Answers to questions about single places, from which index on.
     pub versions: HashMap<Place, Vec<(LogIndex, ReadResult)>>,
+    /// Where directories came to or left a group: their names have another history from there on.
+    pub moved: BTreeMap<(GroupId, InodeId), Vec<LogIndex>>,
     /// What clients did and saw.
     pub seen: Vec<Seen>,
     /// Blobs in the bucket: still there?
@@ -168,7 +181,16 @@ impl Ledger {
                 }
             }
         }
-        let execution = Execution { index: entry.index, command: Arc::clone(command), op: Arc::new(op), outcome };
+        if let (FsOp::MoveInode { node, .. }, Ok(_)) = (&op, &outcome) {
+            self.moved.entry((entry.group, node.ino)).or_default().push(entry.index);
+        }
+        let execution = Execution {
+            group: entry.group,
+            index: entry.index,
+            command: Arc::clone(command),
+            op: Arc::new(op),
+            outcome,
+        };
         self.executed.entry(entry.group).or_default().push(execution);
     }
 

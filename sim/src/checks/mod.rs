@@ -1,10 +1,45 @@
 //! Checkers that watch from outside.
 
+mod causal;
+mod history;
 pub mod ledger;
+mod model;
+mod tree;
+
+use history::History;
+use ledger::Ledger;
+use model::Model;
 
 use crate::world::{Failure, World};
 
 /// Checks all that was written down, when everything is quiet.
-pub fn finish(_world: &World) -> Result<(), Failure> {
-    Ok(())
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn finish(world: &World) -> Result<(), Failure> {
+    check_all(world).map_err(Failure::Safety)
+}
+
+fn check_all(world: &World) -> Result<(), String> {
+    let ledger = &world.ledger;
+    let history = History::new(ledger)?;
+    history.check_once(ledger)?;
+    let order = history.order(ledger)?;
+    let model = play(ledger, &history, &order)?;
+    causal::check(ledger, &history)?;
+    tree::check(world, &model)
+}
+
+/// All commands, one after the other.
+fn play(_ledger: &Ledger, history: &History<'_>, order: &[usize]) -> Result<Model, String> {
+    let mut model = Model::default();
+    for &number in order {
+        let Some(execution) = history.first(number) else { continue };
+        model.play(&execution.op, &execution.outcome).map_err(|why| {
+            let id = history.ids[number];
+            let (at, group) = (execution.index, execution.group);
+            format!("{why}: {id} at {at} of {group}: {:?} gave {:?}", execution.op, execution.outcome)
+        })?;
+    }
+    Ok(model)
 }
