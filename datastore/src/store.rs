@@ -156,6 +156,12 @@ impl BlobStore {
         self.shared.local
     }
 
+    /// Whether a region's bucket is known here.
+    #[must_use]
+    pub fn knows(&self, region: Region) -> bool {
+        self.shared.places.contains_key(&region)
+    }
+
     /// The local cache, if there is one.
     #[must_use]
     pub fn cache(&self) -> Option<&Cache> {

@@ -73,6 +73,9 @@ pub struct Limits {
     pub log_cache_bytes: usize,
     /// One segment file of the log, in bytes; also its smallest unit of deletion.
     pub log_segment_bytes: u64,
+    /// The log on disk, in bytes: beyond it status and log tell why, for what keeps it (a voter that is away) must not be cut
+    /// off without being asked.
+    pub log_bytes_max: u64,
     /// Clients at a time; further ones are refused.
     pub clients_max: usize,
     /// Requests of one client under way; at the bound its channel is not read any further.
@@ -99,6 +102,7 @@ impl Default for Limits {
             state_memory_bytes: 64 << 20,
             log_cache_bytes: 8 << 20,
             log_segment_bytes: 32 << 20,
+            log_bytes_max: 1 << 30,
             clients_max: 1024,
             client_requests_max: 1024,
             client_request_bytes_max: 16 << 20,

@@ -18,11 +18,11 @@ mod recovery;
 mod server;
 mod storage;
 
-pub use collector::{BlobDeleter, CollectorTimes};
+pub use collector::{BlobDeleter, CollectorTimes, Deleted};
 pub use config::{GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
 pub use error::{Error, ErrorClass, Result};
 pub use node::Node;
-pub use status::{GroupStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus};
+pub use status::{CollectorStatus, GroupStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus};
 pub use storage::folder::INITIALISE_MARKER;
 
 /// A number that nobody can foresee.

@@ -24,7 +24,7 @@ use crate::recovery;
 use crate::server::accept;
 use crate::server::client::Clients;
 use crate::server::peers::{PEER_CHANNEL, Router};
-use crate::status::{GroupStatus, NodeStatus, PeerStatus, StorageStatus};
+use crate::status::{CollectorStatus, GroupStatus, NodeStatus, PeerStatus, StorageStatus, why_kept};
 use crate::storage::folder::DataFolder;
 use crate::storage::state::{GroupState, StateDb};
 use crate::storage::wal::Wal;
@@ -34,6 +34,8 @@ const FRAME_BYTES_MAX: usize = multicast::message::MESSAGE_BYTES_MAX + (1 << 20)
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// A replica's thread that does not say within this time how it is, is left out.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A log that is too long is told of so often.
+const ALARM_PAUSE: Duration = Duration::from_secs(600);
 /// What telling peers and clients of a shutdown may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 /// What a shutdown may take for flushing; what is not flushed is replayed from the log.
@@ -71,6 +73,8 @@ pub(crate) struct Shared {
     clock: Clock,
     listen: SocketAddr,
     ending: Ending,
+    /// What the collector has last said of itself.
+    pub collector: Mutex<Option<CollectorStatus>>,
     /// Held as long as the node works on its data.
     _folder: DataFolder,
 }
@@ -267,13 +271,14 @@ impl Shared {
             uptime_ms: self.clock.uptime_ms(),
             failure: self.ending.state.0.lock().failure.clone(),
             clients: self.clients.connected(),
-            storage: self.storage_status(),
+            storage: self.storage_status(&groups),
             peers: self
                 .config
                 .nodes
                 .iter()
                 .filter_map(|node| Some((node.name.clone(), self.peer_status(node)?)))
                 .collect(),
+            collector: self.collector.lock().clone(),
             groups,
         }
     }
@@ -293,8 +298,16 @@ impl Shared {
         })
     }
 
-    fn storage_status(&self) -> StorageStatus {
+    fn storage_status(&self, groups: &[GroupStatus]) -> StorageStatus {
         let (log, state) = (self.wal.figures(), self.state.figures());
+        let log_bytes_max = self.config.limits.log_bytes_max;
+        let name = |number: u32| {
+            let node = self.config.nodes.iter().find(|node| node.number.0 == number);
+            node.map_or_else(|| number.to_string(), |node| node.name.clone())
+        };
+        let why = || log.kept_by.map(|kept| why_kept(kept, groups, name)).unwrap_or_else(|| "it is in use".into());
+        let too_long = (log.bytes > log_bytes_max)
+            .then(|| format!("the log has {} MiB, more than {} MiB: {}", log.bytes >> 20, log_bytes_max >> 20, why()));
         StorageStatus {
             log_bytes: log.bytes,
             log_segments: log.segments,
@@ -305,12 +318,16 @@ impl Shared {
             state_buffer_bytes: state.buffer_bytes,
             state_bytes: state.disk_bytes,
             resident_bytes: resident_bytes(),
+            log_bytes_max,
+            log_kept_by: log.kept_by.map(|kept| kept.group.0),
+            log_problem: too_long,
         }
     }
 
     /// Flushes the states now and then, so that the log can be cut, and reminds the replicas of their leases.
     fn keep_house(&self) {
         let mut last_flush = Instant::now();
+        let mut last_alarm: Option<Instant> = None;
         while !self.ending.wait(HOUSEKEEPING) {
             // Two segments are always there; a third means that entries pile up.
             let log_is_long = self.wal.figures().bytes > 3 * self.config.limits.log_segment_bytes;
@@ -321,6 +338,14 @@ impl Shared {
                     }
                 }
                 last_flush = Instant::now();
+            }
+            if self.wal.figures().bytes > self.config.limits.log_bytes_max
+                && last_alarm.is_none_or(|last| last.elapsed() >= ALARM_PAUSE)
+            {
+                last_alarm = Some(Instant::now());
+                if let Some(problem) = self.status().storage.log_problem {
+                    tracing::error!(problem, "the log is too long");
+                }
             }
             self.keep_alives.forget_silent(Instant::now(), 2 * self.config.timeouts.session_lease);
             for group in self.groups.values() {
@@ -432,8 +457,21 @@ impl Starting {
         }
         let clients = Clients::new(limits.clients_max);
         let (name, _folder) = (me.name, folder);
-        let shared =
-            Shared { config, name, groups, router, clients, keep_alives, wal, state, clock, listen, ending, _folder };
+        let shared = Shared {
+            config,
+            name,
+            groups,
+            router,
+            clients,
+            keep_alives,
+            wal,
+            state,
+            clock,
+            listen,
+            ending,
+            collector: Mutex::default(),
+            _folder,
+        };
         Ok((shared, drivers))
     }
 }

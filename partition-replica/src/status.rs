@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use multicast::core::{RoleName, Unfinished, Wait};
 use serde::{Deserialize, Serialize};
 
+use crate::storage::wal::KeptBy;
+
 /// One node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -30,6 +32,22 @@ pub struct NodeStatus {
     pub peers: BTreeMap<String, PeerStatus>,
     /// Its replicas.
     pub groups: Vec<GroupStatus>,
+    /// Collection of unreferenced blobs of the groups whose primary is here, once it has begun.
+    #[serde(default)]
+    pub collector: Option<CollectorStatus>,
+}
+
+/// Collection of blobs that nothing refers to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectorStatus {
+    /// Blobs that wait for their deletion (more may wait behind those).
+    pub waiting: u64,
+    /// Blobs deleted since the start.
+    pub collected: u64,
+    /// Blobs deleted that were uploaded and never referred to, since the start.
+    pub strays: u64,
+    /// Why the last round did not delete what it should.
+    pub problem: Option<String>,
 }
 
 /// A node's disk and memory figures.
@@ -53,6 +71,15 @@ pub struct StorageStatus {
     pub state_bytes: u64,
     /// The process's resident memory, in bytes.
     pub resident_bytes: u64,
+    /// Bytes of log segments from which on it is too long.
+    #[serde(default)]
+    pub log_bytes_max: u64,
+    /// The group whose entries keep the oldest segment, if there are more segments than needed.
+    #[serde(default)]
+    pub log_kept_by: Option<u16>,
+    /// The log is too long: why, and what to do.
+    #[serde(default)]
+    pub log_problem: Option<String>,
 }
 
 /// A link to another node.
@@ -185,5 +212,56 @@ fn of_unfinished(unfinished: &Unfinished, now: multicast::Time) -> UnfinishedSta
         waiting_for,
         locks_keys: unfinished.locks_keys,
         elapsed_ms: now.ms_since(unfinished.since),
+    }
+}
+
+/// Why the log is as long as it is, for people.
+pub(crate) fn why_kept(kept: KeptBy, groups: &[GroupStatus], node_name: impl Fn(u32) -> String) -> String {
+    let from = kept.from.0;
+    let Some(group) = groups.iter().find(|group| group.group == kept.group.0) else {
+        return format!("group {} needs its entries from {from} on", kept.group);
+    };
+    let name = if group.name.is_empty() { kept.group.to_string() } else { format!("{:?}", group.name) };
+    let most = group.lag.iter().max_by_key(|(_, lag)| **lag).filter(|(_, lag)| **lag > 0);
+    let why = match (most, group.primary) {
+        _ if group.flushed_index <= from && group.flushed_index < group.applied_index => {
+            "its state has not been flushed since".to_owned()
+        }
+        (Some((&voter, lag)), _) => {
+            format!("its voter {} lacks {lag} entries: start that node, or look at its log", node_name(voter))
+        }
+        (None, Some(primary)) if group.role != "primary" => {
+            format!("its primary {} has not said that all voters have them: look there", node_name(primary))
+        }
+        (None, Some(_)) => "its entries take most of the room".to_owned(),
+        (None, None) => "it has no primary".to_owned(),
+    };
+    format!("group {name} needs its entries from {from} on; {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use multicast::ids::{GroupId, LogIndex};
+
+    use super::*;
+
+    #[test]
+    fn log_that_is_kept_for_a_dead_voter_names_it() {
+        let group = GroupStatus {
+            group: 2,
+            name: "eu".into(),
+            role: "primary".into(),
+            primary: Some(1),
+            flushed_index: 100,
+            applied_index: 100,
+            lag: BTreeMap::from([(2, 0), (3, 93)]),
+            ..GroupStatus::default()
+        };
+        let kept = KeptBy { group: GroupId(2), from: LogIndex(7), bytes: 1 };
+        let said = why_kept(kept, std::slice::from_ref(&group), |number| format!("node-{number}"));
+        assert!(said.contains("\"eu\"") && said.contains("node-3 lacks 93 entries"), "{said}");
+        let follower = GroupStatus { role: "follower".into(), lag: BTreeMap::new(), ..group };
+        let said = why_kept(kept, &[follower], |number| format!("node-{number}"));
+        assert!(said.contains("primary node-1"), "{said}");
     }
 }

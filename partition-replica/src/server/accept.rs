@@ -16,7 +16,8 @@ pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
         let (role, kind) = (incoming.peer.role, incoming.kind);
         if role == Role::Node && kind == PEER_CHANNEL {
             accept_peer(incoming, &shared);
-        } else if role == Role::Client && kind.kind == CLIENT_CHANNEL_KIND {
+        } else if kind.kind == CLIENT_CHANNEL_KIND {
+            // Nodes are clients, too: their collectors have to be heard by every group.
             accept_client(incoming, &shared);
         } else {
             refuse(&incoming, "no such channel for this certificate");

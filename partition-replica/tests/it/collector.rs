@@ -6,7 +6,7 @@ use metadata::read::{ReadAnswer, ReadOp};
 use metadata::types::{BlobId, BlobRange, NodeRef};
 use multicast::ids::GroupId;
 use parking_lot::Mutex;
-use partition_replica::{BlobDeleter, CollectorTimes};
+use partition_replica::{BlobDeleter, CollectorTimes, Deleted};
 
 use crate::client::{Client, ROOT};
 use crate::cluster::{Cluster, wait_until};
@@ -17,9 +17,9 @@ struct Bucket {
 }
 
 impl BlobDeleter for Bucket {
-    fn delete(&self, blobs: &[BlobId]) -> Vec<BlobId> {
+    fn delete(&self, _: GroupId, blobs: &[BlobId]) -> Deleted {
         self.deleted.lock().extend(blobs);
-        blobs.to_vec()
+        Deleted { gone: blobs.to_vec(), ..Deleted::default() }
     }
 }
 
@@ -35,7 +35,11 @@ fn blobs_are_deleted_once_nothing_refers_to_them_and_then_forgotten() {
     let cluster = Cluster::start();
     let mut client = Client::open(&cluster, 1);
     let bucket = Arc::new(Bucket::default());
-    let times = CollectorTimes { interval: Duration::from_millis(100), grace: Duration::from_millis(300) };
+    let times = CollectorTimes {
+        interval: Duration::from_millis(100),
+        grace: Duration::from_millis(300),
+        blobs_per_second: 100,
+    };
     for node in 1..=3 {
         cluster.node(node).collect(bucket.clone(), times).unwrap();
     }
@@ -51,5 +55,12 @@ fn blobs_are_deleted_once_nothing_refers_to_them_and_then_forgotten() {
         })
     });
     assert_eq!(*bucket.deleted.lock(), [blob(1)]);
+    wait_until("status tells of it", || {
+        (1..=3).any(|node| cluster.node(node).status().collector.is_some_and(|status| status.collected == 1))
+    });
+    // A session of the collector's own must not outlive its round, or an unlinked file would wait for it.
+    wait_until("only the client's session is left", || {
+        cluster.statuses(GroupId::GLOBAL).values().all(|status| status.sessions == 1)
+    });
     cluster.check_digests();
 }

@@ -112,6 +112,16 @@ impl GroupLog {
         self.positions.front().map(|position| position.segment)
     }
 
+    /// How many bytes the entries have.
+    pub fn live_bytes(&self) -> u64 {
+        self.positions.iter().map(|position| u64::from(position.len)).sum()
+    }
+
+    /// The first and the last entry that are still there.
+    pub fn live(&self) -> Option<(LogIndex, LogIndex)> {
+        (!self.positions.is_empty()).then(|| (self.trimmed.0.next(), self.last()))
+    }
+
     /// Takes a record in that is on disk; the error says why it cannot follow what is here.
     pub fn apply(&mut self, record: &WalRecord, position: Position, cache_bytes_max: usize) -> Result<(), String> {
         match record {

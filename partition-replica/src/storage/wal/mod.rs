@@ -18,9 +18,9 @@ use parking_lot::{Condvar, Mutex};
 pub use self::format::WalRecord;
 pub use self::index::{LogEntry, LogState};
 pub use self::writer::WalConfig;
-use self::writer::{Segment, Tables, Writer};
+use self::writer::{Tables, Writer};
 use crate::error::{Error, Result};
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::Disk;
 
 /// Called by the log's thread when a write is durable. Must be quick and must not wait for the log.
 pub type Done = Box<dyn FnOnce() + Send>;
@@ -44,6 +44,19 @@ pub struct WalFigures {
     pub records: u64,
     /// Bytes of entries in memory.
     pub cache_bytes: u64,
+    /// Whose entries keep the oldest segment, if that is not the one being written.
+    pub kept_by: Option<KeptBy>,
+}
+
+/// Why the log is as long as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptBy {
+    /// The group with the oldest entry that is needed.
+    pub group: GroupId,
+    /// Its first entry.
+    pub from: LogIndex,
+    /// Bytes of its entries.
+    pub bytes: u64,
 }
 
 /// The log of one node.
@@ -158,16 +171,7 @@ impl Wal {
             }
         }
         for (slot, segment, position) in reads {
-            let mut bytes = vec![0; position.len as usize];
-            let file: &Arc<dyn DiskFile> = &segment.file;
-            file.read_at(u64::from(position.offset), &mut bytes)
-                .map_err(|source| Error::LogFailed { file: Segment::name(segment.header.number), source })?;
-            if crc32c::crc32c(&bytes) != position.crc32c {
-                let problem = "a log entry is not what was written".into();
-                let file = Segment::name(segment.header.number);
-                return Err(Error::Corrupt { file, offset: u64::from(position.offset), problem });
-            }
-            entries[slot].bytes = bytes.into();
+            entries[slot].bytes = segment.read(position)?;
         }
         Ok(entries)
     }
@@ -182,6 +186,7 @@ impl Wal {
             flushes: tables.flushes,
             records: tables.records,
             cache_bytes: tables.logs.values().map(|log| log.cache_bytes() as u64).sum(),
+            kept_by: kept_by(&tables),
         }
     }
 
@@ -218,15 +223,25 @@ impl Drop for Wal {
     }
 }
 
+fn kept_by(tables: &Tables) -> Option<KeptBy> {
+    let oldest = |(&group, log): (&GroupId, &index::GroupLog)| Some((log.oldest_segment()?, group, log.live()?.0));
+    let (segment, group, from) = tables.logs.iter().filter_map(oldest).min()?;
+    let newest = tables.segments.keys().next_back()?;
+    let bytes = tables.logs.get(&group)?.live_bytes();
+    (u64::from(segment) + 1 < *newest).then_some(KeptBy { group, from, bytes })
+}
+
 fn run(queue: &Queue, mut writer: Writer) -> Result<()> {
     while let Some((records, done)) = next_batch(queue) {
         writer.write(&records)?;
         for done in done {
             done();
         }
-        if records.iter().any(|record| matches!(record, WalRecord::Trim { .. }))
-            && let Err(error) = writer.remove_unneeded()
-        {
+        if !records.iter().any(|record| matches!(record, WalRecord::Trim { .. })) {
+            continue;
+        }
+        writer.move_quiet_entries()?;
+        if let Err(error) = writer.remove_unneeded() {
             // Nothing is lost by a segment too many; the next trim tries again.
             tracing::warn!(%error, "an old log segment could not be removed");
         }

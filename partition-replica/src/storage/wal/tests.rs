@@ -130,6 +130,9 @@ fn work(disk: &SimDisk, models: Models, steps: usize, random: &mut Random) -> Ve
             models.entry(group).or_default().step(group, random, &mut records);
         }
         writer.write(&records).unwrap();
+        history.push((disk.op_count(), models.clone()));
+        // Changes nothing that anyone can see, whenever the crash comes.
+        writer.move_quiet_entries().unwrap();
         history.push((disk.op_count(), models));
         writer.remove_unneeded().unwrap();
     }
@@ -190,6 +193,120 @@ fn log_segments_are_removed_when_all_groups_have_trimmed() {
     }
     let found = recovered(&disk, SEGMENT_BYTES);
     assert_eq!(found[&GroupId(1)].trimmed, 200);
+}
+
+/// A group that had a few commands long ago beside one that is busy all the time.
+#[test]
+fn log_of_a_quiet_group_does_not_keep_the_segments_of_a_busy_one() {
+    let disk = SimDisk::default();
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let mut writer = Writer::new(Arc::new(disk.clone()), config(SEGMENT_BYTES), tables.clone(), None).unwrap();
+    let append = |group, index, len: usize| {
+        let bytes = Bytes::from(vec![index as u8; len]);
+        WalRecord::Append { group: GroupId(group), index: LogIndex(index), ballot: ballot(index.min(2)), bytes }
+    };
+    let mut most = 0;
+    for index in 1..=2000 {
+        let mut records = vec![append(1, index, 500)];
+        if index <= 3 || index == 900 {
+            records.push(append(0, index.min(4), 100));
+        }
+        records.push(WalRecord::Trim { group: GroupId(1), through: LogIndex(index), ballot: ballot(index.min(2)) });
+        writer.write(&records).unwrap();
+        writer.move_quiet_entries().unwrap();
+        writer.remove_unneeded().unwrap();
+        most = most.max(tables.lock().segments.len());
+    }
+    assert!(most <= 5, "{most} segments");
+    let found = recovered(&disk, SEGMENT_BYTES);
+    let entries = found[&GroupId(0)].entries.clone();
+    assert_eq!(entries.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert_eq!((entries[&1], entries[&4]), ((ballot(1), 100, Some(1)), (ballot(2), 100, Some(4))));
+}
+
+/// What is written again is read first: a flipped bit must not become an entry with a right checksum.
+#[test]
+fn damaged_entry_of_a_quiet_group_is_not_written_again() {
+    let disk = SimDisk::default();
+    let config = WalConfig { cache_bytes: 0, ..config(SEGMENT_BYTES) };
+    let mut writer = Writer::new(Arc::new(disk.clone()), config, Arc::default(), None).unwrap();
+    let append = |group, index| {
+        let bytes = Bytes::from(vec![5; 500]);
+        WalRecord::Append { group: GroupId(group), index: LogIndex(index), ballot: ballot(1), bytes }
+    };
+    writer.write(&[append(0, 1)]).unwrap();
+    disk.damage("log-0000000000000001", 512 + 200);
+    let moved = (1..=200).try_for_each(|index| {
+        let trim = WalRecord::Trim { group: GroupId(1), through: LogIndex(index), ballot: ballot(1) };
+        writer.write(&[append(1, index), trim])?;
+        writer.move_quiet_entries()
+    });
+    assert!(matches!(moved, Err(Error::Corrupt { .. })), "{moved:?}");
+}
+
+/// A group whose entries are needed, such as by a voter that is dead, keeps the log, and is named.
+#[test]
+fn group_that_keeps_the_log_is_named() {
+    let disk = SimDisk::default();
+    let wal = Wal::open(Arc::new(disk), config(SEGMENT_BYTES), Box::new(|_| {})).unwrap();
+    let (done, written) = mpsc::channel();
+    for index in 1..=200 {
+        let append = |group| WalRecord::Append {
+            group: GroupId(group),
+            index: LogIndex(index),
+            ballot: ballot(1),
+            bytes: Bytes::from(vec![7; 500]),
+        };
+        let trim = WalRecord::Trim { group: GroupId(1), through: LogIndex(index), ballot: ballot(1) };
+        let done = done.clone();
+        wal.submit(vec![append(1), append(2), trim], Box::new(move || done.send(()).unwrap()));
+        written.recv_timeout(Duration::from_secs(5)).unwrap();
+    }
+    let kept = wal.figures().kept_by.unwrap();
+    assert_eq!(kept, KeptBy { group: GroupId(2), from: LogIndex(1), bytes: 100_000 });
+}
+
+/// No space, or no answer, at any write: nothing behind it is acknowledged, and what was is there after a restart.
+#[test]
+fn disk_that_fails_at_any_write_loses_nothing_acknowledged() {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let good = SimDisk::default();
+    work(&good, empty(), 25, &mut random);
+    for count in 0..good.op_count() {
+        let mut random = Random(0x1234_5678_9abc_def1);
+        let disk = SimDisk::default();
+        disk.fail_after(count);
+        let (found, history) = work_until_failure(&disk, 25, &mut random);
+        assert!(found.is_some(), "the disk failed behind op {count}, and nobody noticed");
+        check_crash(&disk, &history, disk.op_count(), &mut random);
+    }
+}
+
+fn work_until_failure(disk: &SimDisk, steps: usize, random: &mut Random) -> (Option<Error>, Vec<(usize, Models)>) {
+    let mut history = vec![(0, empty())];
+    let tables: Arc<Mutex<Tables>> = Arc::default();
+    let mut writer = match Writer::new(Arc::new(disk.clone()), config(SEGMENT_BYTES), tables, None) {
+        Ok(writer) => writer,
+        Err(error) => return (Some(error), history),
+    };
+    for _ in 0..steps {
+        let (_, mut models) = history.last().unwrap().clone();
+        let mut records = Vec::new();
+        for _ in 0..=random.next(2) {
+            let group = GroupId(random.next(3) as u16);
+            models.entry(group).or_default().step(group, random, &mut records);
+        }
+        if let Err(error) = writer.write(&records).and_then(|()| writer.move_quiet_entries()) {
+            // Not acknowledged; it may be there all the same.
+            history.push((usize::MAX, models));
+            return (Some(error), history);
+        }
+        history.push((disk.op_count(), models));
+        if let Err(error) = writer.remove_unneeded() {
+            return (Some(error), history);
+        }
+    }
+    (None, history)
 }
 
 fn appended(disk: &SimDisk, count: u64) {

@@ -5,12 +5,21 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use bytes::Bytes;
+use multicast::ids::LogIndex;
 use parking_lot::Mutex;
 
 use super::format::{self, BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader, WalRecord};
-use super::index::{Logs, Position, group_of};
+use super::index::{GroupLog, Logs, Position, group_of};
 use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile};
+
+/// Entries are written again only if the log has at least so many segments behind the one that they keep.
+const QUIET_SEGMENTS_MIN: u64 = 3;
+/// Entries that are more than this part of a segment are not written again: their group is not quiet, or a follower needs
+/// them.
+const QUIET_SHARE: u64 = 8;
+const ENTRY_HEADER_BYTES: u64 = 40;
 
 /// How a log is written.
 #[derive(Clone, Debug)]
@@ -56,6 +65,30 @@ pub(super) struct Tables {
     pub segments: BTreeMap<u64, Segment>,
     pub flushes: u64,
     pub records: u64,
+}
+
+impl Tables {
+    /// An entry's bytes, from disk, as they were written.
+    pub fn read(&self, position: Position) -> Result<Bytes> {
+        let segment = self.segments.get(&u64::from(position.segment)).expect("a segment with live entries is kept");
+        segment.read(position)
+    }
+}
+
+impl Segment {
+    /// An entry's bytes, as they were written.
+    pub fn read(&self, position: Position) -> Result<Bytes> {
+        let name = || Segment::name(self.header.number);
+        let mut bytes = vec![0; position.len as usize];
+        self.file
+            .read_at(u64::from(position.offset), &mut bytes)
+            .map_err(|source| Error::LogFailed { file: name(), source })?;
+        if crc32c::crc32c(&bytes) != position.crc32c {
+            let problem = "a log entry is not what was written".into();
+            return Err(Error::Corrupt { file: name(), offset: u64::from(position.offset), problem });
+        }
+        Ok(bytes.into())
+    }
 }
 
 pub(super) struct Writer {
@@ -212,6 +245,43 @@ impl Writer {
         let make = move || Segment::create(&*disk, number, stamp, len);
         // Without a thread the segment is made when it is needed.
         self.spare = std::thread::Builder::new().name("log-segment".into()).spawn(make).ok();
+    }
+
+    /// A quiet group's few entries would keep all segments behind theirs: they are written again, at the end, in one batch.
+    /// Costs little, for it happens again only segments later. An error is final, as in [`Writer::write`].
+    pub fn move_quiet_entries(&mut self) -> Result<()> {
+        let again = self.quiet_entries()?;
+        if again.is_empty() { Ok(()) } else { self.write_batch(&again) }
+    }
+
+    fn quiet_entries(&self) -> Result<Vec<WalRecord>> {
+        let tables = self.tables.lock();
+        let Some(&oldest) = tables.segments.keys().next() else { return Ok(Vec::new()) };
+        if self.current.header.number - oldest < QUIET_SEGMENTS_MIN {
+            return Ok(Vec::new());
+        }
+        let keepers = || tables.logs.iter().filter(|(_, log)| log.oldest_segment().map(u64::from) == Some(oldest));
+        let cost = |log: &GroupLog| {
+            let count = log.live().map_or(0, |(first, last)| last.0 - first.0 + 1);
+            log.live_bytes() + count * ENTRY_HEADER_BYTES
+        };
+        let bytes: u64 = keepers().map(|(_, log)| cost(log)).sum();
+        if bytes > self.config.segment_bytes / QUIET_SHARE {
+            return Ok(Vec::new());
+        }
+        let mut again = Vec::new();
+        for (&group, log) in keepers() {
+            let Some((first, last)) = log.live() else { continue };
+            for index in (first.0..=last.0).map(LogIndex) {
+                let (Some(position), Some(ballot)) = (log.position(index), log.ballot(index)) else { continue };
+                let bytes = match log.cached(index) {
+                    Some(bytes) => bytes.clone(),
+                    None => tables.read(position)?,
+                };
+                again.push(WalRecord::Append { group, index, ballot, bytes });
+            }
+        }
+        Ok(again)
     }
 
     /// Removes segments in which no group needs anything any more, oldest first.
