@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use metadata::op::{FsOp, NewNode, RenameMode, SetAttr};
-use metadata::read::ListEntry;
+use metadata::outcome::Outcome;
+use metadata::read::{ListEntry, ReadOp, ReadResult};
 use metadata::types::{Attr, Dirent, FileKind, InodeId, NodeRef};
 use multicast::ids::{GroupId, ReplicaId, VectorClock};
 
@@ -282,6 +283,16 @@ impl Client {
     /// A node's status document (JSON).
     pub async fn node_status(&self, node: ReplicaId) -> Result<Bytes> {
         self.engine.node_status(node).await
+    }
+
+    /// Executes one update as it is: for what looks after a cluster, such as the collection of blobs.
+    pub async fn update(&self, op: FsOp) -> Result<Outcome> {
+        Volume::update(&*self.engine, op).await
+    }
+
+    /// Asks one group as it is; causal like every read.
+    pub async fn query(&self, group: GroupId, op: ReadOp) -> Result<ReadResult> {
+        Volume::read(&*self.engine, group, op).await
     }
 
     /// What this client has seen: hand it to another one to make it see the same.
