@@ -33,6 +33,17 @@ pub struct Cache {
     homes: quick_cache::sync::Cache<Place, Arc<HomeMark>>,
     writing: Mutex<()>,
     dropped: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
+    borrower: OnceLock<Arc<dyn Borrower>>,
+}
+
+/// Who keeps copies of what is noted here, and must hear of changes before anything newer is told. Called under the cache's
+/// lock: must not come back.
+pub trait Borrower: Send + Sync {
+    /// What stands under these keys is no longer so.
+    fn keys_changed(&self, group: GroupId, keys: &[Key]);
+
+    /// Nothing that was taken from `group` until now may be used any longer.
+    fn group_void(&self, group: GroupId);
 }
 
 impl std::fmt::Debug for Cache {
@@ -95,6 +106,7 @@ impl Cache {
             homes: quick_cache::sync::Cache::new((part / 4).max(16)),
             writing: Mutex::new(()),
             dropped: OnceLock::new(),
+            borrower: OnceLock::new(),
         }
     }
 
@@ -105,16 +117,54 @@ impl Cache {
         }
     }
 
+    /// Names who keeps copies.
+    pub fn lend_to(&self, borrower: Arc<dyn Borrower>) {
+        if self.borrower.set(borrower).is_err() {
+            tracing::error!("the cache has a borrower already");
+        }
+    }
+
+    /// The stream whose entries may answer now, if any.
+    #[must_use]
+    pub fn usable(&self, group: GroupId) -> Option<Epoch> {
+        self.progress.usable(group)
+    }
+
+    /// The stream of `group`, however far behind.
+    #[must_use]
+    pub fn stream(&self, group: GroupId) -> Option<Epoch> {
+        self.progress.stream(group).map(|(epoch, _)| epoch)
+    }
+
+    /// An inode of which the stream will tell when it changes.
+    #[must_use]
+    pub fn noted_attr(&self, group: GroupId, ino: InodeId) -> Option<Arc<Attr>> {
+        let epoch = self.progress.usable(group)?;
+        let slot = self.slot(group, ino)?;
+        let (stamp, attr) = slot.attr.as_ref()?;
+        (stamp.noted && stamp.epoch == epoch).then(|| attr.clone())
+    }
+
     /// What `name` in a directory of `group` stands for, if known: `Some(None)` is known to be nothing.
     #[must_use]
     pub fn dirent(&self, group: GroupId, parent: InodeId, name: &[u8]) -> Option<Option<Dirent>> {
+        self.name(group, parent, name).map(|slot| slot.dirent)
+    }
+
+    /// The same, if the stream will tell when it changes.
+    #[must_use]
+    pub fn noted_dirent(&self, group: GroupId, parent: InodeId, name: &[u8]) -> Option<Option<Dirent>> {
+        self.name(group, parent, name).filter(|slot| slot.stamp.noted).map(|slot| slot.dirent)
+    }
+
+    fn name(&self, group: GroupId, parent: InodeId, name: &[u8]) -> Option<Arc<NameSlot>> {
         let epoch = self.progress.usable(group)?;
         let slot = self.names.get(&(group, key_dirent(parent, name)))?;
         if !self.is_valid(group, epoch, &slot.stamp) || slot.parent != parent || slot.name != name {
             return None;
         }
         let home = self.homes.get(&(group, key_home(parent)))?;
-        Arc::ptr_eq(&home, &slot.home).then_some(slot.dirent)
+        Arc::ptr_eq(&home, &slot.home).then_some(slot)
     }
 
     /// An inode at home in `group`, if known.
@@ -193,6 +243,11 @@ impl Cache {
         for &key in keys {
             self.invalidate_key((group, key), index);
         }
+        if let Some(borrower) = self.borrower.get()
+            && !keys.is_empty()
+        {
+            borrower.keys_changed(group, keys);
+        }
         self.progress.advance_stream(group, index);
         drop(turn);
     }
@@ -201,15 +256,20 @@ impl Cache {
     pub fn invalidate_all(&self, group: GroupId) {
         let _turn = self.writing.lock();
         self.progress.void(group);
+        self.tell_void(group);
     }
 
     /// Forgets what an own update has changed in a group that did not answer itself.
     pub fn forget(&self, group: GroupId, keys: impl IntoIterator<Item = Key>) {
         let _turn = self.writing.lock();
-        for key in keys {
+        let keys: Vec<Key> = keys.into_iter().collect();
+        for &key in &keys {
             self.names.remove(&(group, key));
             self.inodes.remove(&(group, key));
             self.homes.remove(&(group, key));
+        }
+        if let Some(borrower) = self.borrower.get() {
+            borrower.keys_changed(group, &keys);
         }
     }
 
@@ -217,12 +277,20 @@ impl Cache {
     pub fn begin_stream(&self, group: GroupId, position: LogIndex) {
         let _turn = self.writing.lock();
         self.progress.begin_stream(group, position);
+        self.tell_void(group);
     }
 
     /// The stream of `group` has ended.
     pub fn end_stream(&self, group: GroupId) {
         let _turn = self.writing.lock();
         self.progress.end_stream(group);
+        self.tell_void(group);
+    }
+
+    fn tell_void(&self, group: GroupId) {
+        if let Some(borrower) = self.borrower.get() {
+            borrower.group_void(group);
+        }
     }
 
     /// What no replica has noted is told by no event: it holds only while nothing newer at all has happened in the group,

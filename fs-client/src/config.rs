@@ -168,6 +168,21 @@ pub struct MountOptions {
     pub exec: bool,
     /// Threads that take requests from the kernel. Default 2.
     pub threads: usize,
+    /// What the kernel may answer by itself.
+    pub kernel_cache: KernelCache,
+}
+
+/// What the kernel may keep and answer without asking, until it is told that others have changed it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelCache {
+    /// File pages only.
+    Off,
+    /// Attributes too.
+    #[default]
+    Attributes,
+    /// Names too (Linux 6.16 or newer). When others change a name that was looked up, the kernel drops *all* names of the
+    /// mount, and with them whatever is mounted on top of its directories.
+    Names,
 }
 
 impl Default for MountOptions {
@@ -180,6 +195,7 @@ impl Default for MountOptions {
             suid: true,
             exec: true,
             threads: 2,
+            kernel_cache: KernelCache::default(),
         }
     }
 }

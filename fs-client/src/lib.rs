@@ -25,7 +25,7 @@ mod client;
 mod mount;
 
 pub use client::{Client, Explanation, Placed};
-pub use config::{ClientConfig, GroupInfo, Limits, MountConfig, MountOptions, NodeInfo, Timeouts};
+pub use config::{ClientConfig, GroupInfo, KernelCache, Limits, MountConfig, MountOptions, NodeInfo, Timeouts};
 pub use errno::Errno;
 pub use error::{Error, ErrorClass, Result};
 pub use mount::{Mount, check_mountpoint};

@@ -124,6 +124,12 @@ impl Mounted {
         Ok(())
     }
 
+    /// How often the kernel has asked that.
+    #[cfg(test)]
+    pub fn asked(&self, asked: fuse::Asked) -> u64 {
+        self.served.counts.get(asked)
+    }
+
     fn detach(&mut self) {
         if !*self.served.ended.borrow()
             && let Err(error) = rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH)

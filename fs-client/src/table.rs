@@ -99,13 +99,14 @@ impl Table {
         }
     }
 
-    /// The kernel is told of an inode once more.
-    pub fn remember(&self, attr: &Attr) {
+    /// The kernel is told of an inode once more. True if it was told of it before.
+    pub fn remember(&self, attr: &Attr) -> bool {
         let mut shard = self.shard(attr.ino);
         let entry = shard.entry(attr.ino.0).or_insert_with(|| Entry::new(attr.kind, attr.home));
         entry.home = attr.home;
         entry.placement = attr.placement;
         entry.lookups += 1;
+        entry.lookups > 1
     }
 
     /// Where a directory's children were last known to be born: a guess that the namespace corrects.
@@ -114,15 +115,16 @@ impl Table {
         self.shard(dir).get(&dir.0).filter(|entry| entry.lookups > 0).map(|entry| entry.placement)
     }
 
-    /// The kernel has dropped `count` of what it was told.
-    pub fn forget(&self, ino: InodeId, count: u64) {
+    /// The kernel has dropped `count` of what it was told. Answers the inode's home if that was all.
+    pub fn forget(&self, ino: InodeId, count: u64) -> Option<GroupId> {
         let mut shard = self.shard(ino);
-        if let Some(entry) = shard.get_mut(&ino.0) {
-            entry.lookups = entry.lookups.saturating_sub(count);
-            if entry.is_unused() {
-                shard.remove(&ino.0);
-            }
+        let entry = shard.get_mut(&ino.0)?;
+        entry.lookups = entry.lookups.saturating_sub(count);
+        let home = (entry.lookups == 0).then_some(entry.home);
+        if entry.is_unused() {
+            shard.remove(&ino.0);
         }
+        home
     }
 
     /// A handle is opened.

@@ -40,7 +40,12 @@ In /etc/fstab (with a link from /sbin/mount.globalfs to this program):
   eu@/etc/globalfs/cluster.toml  /mnt/globalfs  globalfs  _netdev,nofail  0 0
 
 Options of -o: region=, config=, identity= (client certificate, the region's name by default), deadline=, memory=, \
-cache_dir=, cache_size=, log=FILE, threads=, ro, nodev, nosuid, noexec, private; those of mount(8) are accepted.")]
+cache_dir=, cache_size=, log=FILE, threads=, kernel_cache=, ro, nodev, nosuid, noexec, private; those of mount(8) are \
+accepted.
+
+kernel_cache=on (the default): the kernel keeps attributes until it is told that others have changed them. off: it asks each \
+time. names: it keeps names too (Linux 6.16 or newer). Mind that a name changed elsewhere then makes it drop all names, and \
+what is mounted on top of directories in this mount is unmounted.")]
 pub struct MountArgs {
     /// Where to mount: an empty directory
     mountpoint: PathBuf,
@@ -134,6 +139,7 @@ fn plan(globals: &Globals, args: &MountArgs) -> Result<Plan> {
         suid: !list.no_suid,
         exec: !list.no_exec,
         threads: list.threads.unwrap_or(default.threads),
+        kernel_cache: list.kernel_cache.unwrap_or(default.kernel_cache),
     };
     Ok(Plan { cluster, wishes, options, point, log: list.log })
 }

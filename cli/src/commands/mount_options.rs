@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use fs_client::KernelCache;
+
 use crate::hint;
 use crate::units::{ByteSize, TimeSpan};
 
@@ -26,6 +28,8 @@ pub struct OptionList {
     pub log: Option<PathBuf>,
     /// `threads=2`.
     pub threads: Option<usize>,
+    /// `kernel_cache=on`.
+    pub kernel_cache: Option<KernelCache>,
     /// `ro`.
     pub read_only: bool,
     /// `nodev`.
@@ -40,8 +44,8 @@ pub struct OptionList {
 
 const THREADS_MAX: usize = 64;
 /// With a value.
-const VALUED: [&str; 9] =
-    ["region", "config", "identity", "deadline", "memory", "cache_dir", "cache_size", "log", "threads"];
+const VALUED: [&str; 10] =
+    ["region", "config", "identity", "deadline", "memory", "cache_dir", "cache_size", "log", "threads", "kernel_cache"];
 /// Without.
 const FLAGS: [&str; 11] =
     ["ro", "rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "allow_other", "private", "defaults"];
@@ -118,6 +122,14 @@ impl OptionList {
                 let threads = value.parse().ok().filter(|threads| (1..=THREADS_MAX).contains(threads));
                 self.threads = Some(threads.ok_or_else(|| format!("1 to {THREADS_MAX} are possible"))?);
             }
+            "kernel_cache" => {
+                self.kernel_cache = Some(match value {
+                    "off" => KernelCache::Off,
+                    "on" => KernelCache::Attributes,
+                    "names" => KernelCache::Names,
+                    _ => return Err("on, off and names are possible".into()),
+                });
+            }
             _ => return Err("not known".into()),
         }
         Ok(())
@@ -159,6 +171,8 @@ mod tests {
         assert_eq!(options.deadline.unwrap().to_string(), "10s");
         assert_eq!(options.cache_size, Some(ByteSize(2 << 30)));
         assert!(options.no_suid && !options.read_only);
+        assert_eq!(parse("kernel_cache=names").unwrap().kernel_cache, Some(KernelCache::Names));
+        assert!(parse("kernel_cache=yes").unwrap_err().contains("on, off and names"));
     }
 
     #[test]

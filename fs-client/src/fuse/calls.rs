@@ -9,23 +9,27 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
 use metadata::op::{LockRange, NewNode, RenameMode, SetAttr, XattrCondition};
-use metadata::types::{Attr, FileKind, InodeId, NAME_BYTES_MAX};
+use metadata::types::{Attr, Dirent, FileKind, InodeId, NAME_BYTES_MAX};
 
-use super::convert::{file_attr, file_type, lock_kind, lock_number, name as to_name, new_node, permissions, set_time};
+use super::convert::{
+    file_attr, file_type, lock_kind, lock_number, name as to_name, new_node, nothing, permissions, set_time,
+};
+use super::counts::Asked;
+use super::lent::KernelCaches;
 use super::places::Places;
 use super::{Face, REQUEST_BYTES_MAX, configure, errno};
 use crate::errno::Errno;
 use crate::fs::file::OpenFile;
 use crate::fs::{Created, Fs, FsResult, LockRequest, NewEntry, Write, Written};
 
-/// The kernel keeps neither names nor attributes.
-const TTL: Duration = Duration::ZERO;
+/// What is not lent is asked for each time.
+const NOT_LENT: Duration = Duration::ZERO;
 /// The volume has no size of its own; programs want to see one: 1 PiB, 2^40 inodes.
 const VOLUME_BLOCKS: u64 = 1 << 38;
 const VOLUME_INODES: u64 = 1 << 40;
@@ -34,20 +38,42 @@ const STATFS_BLOCK_BYTES: u32 = 4096;
 const GENERATION: Generation = Generation(0);
 
 impl Face {
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.spawn(work);
+    /// Does the work elsewhere, and answers when all that the kernel keeps agrees with the result.
+    fn answer<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+        give: impl FnOnce(T) + Send + 'static,
+    ) {
+        let caches = self.caches.clone();
+        self.runtime.spawn(async move {
+            let result = work.await;
+            caches.settle().await;
+            give(result);
+        });
     }
 
     /// An operation that creates an inode and shows it to the kernel.
     fn make(&self, parent: INodeNo, name: &OsStr, entry: NewEntry, reply: ReplyEntry) {
-        let (fs, places, name) = (self.fs.clone(), self.places.clone(), to_name(name));
-        self.spawn(async move {
-            match fs.create(fs.table.directory(places.inode(parent.0)), &name, &entry).await {
-                Ok(Created::New(attr)) => give_entry(&fs, &places, (parent, &name), &attr, reply),
-                Ok(Created::Taken(_)) => reply.error(errno(Errno::EEXIST)),
-                Err(error) => reply.error(errno(error)),
+        self.counts.add(Asked::Make);
+        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
+        let shown = self.shown(parent, &name);
+        let work = async move {
+            match fs.create(fs.table.directory(dir), &name, &entry).await? {
+                Created::New(attr) => Ok(attr),
+                Created::Taken(_) => Err(Errno::EEXIST),
             }
+        };
+        self.answer(work, move |made| match made {
+            Ok(attr) => shown.give_new(&attr, reply),
+            Err(error) => reply.error(errno(error)),
         });
+    }
+
+    fn remove(&self, parent: INodeNo, name: &OsStr, directory: bool, reply: ReplyEmpty) {
+        self.counts.add(Asked::Remove);
+        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
+        let work = async move { fs.remove(fs.table.directory(dir), &name, directory).await };
+        self.answer(work, move |removed| give_empty(removed, reply));
     }
 
     fn file(&self, ino: INodeNo) -> Result<Arc<OpenFile>, Errno> {
@@ -58,16 +84,79 @@ impl Face {
     fn ino(&self, number: INodeNo) -> InodeId {
         self.places.inode(number.0)
     }
+
+    fn shown(&self, parent: INodeNo, name: &Bytes) -> Shown {
+        let (fs, places, caches) = (self.fs.clone(), self.places.clone(), self.caches.clone());
+        Shown { fs, places, caches, parent, name: name.clone() }
+    }
 }
 
-/// Shows the kernel what it finds under a name.
-fn give_entry(fs: &Fs, places: &Places, at: (INodeNo, &Bytes), attr: &Attr, reply: ReplyEntry) {
-    fs.table.remember(attr);
-    let mut shown = file_attr(&fs.show(attr));
-    if attr.kind == FileKind::Directory {
-        shown.ino = INodeNo(places.show(attr.ino, at.0.0, at.1));
+/// A name of which the kernel is told what it stands for.
+struct Shown {
+    fs: Arc<Fs>,
+    places: Arc<Places>,
+    caches: Arc<KernelCaches>,
+    /// The directory, by the kernel's number.
+    parent: INodeNo,
+    name: Bytes,
+}
+
+impl Shown {
+    /// What was just made. The kernel takes this for the newest, whatever it is told meanwhile, so nothing is lent.
+    fn give_new(&self, attr: &Attr, reply: ReplyEntry) {
+        self.fs.table.remember(attr);
+        reply.entry(&NOT_LENT, &self.attr(attr), GENERATION);
     }
-    reply.entry(&TTL, &shown, GENERATION);
+
+    /// What was found. `from_cache`: it was at hand.
+    fn give(&self, found: FsResult<Arc<Attr>>, from_cache: bool, reply: ReplyEntry) {
+        match found {
+            Ok(attr) => {
+                let was_told = self.fs.table.remember(&attr);
+                let shown = self.attr(&attr);
+                let is_known = was_told && shown.ino.0 == attr.ino.0;
+                let attr_ttl = lend_attr(&self.fs, &self.caches, shown.ino, &attr, is_known);
+                let there = Dirent { ino: attr.ino, kind: attr.kind, home: attr.home };
+                reply.entry_with_ttls(&attr_ttl, &self.lend_name(Some(there)), &shown, GENERATION);
+            }
+            // Most names that are looked up in vain are made next.
+            Err(Errno::ENOENT) if from_cache => {
+                let ttl = self.lend_name(None);
+                if ttl.is_zero() {
+                    reply.error(errno(Errno::ENOENT));
+                } else {
+                    reply.entry(&ttl, &nothing(), GENERATION);
+                }
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn lend_name(&self, dirent: Option<Dirent>) -> Duration {
+        let dir = self.places.inode(self.parent.0);
+        self.caches.lend_name(self.fs.table.home(dir), dir, &self.name, dirent)
+    }
+
+    fn attr(&self, attr: &Attr) -> FileAttr {
+        let mut shown = file_attr(&self.fs.show(attr));
+        if attr.kind == FileKind::Directory {
+            shown.ino = INodeNo(self.places.show(attr.ino, self.parent.0, &self.name));
+        }
+        shown
+    }
+}
+
+/// How long the kernel may keep an inode's attributes as the metadata have them: not while it is shown others.
+fn lend_attr(fs: &Fs, caches: &KernelCaches, number: INodeNo, attr: &Attr, is_known: bool) -> Duration {
+    let is_dirty = || attr.kind == FileKind::File && fs.table.file(attr.ino).is_some_and(|file| file.is_dirty());
+    if is_known && !is_dirty() { caches.lend_attr(number.0, attr, is_known) } else { NOT_LENT }
+}
+
+fn give_data(result: FsResult<Bytes>, reply: ReplyData) {
+    match result {
+        Ok(bytes) => reply.data(&bytes),
+        Err(error) => reply.error(errno(error)),
+    }
 }
 
 fn give_empty(result: FsResult<()>, reply: ReplyEmpty) {
@@ -161,44 +250,53 @@ impl Filesystem for Face {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let dir = self.ino(parent);
-        match self.fs.lookup_cached(dir, name.as_bytes()) {
-            Some(Ok(attr)) => give_entry(&self.fs, &self.places, (parent, &to_name(name)), &attr, reply),
-            Some(Err(error)) => reply.error(errno(error)),
-            None => {
-                let (fs, places, name) = (self.fs.clone(), self.places.clone(), to_name(name));
-                self.spawn(async move {
-                    match fs.lookup(fs.table.directory(dir), &name).await {
-                        Ok(attr) => give_entry(&fs, &places, (parent, &name), &attr, reply),
-                        Err(error) => reply.error(errno(error)),
-                    }
-                });
-            }
+        self.counts.add(Asked::Lookup);
+        let (dir, name) = (self.ino(parent), to_name(name));
+        let shown = self.shown(parent, &name);
+        if let Some(found) = self.fs.lookup_cached(dir, &name)
+            && self.caches.is_settled()
+        {
+            return shown.give(found, true, reply);
         }
+        let fs = self.fs.clone();
+        let work = async move { fs.lookup(fs.table.directory(dir), &name).await };
+        self.answer(work, move |found| shown.give(found, false, reply));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.counts.add(Asked::Forget);
         if ino.0 != InodeId::ROOT.0 {
             let ino = self.places.forget(ino.0, nlookup);
-            self.fs.table.forget(ino, nlookup);
+            if let Some(home) = self.fs.table.forget(ino, nlookup) {
+                self.caches.forget(home, ino);
+            }
         }
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let ino = self.ino(ino);
+    fn getattr(&self, _req: &Request, number: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.counts.add(Asked::GetAttr);
+        let ino = self.ino(number);
         // With a handle the kernel wants to know whether its pages are good; without, stat(2) asks: that must be exact.
         let exact = fh.is_none() && self.fs.table.file(ino).is_some_and(|file| file.is_dirty());
-        if !exact && let Some(attr) = self.fs.cached_attr(ino) {
-            return reply.attr(&TTL, &file_attr(&self.fs.show(&attr)));
+        if !exact
+            && let Some(attr) = self.fs.cached_attr(ino)
+            && self.caches.is_settled()
+        {
+            let shown = file_attr(&self.fs.show(&attr));
+            return reply.attr(&lend_attr(&self.fs, &self.caches, number, &attr, true), &shown);
         }
-        let fs = self.fs.clone();
-        self.spawn(async move {
-            let node = fs.node(ino);
-            let attr = if exact { fs.stat(node).await } else { fs.attr(node).await.map(|attr| fs.show(&attr)) };
-            match attr {
-                Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-                Err(error) => reply.error(errno(error)),
+        let (fs, caches) = (self.fs.clone(), self.caches.clone());
+        let asker = fs.clone();
+        let work = async move {
+            let node = asker.node(ino);
+            if exact { asker.stat(node).await.map(Arc::new) } else { asker.attr(node).await }
+        };
+        self.answer(work, move |attr| match attr {
+            Ok(attr) => {
+                let shown = file_attr(&fs.show(&attr));
+                reply.attr(&lend_attr(&fs, &caches, number, &attr, true), &shown);
             }
+            Err(error) => reply.error(errno(error)),
         });
     }
 
@@ -220,6 +318,7 @@ impl Filesystem for Face {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.counts.add(Asked::SetAttr);
         let node = self.fs.node(self.ino(ino));
         // Set-id bits go when an owner changes, and when someone unprivileged changes the content.
         let owner = node.kind != FileKind::Directory && (uid.is_some() || gid.is_some());
@@ -233,23 +332,20 @@ impl Filesystem for Face {
             kill_privileges: mode.is_none() && (owner || (size.is_some() && Caller::of(req).is_unprivileged())),
         };
         let fs = self.fs.clone();
-        self.spawn(async move {
-            let result = if set == SetAttr::default() { fs.stat(node).await } else { fs.set_attr(node, set).await };
-            match result {
-                Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-                Err(error) => reply.error(errno(error)),
-            }
+        let work =
+            async move { if set == SetAttr::default() { fs.stat(node).await } else { fs.set_attr(node, set).await } };
+        self.answer(work, move |attr| match attr {
+            // The kernel takes this for the newest, whatever it is told meanwhile.
+            Ok(attr) => reply.attr(&NOT_LENT, &file_attr(&attr)),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.counts.add(Asked::Other);
+        let node = self.fs.node(InodeId(ino.0));
         let fs = self.fs.clone();
-        self.spawn(async move {
-            match fs.read_link(fs.node(InodeId(ino.0))).await {
-                Ok(target) => reply.data(&target),
-                Err(error) => reply.error(errno(error)),
-            }
-        });
+        self.answer(async move { fs.read_link(node).await }, move |target| give_data(target, reply));
     }
 
     fn mknod(
@@ -278,17 +374,11 @@ impl Filesystem for Face {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
-        self.spawn(async move {
-            give_empty(fs.remove(fs.table.directory(dir), &name, false).await, reply);
-        });
+        self.remove(parent, name, false, reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
-        self.spawn(async move {
-            give_empty(fs.remove(fs.table.directory(dir), &name, true).await, reply);
-        });
+        self.remove(parent, name, true, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -306,6 +396,7 @@ impl Filesystem for Face {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.counts.add(Asked::Rename);
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -316,29 +407,29 @@ impl Filesystem for Face {
             return reply.error(errno(Errno::EINVAL));
         };
         let (fs, places, name, newname) = (self.fs.clone(), self.places.clone(), to_name(name), to_name(newname));
-        self.spawn(async move {
+        let work = async move {
             let from = (fs.table.directory(places.inode(parent.0)), &name);
             let to = (fs.table.directory(places.inode(newparent.0)), &newname);
-            let renamed = fs.rename(from, to, mode).await;
-            if renamed.is_ok() {
-                places.renamed((parent.0, &name), (newparent.0, &newname), mode == RenameMode::Exchange);
-            }
-            give_empty(renamed, reply);
-        });
+            fs.rename(from, to, mode).await?;
+            places.renamed((parent.0, &name), (newparent.0, &newname), mode == RenameMode::Exchange);
+            Ok(())
+        };
+        self.answer(work, move |renamed| give_empty(renamed, reply));
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let (fs, places, name) = (self.fs.clone(), self.places.clone(), to_name(newname));
-        self.spawn(async move {
-            let node = fs.node(InodeId(ino.0));
-            match fs.link(node, fs.table.directory(places.inode(newparent.0)), &name).await {
-                Ok(attr) => give_entry(&fs, &places, (newparent, &name), &attr, reply),
-                Err(error) => reply.error(errno(error)),
-            }
+        self.counts.add(Asked::Link);
+        let (fs, dir, name) = (self.fs.clone(), self.ino(newparent), to_name(newname));
+        let shown = self.shown(newparent, &name);
+        let work = async move { fs.link(fs.node(InodeId(ino.0)), fs.table.directory(dir), &name).await };
+        self.answer(work, move |linked| match linked {
+            Ok(attr) => shown.give_new(&attr, reply),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.counts.add(Asked::Open);
         let node = self.fs.node(self.ino(ino));
         let kept = kept_by_kernel(flags.0);
         self.fs.table.open(node.ino, FileKind::File, node.home);
@@ -346,10 +437,7 @@ impl Filesystem for Face {
             return reply.opened(FileHandle(0), kept);
         }
         let fs = self.fs.clone();
-        self.spawn(async move {
-            fs.ensure_session(node.home).await;
-            reply.opened(FileHandle(0), kept);
-        });
+        self.answer(async move { fs.ensure_session(node.home).await }, move |()| reply.opened(FileHandle(0), kept));
     }
 
     fn create(
@@ -362,19 +450,19 @@ impl Filesystem for Face {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.counts.add(Asked::Create);
         let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
         let entry = NewEntry { node: NewNode::File, mode: permissions(mode), uid: req.uid(), gid: req.gid() };
         let caller = Caller::of(req);
-        self.spawn(async move {
-            match create_or_open(&fs, dir, &name, &entry, flags, caller).await {
-                Ok(attr) => {
-                    fs.table.open(attr.ino, FileKind::File, attr.home);
-                    fs.table.remember(&attr);
-                    let shown = file_attr(&fs.show(&attr));
-                    reply.created(&TTL, &shown, GENERATION, FileHandle(0), kept_by_kernel(flags));
-                }
-                Err(error) => reply.error(errno(error)),
-            }
+        let work = async move {
+            let attr = create_or_open(&fs, dir, &name, &entry, flags, caller).await?;
+            fs.table.open(attr.ino, FileKind::File, attr.home);
+            fs.table.remember(&attr);
+            Ok::<_, Errno>(file_attr(&fs.show(&attr)))
+        };
+        self.answer(work, move |shown| match shown {
+            Ok(shown) => reply.created(&NOT_LENT, &shown, GENERATION, FileHandle(0), kept_by_kernel(flags)),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
@@ -389,20 +477,18 @@ impl Filesystem for Face {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.counts.add(Asked::Read);
         let node = self.fs.node(self.ino(ino));
         let size = size.min(REQUEST_BYTES_MAX);
         // Reading ahead starts tasks, and this is the kernel's thread.
         let _context = self.runtime.enter();
-        if let Some(bytes) = self.fs.read_cached(node, offset, size) {
+        if let Some(bytes) = self.fs.read_cached(node, offset, size)
+            && self.caches.is_settled()
+        {
             return reply.data(&bytes);
         }
         let fs = self.fs.clone();
-        self.spawn(async move {
-            match fs.read(node, offset, size).await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(errno(error)),
-            }
-        });
+        self.answer(async move { fs.read(node, offset, size).await }, move |bytes| give_data(bytes, reply));
     }
 
     fn write(
@@ -417,6 +503,7 @@ impl Filesystem for Face {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.counts.add(Asked::Write);
         let file = match self.file(ino) {
             Ok(file) => file,
             Err(error) => return reply.error(errno(error)),
@@ -433,25 +520,24 @@ impl Filesystem for Face {
             Err(error) => reply.error(errno(error)),
             Ok(Written::Settle) => {
                 let fs = self.fs.clone();
-                self.spawn(async move {
-                    fs.settle(&file).await;
-                    reply.written(count);
-                });
+                self.answer(async move { fs.settle(&file).await }, move |()| reply.written(count));
             }
             Ok(Written::FlushFirst) => {
                 let (fs, data) = (self.fs.clone(), data.to_vec());
-                self.spawn(async move {
+                let work = async move {
                     let write = Write { offset, bytes: &data, append, kill_privileges };
-                    match fs.write_settled(&file, write).await {
-                        Ok(()) => reply.written(count),
-                        Err(error) => reply.error(errno(error)),
-                    }
+                    fs.write_settled(&file, write).await
+                };
+                self.answer(work, move |written| match written {
+                    Ok(()) => reply.written(count),
+                    Err(error) => reply.error(errno(error)),
                 });
             }
         }
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.counts.add(Asked::Flush);
         let ino = InodeId(ino.0);
         let file = self.fs.table.file(ino).filter(|file| file.needs_flush());
         let locks = self.fs.holds_locks(ino, lock_owner.0);
@@ -459,14 +545,15 @@ impl Filesystem for Face {
             return reply.ok();
         }
         let fs = self.fs.clone();
-        self.spawn(async move {
+        let work = async move {
             let flushed = match file {
                 Some(file) => fs.flush(&file).await,
                 None => Ok(()),
             };
             let unlocked = if locks { fs.unlock_all(fs.node(ino), lock_owner.0).await } else { Ok(()) };
-            give_empty(flushed.and(unlocked), reply);
-        });
+            flushed.and(unlocked)
+        };
+        self.answer(work, move |flushed| give_empty(flushed, reply));
     }
 
     fn release(
@@ -479,6 +566,7 @@ impl Filesystem for Face {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.counts.add(Asked::Release);
         let ino = InodeId(ino.0);
         let file = self.fs.table.file(ino).filter(|file| file.is_dirty());
         let owner = lock_owner.map(|owner| owner.0).filter(|owner| self.fs.holds_locks(ino, *owner));
@@ -487,7 +575,7 @@ impl Filesystem for Face {
             return reply.ok();
         }
         let fs = self.fs.clone();
-        self.spawn(async move {
+        let work = async move {
             if let Some(file) = file
                 && let Err(error) = fs.flush(&file).await
             {
@@ -497,19 +585,21 @@ impl Filesystem for Face {
                 let _ = fs.unlock_all(fs.node(ino), owner).await;
             }
             fs.close_handle(ino);
-            reply.ok();
-        });
+        };
+        self.answer(work, move |()| reply.ok());
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.counts.add(Asked::Fsync);
         let Some(file) = self.fs.table.file(InodeId(ino.0)).filter(|file| file.needs_flush()) else {
             return reply.ok();
         };
         let fs = self.fs.clone();
-        self.spawn(async move { give_empty(fs.flush(&file).await, reply) });
+        self.answer(async move { fs.flush(&file).await }, move |flushed| give_empty(flushed, reply));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.counts.add(Asked::OpenDir);
         let node = self.fs.table.directory(self.ino(ino));
         self.fs.table.open(node.ino, FileKind::Directory, node.home);
         reply.opened(FileHandle(self.open_dir(node.ino)), FopenFlags::empty());
@@ -517,28 +607,29 @@ impl Filesystem for Face {
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let Some(dir) = self.dir(fh.0) else { return reply.error(errno(Errno::EBADF)) };
+        self.counts.add(Asked::ReadDir);
         let fs = self.fs.clone();
-        self.spawn(async move {
-            match fs.read_dir(&dir, offset, false).await {
-                Ok(entries) => {
-                    for entry in entries {
-                        let name = OsStr::from_bytes(&entry.name);
-                        if reply.add(INodeNo(entry.ino.0), entry.offset, file_type(entry.kind), name) {
-                            break;
-                        }
+        self.answer(async move { fs.read_dir(&dir, offset, false).await }, move |listed| match listed {
+            Ok(entries) => {
+                for entry in entries {
+                    let name = OsStr::from_bytes(&entry.name);
+                    if reply.add(INodeNo(entry.ino.0), entry.offset, file_type(entry.kind), name) {
+                        break;
                     }
-                    reply.ok();
                 }
-                Err(error) => reply.error(errno(error)),
+                reply.ok();
             }
+            Err(error) => reply.error(errno(error)),
         });
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let Some(dir) = self.dir(fh.0) else { return reply.error(errno(Errno::EBADF)) };
+        self.counts.add(Asked::ReadDir);
         let (fs, places) = (self.fs.clone(), self.places.clone());
-        self.spawn(async move {
-            let entries = match fs.read_dir(&dir, offset, true).await {
+        let asker = fs.clone();
+        self.answer(async move { asker.read_dir(&dir, offset, true).await }, move |listed| {
+            let entries = match listed {
                 Ok(entries) => entries,
                 Err(error) => return reply.error(errno(error)),
             };
@@ -549,7 +640,7 @@ impl Filesystem for Face {
                 let attr = entry.attr.as_ref().map_or_else(|| entry.placeholder(), |attr| fs.show(attr));
                 let counts = !dot && attr.kind == FileKind::Directory;
                 let number = if counts { places.show(attr.ino, ino.0, &entry.name) } else { entry.ino.0 };
-                if reply.add(INodeNo(number), entry.offset, name, &TTL, &file_attr(&attr), GENERATION) {
+                if reply.add(INodeNo(number), entry.offset, name, &NOT_LENT, &file_attr(&attr), GENERATION) {
                     if counts {
                         places.forget(number, 1);
                     }
@@ -575,9 +666,9 @@ impl Filesystem for Face {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.counts.add(Asked::Other);
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
-        self.spawn(async move {
-            let (inodes, bytes) = fs.usage(fs.node(ino)).await;
+        self.answer(async move { fs.usage(fs.node(ino)).await }, move |(inodes, bytes)| {
             let free = VOLUME_BLOCKS.saturating_sub(bytes.div_ceil(u64::from(STATFS_BLOCK_BYTES)));
             let free_inodes = VOLUME_INODES.saturating_sub(inodes);
             let name_max = u32::try_from(NAME_BYTES_MAX).unwrap_or(u32::MAX);
@@ -596,37 +687,42 @@ impl Filesystem for Face {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        self.counts.add(Asked::Xattr);
         let condition = match flags {
             libc::XATTR_CREATE => XattrCondition::Create,
             libc::XATTR_REPLACE => XattrCondition::Replace,
             _ => XattrCondition::Any,
         };
         let (fs, ino, name, value) = (self.fs.clone(), self.ino(ino), to_name(name), Bytes::copy_from_slice(value));
-        self.spawn(async move {
-            give_empty(fs.set_xattr(fs.node(ino), name, value, condition).await, reply);
-        });
+        let work = async move { fs.set_xattr(fs.node(ino), name, value, condition).await };
+        self.answer(work, move |set| give_empty(set, reply));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.counts.add(Asked::Xattr);
         let ino = self.ino(ino);
-        if let Some(result) = self.fs.xattr_cached(ino, name.as_bytes()) {
+        if let Some(result) = self.fs.xattr_cached(ino, name.as_bytes())
+            && self.caches.is_settled()
+        {
             return give_xattr(result, size, reply);
         }
         let (fs, name) = (self.fs.clone(), to_name(name));
-        self.spawn(async move { give_xattr(fs.xattr(fs.node(ino), name).await, size, reply) });
+        let work = async move { fs.xattr(fs.node(ino), name).await };
+        self.answer(work, move |value| give_xattr(value, size, reply));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
-        self.spawn(async move {
-            let names = fs.xattr_names(fs.node(ino)).await;
-            give_xattr(names.map(Bytes::from), size, reply);
-        });
+        self.counts.add(Asked::Xattr);
+        let work = async move { fs.xattr_names(fs.node(ino)).await };
+        self.answer(work, move |names| give_xattr(names.map(Bytes::from), size, reply));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, ino, name) = (self.fs.clone(), self.ino(ino), to_name(name));
-        self.spawn(async move { give_empty(fs.remove_xattr(fs.node(ino), name).await, reply) });
+        self.counts.add(Asked::Xattr);
+        let work = async move { fs.remove_xattr(fs.node(ino), name).await };
+        self.answer(work, move |removed| give_empty(removed, reply));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -653,16 +749,17 @@ impl Filesystem for Face {
         let range = LockRange { start, end };
         let request = LockRequest { owner: lock_owner.0, pid, thread: req.pid(), range, kind, wait: false };
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
-        self.spawn(async move {
-            match fs.test_lock(fs.node(ino), request).await {
-                Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
-                // A process of another mount means nothing here.
-                Ok(Some(held)) => {
-                    let pid = if held.session == fs.volume.session() { held.pid } else { 0 };
-                    reply.locked(held.range.start, held.range.end, lock_number(held.kind), pid);
-                }
-                Err(error) => reply.error(errno(error)),
+        self.counts.add(Asked::Lock);
+        let asker = fs.clone();
+        let work = async move { asker.test_lock(asker.node(ino), request).await };
+        self.answer(work, move |found| match found {
+            Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+            // A process of another mount means nothing here.
+            Ok(Some(held)) => {
+                let pid = if held.session == fs.volume.session() { held.pid } else { 0 };
+                reply.locked(held.range.start, held.range.end, lock_number(held.kind), pid);
             }
+            Err(error) => reply.error(errno(error)),
         });
     }
 
@@ -686,7 +783,9 @@ impl Filesystem for Face {
         let range = LockRange { start, end };
         let request = LockRequest { owner: lock_owner.0, pid, thread: req.pid(), range, kind, wait: sleep };
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
-        self.spawn(async move { give_empty(fs.lock(fs.node(ino), request).await, reply) });
+        self.counts.add(Asked::Lock);
+        let work = async move { fs.lock(fs.node(ino), request).await };
+        self.answer(work, move |locked| give_empty(locked, reply));
     }
 
     fn fallocate(
@@ -704,7 +803,9 @@ impl Filesystem for Face {
             Err(error) => return reply.error(errno(error)),
         };
         let (fs, kill) = (self.fs.clone(), Caller::of(req).is_unprivileged());
-        self.spawn(async move { give_empty(fs.allocate(&file, offset, length, mode, kill).await, reply) });
+        self.counts.add(Asked::Other);
+        let work = async move { fs.allocate(&file, offset, length, mode, kill).await };
+        self.answer(work, move |allocated| give_empty(allocated, reply));
     }
 
     fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -716,11 +817,11 @@ impl Filesystem for Face {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(errno(Errno::ENXIO)) };
         let fs = self.fs.clone();
-        self.spawn(async move {
-            match fs.seek(fs.node(InodeId(ino.0)), offset, hole).await {
-                Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-                Err(error) => reply.error(errno(error)),
-            }
+        self.counts.add(Asked::Other);
+        let work = async move { fs.seek(fs.node(InodeId(ino.0)), offset, hole).await };
+        self.answer(work, move |found| match found {
+            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
@@ -742,12 +843,14 @@ impl Filesystem for Face {
             Err(error) => return reply.error(errno(error)),
         };
         let (fs, kill) = (self.fs.clone(), Caller::of(req).is_unprivileged());
-        self.spawn(async move {
+        self.counts.add(Asked::Other);
+        let work = async move {
             let source = fs.node(InodeId(ino_in.0));
-            match fs.copy_range((source, offset_in), (&target, offset_out), len, kill).await {
-                Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
-                Err(error) => reply.error(errno(error)),
-            }
+            fs.copy_range((source, offset_in), (&target, offset_out), len, kill).await
+        };
+        self.answer(work, move |copied| match copied {
+            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(errno(error)),
         });
     }
 }

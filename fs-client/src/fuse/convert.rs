@@ -50,6 +50,27 @@ pub fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// An answer that says that there is no such name.
+pub fn nothing() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
 fn system_time(time: TimeNs) -> SystemTime {
     let nanos = Duration::from_nanos(time.0.unsigned_abs());
     if time.0 >= 0 { UNIX_EPOCH + nanos } else { UNIX_EPOCH - nanos }

@@ -1,11 +1,14 @@
 //! The kernel's side: the only module that names fuser.
 //!
 //! What can be answered from memory is answered on the thread that took the request; everything else goes to tokio and
-//! replies from there. Nothing is cached by the kernel beyond the pages of files: entries and attributes have lifetime
-//! zero, and pages are dropped when size or time of change have changed (the kernel looks before each read).
+//! replies from there. What the kernel may keep and how it is taken back: `lent`. Pages of files are dropped when size or
+//! time of change have changed: the kernel looks before each read, at what it was lent or by asking.
 
 mod calls;
 mod convert;
+mod counts;
+mod device;
+mod lent;
 mod notify;
 mod places;
 
@@ -20,10 +23,15 @@ use metadata::types::InodeId;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::config::MountOptions;
+use crate::config::{KernelCache, MountOptions};
 use crate::errno::Errno;
 use crate::fs::{Directory, Fs};
 
+#[cfg(test)]
+pub use counts::Asked;
+use counts::Counts;
+use device::Device;
+use lent::KernelCaches;
 pub use notify::Invalidations;
 use places::Places;
 
@@ -35,6 +43,8 @@ pub struct Face {
     fs: Arc<Fs>,
     runtime: Handle,
     places: Arc<Places>,
+    caches: Arc<KernelCaches>,
+    counts: Arc<Counts>,
     dirs: Mutex<HashMap<u64, Arc<Directory>>>,
     next_handle: AtomicU64,
 }
@@ -48,11 +58,22 @@ pub struct Served {
     pub notifier: fuser::Notifier,
     /// Undoes what the helper has mounted.
     pub unmounter: fuser::SessionUnmounter,
+    /// What the kernel has asked.
+    #[cfg(test)]
+    pub counts: Arc<Counts>,
 }
 
 impl Face {
-    fn new(fs: Arc<Fs>, runtime: Handle) -> Face {
-        Face { fs, runtime, places: Arc::default(), dirs: Mutex::default(), next_handle: AtomicU64::new(1) }
+    fn new(fs: Arc<Fs>, runtime: Handle, kernel_cache: KernelCache) -> Face {
+        Face {
+            caches: KernelCaches::new(kernel_cache, fs.volume.cache().clone()),
+            fs,
+            runtime,
+            places: Arc::default(),
+            counts: Arc::default(),
+            dirs: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+        }
     }
 
     fn open_dir(&self, ino: InodeId) -> u64 {
@@ -106,7 +127,8 @@ pub fn serve(fs: Arc<Fs>, runtime: Handle, target: Target, options: &MountOption
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = true;
-    let face = Face::new(fs, runtime);
+    let face = Face::new(fs, runtime, options.kernel_cache);
+    let (caches, counts) = (face.caches.clone(), face.counts.clone());
     let mut session = match target {
         Target::Device(device) => Session::from_fd(face, device, config.acl, config)?,
         Target::Helper(mountpoint) => {
@@ -116,14 +138,25 @@ pub fn serve(fs: Arc<Fs>, runtime: Handle, target: Target, options: &MountOption
     };
     let notifier = session.notifier();
     let unmounter = session.unmount_callable();
+    caches.start(Device::of(&session)?)?;
     let (over, ended) = tokio::sync::watch::channel(false);
+    #[cfg(test)]
+    let counted = counts.clone();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         if let Err(error) = session.run() {
             tracing::warn!(%error, "the session with the kernel has failed");
         }
+        caches.stop();
+        tracing::info!(requests = %counts, "the kernel has let go");
         over.send_replace(true);
     })?;
-    Ok(Served { ended, notifier, unmounter })
+    Ok(Served {
+        ended,
+        notifier,
+        unmounter,
+        #[cfg(test)]
+        counts: counted,
+    })
 }
 
 fn helper_options(options: &MountOptions) -> Vec<MountOption> {

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, XattrFlags};
 
-use crate::config::MountOptions;
+use super::counts::Asked;
+use crate::config::{KernelCache, MountOptions};
 use crate::fs::Fs;
 use crate::mount::Mounted;
 use crate::testing::MemCluster;
@@ -33,20 +34,21 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(mounts: usize) -> Option<Fixture> {
+    fn new(mounts: usize, kernel_cache: KernelCache) -> Option<Fixture> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
             eprintln!("skipped: needs root and /dev/fuse");
             return None;
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (cluster, folder) = (MemCluster::new(3), tempfile::tempdir().unwrap());
+        let options = MountOptions { kernel_cache, ..MountOptions::default() };
         let mut fixture = Fixture { runtime, cluster, folder, mounts: Vec::new() };
         for number in 0..mounts {
             let path = fixture.folder.path().join(format!("mount{number}"));
             fs::create_dir(&path).unwrap();
             let (fs, mounted) = fixture.runtime.block_on(async {
                 let fs = fixture.cluster.fs(fixture.folder.path()).await;
-                let mounted = Mounted::start(fs.clone(), &MountOptions::default(), &path).await.unwrap();
+                let mounted = Mounted::start(fs.clone(), &options, &path).await.unwrap();
                 (fs, mounted)
             });
             fixture.mounts.push(TestMount { path, fs, mounted: Some(mounted) });
@@ -56,6 +58,10 @@ impl Fixture {
 
     fn path(&self, mount: usize, name: &str) -> PathBuf {
         self.mounts[mount].path.join(name)
+    }
+
+    fn asked(&self, mount: usize, asked: Asked) -> u64 {
+        self.mounts[mount].mounted.as_ref().unwrap().asked(asked)
     }
 
     fn unmount_all(&mut self) {
@@ -70,6 +76,45 @@ impl Fixture {
     }
 }
 
+/// What POSIX promises does not depend on what the kernel keeps.
+macro_rules! in_every_mode {
+    ($($test:ident),* $(,)?) => { $(mod $test {
+        use crate::config::KernelCache;
+
+        #[test]
+        fn kernel_cache_off() {
+            super::$test(KernelCache::Off);
+        }
+
+        #[test]
+        fn kernel_cache_on() {
+            super::$test(KernelCache::Attributes);
+        }
+
+        #[test]
+        fn kernel_cache_names() {
+            super::$test(KernelCache::Names);
+        }
+    })* };
+}
+
+in_every_mode!(
+    mount_names_links_and_renames,
+    mount_content_grows_shrinks_and_has_holes,
+    mount_attributes_times_and_xattrs,
+    mount_set_id_bits_go_when_an_unprivileged_process_writes,
+    mount_unlinked_file_and_removed_directory,
+    mounts_see_each_other_at_once,
+    mount_directory_of_many_entries,
+    mount_locks_conflict_wait_and_are_interrupted,
+    mount_mapped_files,
+    mount_survives_being_in_use_when_it_is_unmounted,
+    mount_open_flags,
+    mounts_agree_on_modes_names_and_content,
+    mount_never_looks_back,
+    mount_keeps_nothing_of_a_lost_stream,
+);
+
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.unwrap_err().raw_os_error().unwrap()
 }
@@ -81,9 +126,8 @@ fn sh(script: &str, folder: &Path) -> String {
     text
 }
 
-#[test]
-fn mount_names_links_and_renames() {
-    let Some(mut fixture) = Fixture::new(1) else { return };
+fn mount_names_links_and_renames(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let at = |name: &str| fixture.path(0, name);
     fs::create_dir(at("d")).unwrap();
     assert_eq!(errno(fs::create_dir(at("d"))), libc::EEXIST);
@@ -116,9 +160,8 @@ fn mount_names_links_and_renames() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mount_content_grows_shrinks_and_has_holes() {
-    let Some(mut fixture) = Fixture::new(1) else { return };
+fn mount_content_grows_shrinks_and_has_holes(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let path = fixture.path(0, "f");
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
     file.write_all_at(b"far", 100_000).unwrap();
@@ -159,9 +202,8 @@ fn mount_content_grows_shrinks_and_has_holes() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mount_attributes_times_and_xattrs() {
-    let Some(mut fixture) = Fixture::new(1) else { return };
+fn mount_attributes_times_and_xattrs(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let path = fixture.path(0, "f");
     fs::write(&path, "x").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o6755)).unwrap();
@@ -196,9 +238,8 @@ fn mount_attributes_times_and_xattrs() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mount_set_id_bits_go_when_an_unprivileged_process_writes() {
-    let Some(mut fixture) = Fixture::new(1) else { return };
+fn mount_set_id_bits_go_when_an_unprivileged_process_writes(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let folder = fixture.path(0, "");
     fs::set_permissions(fixture.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     sh("echo x > f && chmod 6777 f && mkdir open && chmod 1777 open && echo x > closed && chmod 600 closed", &folder);
@@ -220,9 +261,8 @@ fn mount_set_id_bits_go_when_an_unprivileged_process_writes() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mount_unlinked_file_and_removed_directory() {
-    let Some(mut fixture) = Fixture::new(2) else { return };
+fn mount_unlinked_file_and_removed_directory(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(2, mode) else { return };
     let path = fixture.path(0, "f");
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
     file.write_all(b"kept").unwrap();
@@ -244,9 +284,8 @@ fn mount_unlinked_file_and_removed_directory() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mounts_see_each_other_at_once() {
-    let Some(mut fixture) = Fixture::new(2) else { return };
+fn mounts_see_each_other_at_once(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(2, mode) else { return };
     for round in 0..50 {
         let (here, there) = (round % 2, (round + 1) % 2);
         let text = format!("round {round}");
@@ -268,9 +307,8 @@ fn mounts_see_each_other_at_once() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mount_directory_of_many_entries() {
-    let Some(mut fixture) = Fixture::new(1) else { return };
+fn mount_directory_of_many_entries(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let dir = fixture.path(0, "d");
     fs::create_dir(&dir).unwrap();
     for number in 0..1200 {
@@ -290,9 +328,8 @@ fn mount_directory_of_many_entries() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mount_locks_conflict_wait_and_are_interrupted() {
-    let Some(mut fixture) = Fixture::new(2) else { return };
+fn mount_locks_conflict_wait_and_are_interrupted(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(2, mode) else { return };
     fs::write(fixture.path(0, "f"), "x").unwrap();
     let script = r#"
         import fcntl, os, signal, sys, time
@@ -326,9 +363,8 @@ fn mount_locks_conflict_wait_and_are_interrupted() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mount_mapped_files() {
-    let Some(mut fixture) = Fixture::new(2) else { return };
+fn mount_mapped_files(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(2, mode) else { return };
     let script = r#"
         import mmap, sys
         path = sys.argv[1] + '/f'
@@ -354,9 +390,8 @@ fn mount_mapped_files() {
     fixture.unmount_all();
 }
 
-#[test]
-fn mount_survives_being_in_use_when_it_is_unmounted() {
-    let Some(mut fixture) = Fixture::new(1) else { return };
+fn mount_survives_being_in_use_when_it_is_unmounted(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let mut file = File::create(fixture.path(0, "f")).unwrap();
     file.write_all(b"in the buffer").unwrap();
     let started = std::time::Instant::now();
@@ -369,9 +404,8 @@ fn mount_survives_being_in_use_when_it_is_unmounted() {
     assert_eq!(attr.size, 13);
 }
 
-#[test]
-fn mount_open_flags() {
-    let Some(mut fixture) = Fixture::new(1) else { return };
+fn mount_open_flags(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let path = fixture.path(0, "f");
     let exclusive = || OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path);
     exclusive().unwrap().write_all(b"12345").unwrap();
@@ -385,5 +419,127 @@ fn mount_open_flags() {
     let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
     direct.write_all_at(&[7; 8192], 0).unwrap();
     assert_eq!(fs::read(&path).unwrap(), [7; 8192]);
+    fixture.unmount_all();
+}
+
+#[test]
+fn kernel_asks_for_known_attributes_and_names_only_once() {
+    for mode in [KernelCache::Attributes, KernelCache::Names] {
+        let Some(mut fixture) = Fixture::new(2, mode) else { return };
+        let file = fixture.path(0, "d/f");
+        fs::create_dir(fixture.path(1, "d")).unwrap();
+        fs::write(fixture.path(1, "d/f"), "x").unwrap();
+        for _ in 0..3 {
+            fs::metadata(&file).unwrap();
+            assert!(!fixture.path(0, "d/none").exists());
+        }
+        let before = [Asked::GetAttr, Asked::Lookup].map(|asked| fixture.asked(0, asked));
+        for _ in 0..100 {
+            assert_eq!(fs::metadata(&file).unwrap().len(), 1);
+            assert!(!fixture.path(0, "d/none").exists());
+        }
+        let after = [Asked::GetAttr, Asked::Lookup].map(|asked| fixture.asked(0, asked));
+        assert_eq!(after[0] - before[0], 0, "{mode:?}");
+        assert_eq!(after[1] - before[1], if mode == KernelCache::Names { 0 } else { 400 }, "{mode:?}");
+        fixture.unmount_all();
+    }
+}
+
+/// Whatever others change is seen, also in what the kernel checks by itself and in files that are open.
+fn mounts_agree_on_modes_names_and_content(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(2, mode) else { return };
+    let (here, there) = (fixture.path(0, ""), fixture.path(1, ""));
+    fs::set_permissions(fixture.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    sh("mkdir d && echo one > d/f && ln d/f d/g && mkdir d/e", &here);
+    let reader = File::open(there.join("d/f")).unwrap();
+    let as_user = |script: &str| {
+        let script = format!("cd / && setpriv --reuid=1000 --regid=1000 --clear-groups sh -c '{script}'");
+        Command::new("sh").args(["-c", &script]).current_dir(&there).output().unwrap().status.success()
+    };
+    let can_read = || as_user(&format!("cat {} > /dev/null 2>&1", there.join("d/f").display()));
+    for round in 0..20 {
+        let links = fs::metadata(there.join("d/g")).unwrap().nlink();
+        assert_eq!(links, 2);
+        assert!(can_read());
+        fs::set_permissions(here.join("d"), fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(!can_read(), "checked by the kernel");
+        fs::set_permissions(here.join("d"), fs::Permissions::from_mode(0o755)).unwrap();
+        let text = format!("{round:03}");
+        fs::write(here.join("d/f"), &text).unwrap();
+        let mut seen = [0; 3];
+        reader.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(seen, text.as_bytes());
+        assert_eq!(
+            fs::metadata(there.join("d/f")).unwrap().modified().unwrap(),
+            reader.metadata().unwrap().modified().unwrap()
+        );
+        fs::remove_file(here.join("d/g")).unwrap();
+        assert_eq!(fs::metadata(there.join("d/f")).unwrap().nlink(), 1);
+        assert!(!there.join("d/g").exists());
+        // Under another name of the same length, and back.
+        fs::rename(here.join("d"), here.join("c")).unwrap();
+        assert!(!there.join("d").exists());
+        assert_eq!(fs::read(there.join("c/f")).unwrap(), text.as_bytes());
+        fs::rename(here.join("c/e"), here.join("e")).unwrap();
+        assert_eq!(fs::metadata(there.join("c")).unwrap().nlink(), 2);
+        fs::rename(here.join("e"), here.join("c/e")).unwrap();
+        fs::rename(here.join("c"), here.join("d")).unwrap();
+        assert!(!there.join("c").exists());
+        assert_eq!(fs::metadata(there.join("d")).unwrap().nlink(), 3);
+        fs::hard_link(here.join("d/f"), here.join("d/g")).unwrap();
+    }
+    drop(reader);
+    fixture.unmount_all();
+}
+
+/// One mount writes a, then b, over and over. Who has seen b as of some time finds a no older, however it looks.
+fn mount_never_looks_back(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(2, mode) else { return };
+    let names = ["a", "b"].map(|name| (fixture.path(0, name), fixture.path(1, name)));
+    let set_time = |path: &Path, tv_sec: i64| {
+        let time = rustix::fs::Timespec { tv_sec, tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty()).unwrap();
+    };
+    for (here, _) in &names {
+        File::create(here).unwrap();
+        set_time(here, 0);
+    }
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let load = || over.load(std::sync::atomic::Ordering::Acquire);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut newest = 0;
+                while !load() {
+                    let [b, a] = [1, 0].map(|name: usize| fs::metadata(&names[name].1).unwrap().mtime());
+                    assert!(a >= b && a >= newest, "a of {a}, b of {b}, {newest} was seen");
+                    newest = a;
+                }
+            });
+        }
+        for second in 1..=1500 {
+            for (here, _) in &names {
+                set_time(here, second);
+            }
+        }
+        over.store(true, std::sync::atomic::Ordering::Release);
+    });
+    fixture.unmount_all();
+}
+
+/// Nobody tells of changes any more, and nothing is asked meanwhile.
+fn mount_keeps_nothing_of_a_lost_stream(mode: KernelCache) {
+    let Some(mut fixture) = Fixture::new(2, mode) else { return };
+    fs::write(fixture.path(0, "f"), "x").unwrap();
+    for _ in 0..3 {
+        fs::metadata(fixture.path(1, "f")).unwrap();
+    }
+    fixture.mounts[1].fs.volume.cache().end_stream(multicast::ids::GroupId::GLOBAL);
+    fs::set_permissions(fixture.path(0, "f"), fs::Permissions::from_mode(0o604)).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(fs::metadata(fixture.path(1, "f")).unwrap().mode() & 0o777, 0o604);
+    fs::rename(fixture.path(0, "f"), fixture.path(0, "g")).unwrap();
+    assert!(!fixture.path(1, "f").exists());
     fixture.unmount_all();
 }
