@@ -341,9 +341,8 @@ impl Driver {
     fn serve_barriers(&mut self) {
         let applied = self.parts.core.order().applied();
         while self.barriers.front().is_some_and(|&(index, _)| index <= applied) {
-            let Some((index, mut read)) = self.barriers.pop_front() else { break };
-            read.index = read.index.max(index);
-            self.parts.view.serve(read);
+            let Some((index, read)) = self.barriers.pop_front() else { break };
+            self.parts.view.serve(read.not_before(index));
         }
     }
 

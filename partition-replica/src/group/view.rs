@@ -67,6 +67,17 @@ pub struct PendingRead {
     pub deadline: Instant,
 }
 
+impl PendingRead {
+    /// As asked by somebody who has seen the log up to `index`, and what was prepared up to there at work: it may have executed
+    /// in another group already.
+    #[must_use]
+    pub fn not_before(mut self, index: LogIndex) -> PendingRead {
+        self.index = self.index.max(index);
+        self.effects = self.effects.max(index);
+        self
+    }
+}
+
 impl View {
     /// Of a replica that has applied what `front` says.
     pub fn new(group: GroupId, state: GroupState, front: Front, limits: &Limits) -> View {
@@ -345,6 +356,25 @@ pub(super) mod tests {
         advance(view, 5, &[], &[]);
         view.serve_parked(Instant::now());
         assert_eq!(taken(&client), ["read 2 at 5"]);
+    }
+
+    #[test]
+    fn linearizable_read_waits_for_what_was_prepared_and_may_have_executed_elsewhere() {
+        let Fixture { view, .. } = &fixture(&Limits::default());
+        let client = Client::test(1);
+        let later = Instant::now() + Duration::from_secs(60);
+        let key = ReadOp::GetAttr { ino: InodeId::ROOT }.keys()[0];
+        advance(view, 5, &[(key, 4)], &[]);
+        // Its client knows of nothing; the barrier stands at 5.
+        view.serve(read(&client, 1, 0, later).not_before(LogIndex(5)));
+        assert_eq!(taken(&client), [""; 0]);
+        advance(view, 6, &[], &[]);
+        view.serve_parked(Instant::now());
+        assert_eq!(taken(&client), ["read 1 at 6"]);
+        // Prepared behind the barrier: whatever it does comes later.
+        advance(view, 8, &[(key, 8)], &[]);
+        view.serve(read(&client, 2, 0, later).not_before(LogIndex(7)));
+        assert_eq!(taken(&client), ["read 2 at 8"]);
     }
 
     #[test]
