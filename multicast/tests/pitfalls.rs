@@ -177,6 +177,31 @@ fn c8_unknown_session_is_an_error_not_a_second_execution() {
 }
 
 #[test]
+fn c8_session_opened_again_executes_nothing_twice() {
+    let mut sim = cluster(&[1, 1]);
+    let (one, both) = (command(1, &[(A, 1, Mode::Write)]), write_both(2, 1));
+    submit(&mut sim, A, &one);
+    submit(&mut sim, A, &both);
+    sim.run_for_ms(3_000);
+    for group in [A, B] {
+        let primary = sim.primary(group).unwrap();
+        sim.change_session(primary, SessionChange::Close(SESSION));
+        sim.run_for_ms(500);
+        sim.change_session(primary, SessionChange::Open(SESSION));
+        sim.run_for_ms(500);
+    }
+    for late in [&one, &both] {
+        submit(&mut sim, A, late);
+        sim.run_for_ms(1_000);
+        assert_eq!(sim.declined[&late.id], Decline::Refused(Refusal::StaleSequence));
+    }
+    let next = write_both(3, 1);
+    submit(&mut sim, A, &next);
+    sim.run_for_ms(3_000);
+    assert_eq!((order_in(&sim, A), order_in(&sim, B)), (vec![1, 2, 3], vec![2, 3]));
+}
+
+#[test]
 fn c8_session_unknown_at_one_destination_aborts_everywhere() {
     let mut sim = cluster(&[3, 3]);
     let primary = sim.primary(B).unwrap();

@@ -4,7 +4,6 @@ mod locks;
 mod rows;
 mod sessions;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -18,7 +17,7 @@ use crate::output::{Applied, Change, Reply};
 use crate::record::{Contribution, Record, Refusal, Rejection};
 use locks::Locks;
 use rows::RowKey;
-use sessions::Session;
+use sessions::{Ended, Session};
 
 /// How many replies a group keeps for a session until its client acknowledges them. A primary takes no more commands of a
 /// session beyond that; what it had taken before is executed.
@@ -33,6 +32,7 @@ pub struct OrderState {
     clock: Timestamp,
     depends_on: VectorClock,
     sessions: BTreeMap<SessionId, Session>,
+    ended: BTreeMap<SessionId, Ended>,
     prepared: BTreeMap<CommandId, Prepared>,
     settled: BTreeMap<CommandId, Settled>,
     locks: Locks,
@@ -104,6 +104,7 @@ impl OrderState {
             clock: Timestamp::default(),
             depends_on: VectorClock::new(),
             sessions: BTreeMap::new(),
+            ended: BTreeMap::new(),
             prepared: BTreeMap::new(),
             settled: BTreeMap::new(),
             locks: Locks::default(),
@@ -284,8 +285,9 @@ impl OrderState {
 
     fn apply_open(&mut self, session: SessionId, timestamp: Timestamp, machine: &mut dyn Machine) -> Change {
         self.raise_clock(timestamp);
-        if let Entry::Vacant(vacant) = self.sessions.entry(session) {
-            vacant.insert(Session::default());
+        if !self.sessions.contains_key(&session) {
+            let floor = self.first_floor(session);
+            self.sessions.insert(session, Session { floor, replies: BTreeMap::new() });
             self.dirty.insert(RowKey::Session(session));
             machine.session_opened(&self.context(timestamp), session);
         }
@@ -301,6 +303,7 @@ impl OrderState {
             for &sequence in session.replies.keys() {
                 self.dirty.insert(RowKey::Reply(CommandId { session: id, sequence }));
             }
+            self.remember_ended(id, &session);
             machine.session_closed(&self.context(timestamp), id);
             closed.push(id);
         }

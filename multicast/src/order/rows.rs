@@ -14,6 +14,8 @@ const ROW_VERSION: u8 = 1;
 /// Names one row. Its order is that of the encoded keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RowKey {
+    /// `e` session: it has ended.
+    Ended(SessionId),
     /// `m`: applied index, clock, dependencies.
     Meta,
     /// `o` id: settled, other destinations may ask.
@@ -46,8 +48,8 @@ impl RowKey {
             RowKey::Prepared(id) => push_id(b'p', id),
             RowKey::Reply(id) => push_id(b'r', id),
             RowKey::Meta => key.push(b'm'),
-            RowKey::Session(session) => {
-                key.push(b's');
+            RowKey::Ended(session) | RowKey::Session(session) => {
+                key.push(if matches!(self, RowKey::Ended(_)) { b'e' } else { b's' });
                 key.extend_from_slice(&session.0.to_be_bytes());
             }
         }
@@ -64,6 +66,7 @@ impl RowKey {
         let id = || Ok::<_, Error>(CommandId { session: SessionId(word(0)?), sequence: word(8)? });
         let expect_len = |len: usize| if rest.len() == len { Ok(()) } else { Err(corrupt()) };
         match tag {
+            b'e' => expect_len(8).and_then(|()| word(0)).map(|session| RowKey::Ended(SessionId(session))),
             b'm' => expect_len(0).map(|()| RowKey::Meta),
             b'o' => expect_len(16).and_then(|()| id()).map(RowKey::Settled),
             b'p' => expect_len(16).and_then(|()| id()).map(RowKey::Prepared),
@@ -90,6 +93,9 @@ impl OrderState {
                 }
                 RowKey::Session(session) => {
                     state.sessions.entry(session).or_default().floor = decode_value(&value)?;
+                }
+                RowKey::Ended(session) => {
+                    state.ended.insert(session, decode_value(&value)?);
                 }
                 RowKey::Reply(id) => replies.push((id, decode_value(&value)?)),
                 RowKey::Settled(id) => {
@@ -132,7 +138,9 @@ impl OrderState {
         });
         let prepared = self.prepared.keys().map(|&id| RowKey::Prepared(id));
         let settled = self.settled.keys().map(|&id| RowKey::Settled(id));
-        let keys = std::iter::once(RowKey::Meta).chain(sessions).chain(replies).chain(prepared).chain(settled);
+        let ended = self.ended.keys().map(|&session| RowKey::Ended(session));
+        let keys =
+            std::iter::once(RowKey::Meta).chain(ended).chain(sessions).chain(replies).chain(prepared).chain(settled);
         keys.fold(0, |hash, key| {
             let hash = xxh3_64_with_seed(&key.encode(), hash);
             xxh3_64_with_seed(&self.row(key).unwrap_or_default(), hash)
@@ -147,6 +155,7 @@ impl OrderState {
                 depends_on: self.depends_on.clone(),
             })),
             RowKey::Session(session) => self.sessions.get(&session).map(|session| encode_value(&session.floor)),
+            RowKey::Ended(session) => self.ended.get(&session).map(encode_value),
             RowKey::Reply(id) => {
                 self.sessions.get(&id.session).and_then(|session| session.replies.get(&id.sequence)).map(encode_value)
             }

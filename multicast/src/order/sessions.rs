@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{OrderState, SESSION_WINDOW};
 use crate::command::Command;
-use crate::ids::{CommandId, LogIndex};
+use crate::ids::{CommandId, LogIndex, SessionId};
 use crate::order::rows::RowKey;
 use crate::record::Rejection;
 
@@ -20,6 +20,19 @@ pub(crate) struct Session {
     pub(crate) replies: BTreeMap<u64, Stored>,
 }
 
+/// What is left of a session that has ended: should it be opened again, nothing that it has executed executes once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    /// Where it ended.
+    pub(crate) index: LogIndex,
+    /// Above every sequence of which this group had heard.
+    pub(crate) floor: u64,
+}
+
+/// Ended sessions that a group remembers; at the bound the one that ended first goes. A client that comes back with an id so
+/// old breaks the rule that ids are drawn anew.
+const ENDED_MAX: usize = 16_384;
+
 /// A settled command of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stored {
@@ -31,6 +44,35 @@ pub(crate) struct Stored {
 }
 
 impl OrderState {
+    /// Remembers a session that has just been closed.
+    pub(super) fn remember_ended(&mut self, id: SessionId, session: &Session) {
+        let all = CommandId { session: id, sequence: 0 }..=CommandId { session: id, sequence: u64::MAX };
+        let prepared = self.prepared.range(all.clone()).next_back().map(|(id, _)| id.sequence);
+        let settled = self.settled.range(all).next_back().map(|(id, _)| id.sequence);
+        let last = session.replies.last_key_value().map(|(&sequence, _)| sequence);
+        let heard_of = [prepared, settled, last].into_iter().flatten().max();
+        let floor = heard_of.map_or(0, |sequence| sequence.saturating_add(1)).max(session.floor);
+        self.ended.insert(id, Ended { index: self.applied, floor });
+        self.dirty.insert(RowKey::Ended(id));
+        if self.ended.len() > ENDED_MAX {
+            let first = self.ended.iter().min_by_key(|(id, ended)| (ended.index, **id)).map(|(&id, _)| id);
+            first.into_iter().for_each(|id| self.forget_ended(id));
+        }
+    }
+
+    /// The floor with which a session begins.
+    pub(super) fn first_floor(&mut self, id: SessionId) -> u64 {
+        let floor = self.ended.get(&id).map_or(0, |ended| ended.floor);
+        self.forget_ended(id);
+        floor
+    }
+
+    fn forget_ended(&mut self, id: SessionId) {
+        if self.ended.remove(&id).is_some() {
+            self.dirty.insert(RowKey::Ended(id));
+        }
+    }
+
     /// True if the command's session leaves too many replies unacknowledged, counting what the command acknowledges. (Its
     /// sequences say nothing: they run over all groups, so each group sees them with gaps of any width.)
     pub(crate) fn session_is_full(&self, command: &Command) -> bool {
