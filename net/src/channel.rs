@@ -313,6 +313,11 @@ impl FrameReceiver {
         }
     }
 
+    /// Takes no longer frames than this, whatever the endpoint would. Call it before the first frame is received.
+    pub fn limit_frames(&mut self, len_bytes_max: usize) {
+        self.decoder.limit(len_bytes_max);
+    }
+
     /// The next frame; `None` when the peer has finished. Safe to cancel. A frame may share memory with its
     /// neighbours: copy what is to be kept for long.
     pub async fn recv(&mut self) -> Result<Option<Bytes>> {

@@ -26,6 +26,11 @@ impl Decoder {
         Decoder { len_bytes_max, header: [0; HEADER_LEN], header_len: 0, body: BytesMut::new(), missing: 0 }
     }
 
+    /// From now on a longer frame is an error.
+    pub(crate) fn limit(&mut self, len_bytes_max: usize) {
+        self.len_bytes_max = self.len_bytes_max.min(len_bytes_max);
+    }
+
     /// Appends the frames that `chunk` completes.
     pub(crate) fn push(&mut self, mut chunk: Bytes, frames: &mut VecDeque<Bytes>) -> Result<()> {
         loop {
@@ -107,6 +112,15 @@ mod tests {
         let mut decoder = Decoder::new(100);
         let error = decoder.push(Bytes::from_static(&[101, 0, 0, 0]), &mut VecDeque::new()).unwrap_err();
         assert!(matches!(error, Error::FrameTooLong { len_bytes: 101, len_bytes_max: 100 }));
+    }
+
+    #[test]
+    fn decoder_with_a_lower_limit_keeps_to_it_and_never_raises_it() {
+        let mut decoder = Decoder::new(100);
+        decoder.limit(50);
+        decoder.limit(200);
+        let error = decoder.push(Bytes::from_static(&[51, 0, 0, 0]), &mut VecDeque::new()).unwrap_err();
+        assert!(matches!(error, Error::FrameTooLong { len_bytes: 51, len_bytes_max: 50 }));
     }
 
     #[test]

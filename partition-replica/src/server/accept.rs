@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use metadata::codec;
 use metadata::protocol::{CLIENT_CHANNEL_KIND, CLIENT_PROTOCOL_VERSION};
 use net::{Endpoint, Incoming, Role};
 
@@ -44,7 +45,9 @@ fn accept_client(incoming: Incoming, shared: &Arc<Shared>) {
     if !shared.clients.admit() {
         return refuse(&incoming, "too many clients");
     }
-    let Incoming { peer, sender, receiver, connection, .. } = incoming;
+    let Incoming { peer, sender, mut receiver, connection, .. } = incoming;
+    // Only nodes have longer ones to say.
+    receiver.limit_frames(codec::MESSAGE_BYTES_MAX);
     let client = Client::new(shared.clients.next_number(), peer.name, sender, connection.clone());
     let shared = shared.clone();
     tokio::spawn(async move {
