@@ -54,6 +54,27 @@ pub fn read<S: Store + ?Sized>(store: &S, group: GroupId, op: &ReadOp) -> Result
     }
 }
 
+/// Orphans that a session holds, above `after`, by number; looks at no more than `rows` orphans and says where it stopped if
+/// there are more.
+pub fn orphans_held<S: Store + ?Sized>(
+    store: &S,
+    session: SessionId,
+    after: Option<InodeId>,
+    rows: usize,
+) -> Result<(Vec<InodeId>, Option<InodeId>), Error> {
+    let Some(from) = after.map_or(Some(0), |ino| ino.0.checked_add(1)) else { return Ok((Vec::new(), None)) };
+    let page = store.scan(&[keys::ORPHAN], &keys::of_inode(keys::ORPHAN, InodeId(from)), rows.max(1))?;
+    let is_full = page.len() == rows.max(1);
+    let (mut held, mut last) = (Vec::new(), None);
+    for (key, value) in page {
+        let holders: Vec<SessionId> = rows::decode(&key, &value)?;
+        let ino = keys::number_at(&key, 1).map(InodeId).ok_or(Error::CorruptRow { key })?;
+        held.extend(holders.binary_search(&session).is_ok().then_some(ino));
+        last = Some(ino);
+    }
+    Ok((held, last.filter(|_| is_full)))
+}
+
 struct Reader<'s, S: ?Sized> {
     store: &'s S,
     group: GroupId,

@@ -24,8 +24,12 @@ pub struct Interest {
 
 struct Subscriber {
     client: Arc<Client>,
-    keys: usize,
+    /// What it has read: the same as in [`Interest::keys`].
+    keys: BTreeSet<Key>,
 }
+
+/// Sessions of one connection with a stream of one group. A mount has one.
+const SUBSCRIPTIONS_MAX: usize = 16;
 
 impl Interest {
     /// Nobody yet. At most `keys_max` keys over all sessions.
@@ -43,10 +47,18 @@ impl Interest {
         self.keys.len()
     }
 
-    /// Starts a session's stream. What an earlier connection of it had noted is forgotten: the new one begins empty.
-    pub fn subscribe(&mut self, session: SessionId, client: Arc<Client>) {
+    /// Starts a session's stream. What an earlier connection of it had noted is forgotten: the new one begins empty. False if
+    /// the connection has too many.
+    pub fn subscribe(&mut self, session: SessionId, client: Arc<Client>) -> bool {
+        let others = |(known, subscriber): &(&SessionId, &Subscriber)| {
+            **known != session && subscriber.client.number() == client.number()
+        };
+        if self.subscribers.iter().filter(others).count() >= SUBSCRIPTIONS_MAX {
+            return false;
+        }
         self.forget(session);
-        self.subscribers.insert(session, Subscriber { client, keys: 0 });
+        self.subscribers.insert(session, Subscriber { client, keys: BTreeSet::new() });
+        true
     }
 
     /// Ends the streams of a connection.
@@ -58,8 +70,8 @@ impl Interest {
             .map(|(&session, _)| session)
             .collect();
         for session in ended {
-            self.subscribers.remove(&session);
             self.forget(session);
+            self.subscribers.remove(&session);
         }
     }
 
@@ -79,7 +91,9 @@ impl Interest {
         }
         let Some(subscriber) = self.subscribers.get_mut(&session) else { return false };
         for &key in keys {
-            subscriber.keys += usize::from(self.keys.insert((key, session)));
+            if self.keys.insert((key, session)) {
+                subscriber.keys.insert(key);
+            }
         }
         true
     }
@@ -100,7 +114,9 @@ impl Interest {
         }
         for (session, subscriber) in &mut self.subscribers {
             let invalidated = invalidated.remove(session).unwrap_or_default();
-            subscriber.keys -= invalidated.len();
+            for key in &invalidated {
+                subscriber.keys.remove(key);
+            }
             let orphans = orphans.to_vec();
             let event = Event { group: self.group, index, invalidated, invalidate_all: false, orphans };
             subscriber.client.push(&ToClient::Event(event));
@@ -109,7 +125,7 @@ impl Interest {
 
     /// Makes room: the session with the most keys drops all that it has cached.
     fn shed(&mut self, applied: LogIndex) {
-        let Some((&session, _)) = self.subscribers.iter().max_by_key(|(_, subscriber)| subscriber.keys) else {
+        let Some((&session, _)) = self.subscribers.iter().max_by_key(|(_, subscriber)| subscriber.keys.len()) else {
             return;
         };
         self.forget(session);
@@ -121,13 +137,10 @@ impl Interest {
     }
 
     fn forget(&mut self, session: SessionId) {
-        if let Some(subscriber) = self.subscribers.get_mut(&session) {
-            if subscriber.keys == 0 {
-                return;
-            }
-            subscriber.keys = 0;
+        let Some(subscriber) = self.subscribers.get_mut(&session) else { return };
+        for key in std::mem::take(&mut subscriber.keys) {
+            self.keys.remove(&(key, session));
         }
-        self.keys.retain(|&(_, reader)| reader != session);
     }
 }
 
@@ -172,6 +185,20 @@ mod tests {
         assert_eq!((interest.keys(), interest.subscribers()), (1, 1));
         interest.unsubscribe(&reader);
         assert_eq!((interest.keys(), interest.subscribers()), (0, 0));
+    }
+
+    #[test]
+    fn connection_subscribes_only_so_many_sessions_and_any_of_them_again() {
+        let (client, other) = (Client::test(1), Client::test(2));
+        let mut interest = Interest::new(GROUP, 100);
+        let last = SUBSCRIPTIONS_MAX as u64;
+        assert!((0..last).all(|session| interest.subscribe(SessionId(session), client.clone())));
+        assert!(!interest.subscribe(SessionId(last), client.clone()));
+        assert!(interest.subscribe(SessionId(0), client.clone()) && interest.subscribe(SessionId(last), other.clone()));
+        interest.note(SessionId(0), &client, &[Key(1), Key(2)], LogIndex(0));
+        interest.note(SessionId(last), &other, &[Key(1)], LogIndex(0));
+        interest.unsubscribe(&client);
+        assert_eq!((interest.subscribers(), interest.keys()), (1, 1));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod driver;
 mod interest;
+mod long;
 pub mod mailbox;
 mod replies;
 mod session;

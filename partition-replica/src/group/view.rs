@@ -12,10 +12,11 @@ use metadata::read::{ReadAnswer, ReadOp};
 use metadata::types::{BlobId, InodeId};
 use multicast::command::Key;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
-use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::Notify;
 
 use super::interest::Interest;
+use super::long::{Job, Limited, LongReads, ROWS_AT_ONCE};
 use crate::config::Limits;
 use crate::server::client::{Client, Ticket};
 use crate::storage::state::GroupState;
@@ -33,6 +34,8 @@ pub struct View {
     parked: Mutex<Vec<PendingRead>>,
     parked_count: AtomicUsize,
     parked_max: usize,
+    rows_at_once: usize,
+    pub(super) long: LongReads,
     /// Wakes whoever serves parked reads.
     pub progress: Notify,
 }
@@ -89,6 +92,8 @@ impl View {
             parked: Mutex::default(),
             parked_count: AtomicUsize::new(0),
             parked_max: limits.parked_reads_max,
+            rows_at_once: ROWS_AT_ONCE,
+            long: LongReads::new(limits.parked_reads_max),
             progress: Notify::new(),
         }
     }
@@ -108,10 +113,19 @@ impl View {
         self.front.read().primary
     }
 
-    /// Starts a session's stream on a connection. The answer tells the index from which on it is complete.
+    /// Starts a session's stream on a connection. The answer tells the index from which on it is complete. Orphans that the
+    /// session holds, and of which an earlier stream may not have told, are told soon.
     pub fn subscribe(&self, session: SessionId, ticket: Ticket) {
         let front = self.front.read();
-        self.interest.lock().subscribe(session, ticket.client().clone());
+        let client = ticket.client().clone();
+        let busy = |why: &str| Reply::Unavailable { group: self.group, why: why.into() };
+        if !self.long.push(|| Job::Orphans { session, client: client.clone() }) {
+            return ticket.reply(busy("too much waits for this replica's readers"));
+        }
+        self.progress.notify_one();
+        if !self.interest.lock().subscribe(session, client) {
+            return ticket.reply(busy("the connection has too many streams"));
+        }
         ticket.reply(Reply::Session(front.position()));
     }
 
@@ -131,18 +145,21 @@ impl View {
         }
     }
 
-    /// Answers a read, or gives it back if it must wait.
+    /// Answers a read if it is short, or gives it back if it must wait.
     fn answer(&self, read: PendingRead, front: &Front) -> Option<PendingRead> {
         let mut keys = read.op.keys();
         if front.applied < read.index || front.blocks(&keys, read.effects) {
             return Some(read);
         }
-        let mut result = match metadata::answer::read(&self.state, self.group, &read.op) {
+        let rows = Limited::new(&self.state, self.rows_at_once);
+        let mut result = match metadata::answer::read(&rows, self.group, &read.op) {
             Ok(result) => result,
+            Err(_) if rows.is_exhausted() => {
+                self.postpone(read);
+                return None;
+            }
             Err(error) => {
-                tracing::error!(group = %self.group, %error, "a read failed");
-                let why = "this replica's state cannot be read".into();
-                read.ticket.reply(Reply::Unavailable { group: self.group, why });
+                self.fail(read.ticket, &error);
                 return None;
             }
         };
@@ -154,9 +171,44 @@ impl View {
             answer.detach(|key| front.blocks(&[key], read.effects));
             keys.extend(answer.attached());
         }
-        self.interest.lock().note(read.session, read.ticket.client(), &keys, front.applied);
+        self.note(&read, &keys, front);
         read.ticket.reply(Reply::Read { result, position: front.position() });
         None
+    }
+
+    /// Notes what a reader is about to learn, while `front` is locked.
+    pub(super) fn note(&self, read: &PendingRead, keys: &[Key], front: &Front) {
+        self.interest.lock().note(read.session, read.ticket.client(), keys, front.applied);
+    }
+
+    /// Leaves a long read to threads of its own.
+    fn postpone(&self, read: PendingRead) {
+        let mut read = Some(read);
+        if self.long.push(|| Job::Read(read.take().expect("a job is made once"))) {
+            self.progress.notify_one();
+        }
+        if let Some(read) = read {
+            let why = "too many long reads".into();
+            read.ticket.reply(Reply::Unavailable { group: self.group, why });
+        }
+    }
+
+    pub(super) fn fail(&self, ticket: Ticket, error: &dyn std::fmt::Display) {
+        tracing::error!(group = %self.group, %error, "a read failed");
+        let why = "this replica's state cannot be read".into();
+        ticket.reply(Reply::Unavailable { group: self.group, why });
+    }
+
+    pub(super) fn group(&self) -> GroupId {
+        self.group
+    }
+
+    pub(super) fn state(&self) -> &GroupState {
+        &self.state
+    }
+
+    pub(super) fn lock_front(&self) -> RwLockReadGuard<'_, Front> {
+        self.front.read()
     }
 
     /// Blobs that nothing refers to; nothing if the state cannot be read.
@@ -168,8 +220,10 @@ impl View {
         }
     }
 
-    /// Called when `progress` was made or time has passed. Returns the next deadline, if any read still waits.
-    pub fn serve_parked(&self, now: Instant) -> Option<Instant> {
+    /// Called on the network's runtime when `progress` was made or time has passed. Returns the next deadline, if any read
+    /// still waits.
+    pub fn serve_parked(self: &Arc<View>, now: Instant) -> Option<Instant> {
+        self.start_readers();
         if self.parked_count.load(Ordering::Acquire) == 0 {
             return None;
         }
@@ -193,6 +247,7 @@ impl View {
                 }
             }
         }
+        self.start_readers();
         self.parked.lock().iter().map(|read| read.deadline).min()
     }
 
@@ -204,7 +259,7 @@ impl View {
     }
 
     /// Called while `front` is locked, so that no progress is missed.
-    fn park(&self, read: PendingRead, front: &Front) {
+    pub(super) fn park(&self, read: PendingRead, front: &Front) {
         let mut parked = self.parked.lock();
         if parked.len() >= self.parked_max {
             drop(parked);
@@ -216,12 +271,12 @@ impl View {
 }
 
 impl Front {
-    fn position(&self) -> Position {
+    pub(super) fn position(&self) -> Position {
         Position { index: self.applied, dependencies: self.dependencies.clone() }
     }
 
     /// True if whoever may have seen `effects` of prepared commands must not yet look at one of these keys.
-    fn blocks(&self, keys: &[Key], effects: LogIndex) -> bool {
+    pub(super) fn blocks(&self, keys: &[Key], effects: LogIndex) -> bool {
         !self.locked.is_empty() && keys.iter().any(|key| self.locked.get(key).is_some_and(|&at| at <= effects))
     }
 }
@@ -236,6 +291,7 @@ pub struct Advance<'a> {
 impl Advance<'_> {
     /// Tells subscribers. Replies that depend on the step come after this.
     pub fn publish(&self, changed: &[Key], orphans: &[InodeId]) {
+        self.view.long.note(changed);
         self.view.interest.lock().publish(self.front.applied, changed, orphans);
     }
 
@@ -267,9 +323,13 @@ pub(super) mod tests {
     use std::time::Duration;
 
     use metadata::namespace::{Genesis, genesis};
+    use metadata::op::{FsOp, NewNode};
+    use metadata::outcome::Done;
     use metadata::protocol::ToClient;
-    use metadata::types::{InodeId, TimeNs};
-    use metadata::{Overlay, WriteSet};
+    use metadata::types::{FileKind, InodeId, NodeRef, TimeNs};
+    use metadata::{Namespace, Overlay, WriteSet};
+    use multicast::command::Command;
+    use multicast::ids::CommandId;
 
     use super::*;
     use crate::storage::state::StateDb;
@@ -277,7 +337,7 @@ pub(super) mod tests {
     const GROUP: GroupId = GroupId::GLOBAL;
 
     pub struct Fixture {
-        pub view: View,
+        pub view: Arc<View>,
         _db: StateDb,
         _folder: tempfile::TempDir,
     }
@@ -291,7 +351,7 @@ pub(super) mod tests {
         genesis(&mut overlay, GROUP, &start).unwrap();
         state.write(overlay.into_writes(), &[], LogIndex(0)).unwrap();
         let front = Front { applied: LogIndex(3), ..Front::default() };
-        Fixture { view: View::new(GROUP, state, front, limits), _db: db, _folder: folder }
+        Fixture { view: Arc::new(View::new(GROUP, state, front, limits)), _db: db, _folder: folder }
     }
 
     fn read(client: &Arc<Client>, request: u64, index: u64, deadline: Instant) -> PendingRead {
@@ -323,8 +383,8 @@ pub(super) mod tests {
         client.taken().into_iter().map(word).collect()
     }
 
-    #[test]
-    fn read_ahead_of_the_replica_waits_until_it_has_caught_up_and_comes_behind_its_event() {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn read_ahead_of_the_replica_waits_until_it_has_caught_up_and_comes_behind_its_event() {
         let Fixture { view, .. } = &fixture(&Limits::default());
         let client = Client::test(1);
         let later = Instant::now() + Duration::from_secs(60);
@@ -375,6 +435,108 @@ pub(super) mod tests {
         advance(view, 8, &[(key, 8)], &[]);
         view.serve(read(&client, 2, 0, later).not_before(LogIndex(7)));
         assert_eq!(taken(&client), ["read 2 at 8"]);
+    }
+
+    fn is_read_noted(view: &Arc<View>, client: &Arc<Client>, changed: &[Key], is_lost: bool) -> (Vec<String>, usize) {
+        let long = view.begin_long(read(client, 1, 3, Instant::now() + Duration::from_secs(60))).unwrap();
+        if is_lost {
+            let many: Vec<Key> = (0..200_000).map(Key).collect();
+            view.long.note(&many);
+        }
+        advance(view, view.front().applied.0 + 1, &[], changed);
+        let result = metadata::answer::read(&view.state, GROUP, &ReadOp::GetAttr { ino: InodeId::ROOT });
+        view.end_long(long, result);
+        (taken(client), view.figures().1)
+    }
+
+    #[test]
+    fn long_read_is_as_of_its_end_and_noted_unless_its_keys_changed_meanwhile() {
+        let own = ReadOp::GetAttr { ino: InodeId::ROOT }.keys()[0];
+        for (changed, is_lost, index, noted) in
+            [(vec![], false, 4, 1), (vec![Key(1)], false, 4, 1), (vec![own], false, 3, 0), (vec![], true, 3, 0)]
+        {
+            let Fixture { view, .. } = &fixture(&Limits::default());
+            let client = Client::test(1);
+            view.subscribe(SessionId(1), client.ticket(9));
+            taken(&client);
+            let told = is_read_noted(view, &client, &changed, is_lost);
+            assert_eq!(told, (vec!["event 4 -0".into(), format!("read 1 at {index}")], noted), "{changed:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn read_of_many_rows_is_answered_by_another_thread_and_only_so_many_wait() {
+        let limits = Limits { parked_reads_max: 2, ..Limits::default() };
+        let mut fixture = fixture(&limits);
+        Arc::get_mut(&mut fixture.view).unwrap().rows_at_once = 0;
+        let (view, client) = (&fixture.view, Client::test(1));
+        let later = Instant::now() + Duration::from_secs(60);
+        for request in 1..=3 {
+            view.serve(read(&client, request, 3, later));
+        }
+        let refused = taken(&client);
+        assert!(
+            matches!(&refused[..], [only] if only.contains("request: 3") && only.contains("Unavailable")),
+            "{refused:?}"
+        );
+        assert_eq!(view.serve_parked(Instant::now()), None);
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            told.extend(taken(&client));
+        }
+        told.sort();
+        assert_eq!(told, ["read 1 at 3", "read 2 at 3"]);
+    }
+
+    fn execute(view: &View, session: u64, op: &FsOp) -> Done {
+        let mut namespace = Namespace::open(GROUP, Overlay::new(&view.state).unwrap()).unwrap();
+        let command = Command {
+            id: CommandId { session: SessionId(session), sequence: 1 },
+            acknowledged_below: 0,
+            clock: VectorClock::new(),
+            destinations: op.destinations(),
+            payload: metadata::codec::encode_op(op),
+        };
+        namespace.session_opened(SessionId(1));
+        namespace.session_opened(SessionId(2));
+        let outcome = namespace.execute(TimeNs(2), &command, &BTreeMap::new());
+        let writes = namespace.into_store().into_writes();
+        view.state.write(writes, &[], view.front().applied).unwrap();
+        metadata::codec::decode_outcome(&outcome).unwrap().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn stream_that_begins_tells_of_orphans_that_the_session_holds() {
+        let Fixture { view, .. } = &fixture(&Limits::default());
+        let parent = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: GROUP };
+        let (name, node): (bytes::Bytes, _) = ("n".into(), NewNode::File);
+        let create = FsOp::Create { parent, name: name.clone(), node, mode: 0o644, uid: 0, gid: 0, home: GROUP };
+        let Done::Node { attr, .. } = execute(view, 2, &create) else { panic!("not created") };
+        let target = NodeRef { ino: attr.ino, kind: attr.kind, home: GROUP };
+        execute(view, 2, &FsOp::Unlink { parent, name, target, keep_open: false });
+        let (holder, other) = (Client::test(1), Client::test(2));
+        view.subscribe(SessionId(1), holder.ticket(1));
+        view.subscribe(SessionId(2), other.ticket(1));
+        view.serve_parked(Instant::now());
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            told.extend(holder.taken());
+        }
+        assert!(matches!(&told[1], ToClient::Event(event) if event.orphans == [attr.ino]), "{told:?}");
+        assert_eq!(taken(&other), ["session at 3"]);
+    }
+
+    #[test]
+    fn stream_is_refused_when_too_much_waits() {
+        let Fixture { view, .. } = &fixture(&Limits { parked_reads_max: 1, ..Limits::default() });
+        let client = Client::test(1);
+        view.subscribe(SessionId(1), client.ticket(1));
+        view.subscribe(SessionId(2), client.ticket(2));
+        let told = taken(&client);
+        assert!(told[0] == "session at 3" && told[1].contains("Unavailable"), "{told:?}");
+        assert_eq!(view.figures().0, 1);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use metadata::codec;
 use metadata::protocol::{Reply, ToClient};
 use net::{Connection, FrameSender, TrySendError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// A connected client. All that is sent to it goes through [`Client::push`], in the order of those calls.
 pub struct Client {
@@ -134,6 +134,16 @@ impl Client {
         }
     }
 
+    /// Frames and bytes that wait for it to read them.
+    pub fn queued(&self) -> (usize, usize) {
+        match &self.outlet {
+            Outlet::Channel { sender, .. } => sender.queued(),
+            Outlet::Local(_) => (0, 0),
+            #[cfg(test)]
+            Outlet::Test(messages) => (messages.lock().len(), 0),
+        }
+    }
+
     /// Nothing reaches it from now on: its connection has ended.
     pub fn cut_off(&self) {
         self.cut_off.store(true, Ordering::Relaxed);
@@ -180,8 +190,12 @@ impl Client {
     }
 }
 
+/// Reports of a node's state under way; each takes a thread.
+const REPORTS_MAX: usize = 4;
+
 /// The clients connected to this node.
 pub struct Clients {
+    reports: Arc<Semaphore>,
     connected: AtomicUsize,
     connected_max: usize,
     numbers: AtomicU64,
@@ -190,7 +204,8 @@ pub struct Clients {
 impl Clients {
     /// None yet.
     pub fn new(connected_max: usize) -> Clients {
-        Clients { connected: AtomicUsize::new(0), connected_max, numbers: AtomicU64::new(0) }
+        let reports = Arc::new(Semaphore::new(REPORTS_MAX));
+        Clients { reports, connected: AtomicUsize::new(0), connected_max, numbers: AtomicU64::new(0) }
     }
 
     /// Takes one more in, if there is room.
@@ -200,6 +215,11 @@ impl Clients {
             self.release();
         }
         admitted
+    }
+
+    /// The right to make a report of the node's state; none if too many are being made.
+    pub fn report(&self) -> Option<OwnedSemaphorePermit> {
+        self.reports.clone().try_acquire_owned().ok()
     }
 
     /// One is gone.
@@ -276,5 +296,19 @@ impl Client {
     /// A ticket without limits.
     pub fn ticket(self: &Arc<Client>, request: u64) -> Ticket {
         self.issue(request, 0, Kind::Update)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_made_by_only_so_many_at_once() {
+        let clients = Clients::new(1);
+        let turns: Vec<_> = (0..REPORTS_MAX).map(|_| clients.report()).collect();
+        assert!(turns.iter().all(Option::is_some) && clients.report().is_none());
+        drop(turns);
+        assert!(clients.report().is_some());
     }
 }

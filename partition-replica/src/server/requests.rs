@@ -1,22 +1,35 @@
 //! What a client asks, one request after the other.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metadata::codec;
 use metadata::protocol::{Reply, Request, ToClient};
+use metadata::read::ReadOp;
 use multicast::core::SessionChange;
 use multicast::ids::GroupId;
 use net::FrameReceiver;
 
 use super::client::{Client, InFlightMax, Kind, Ticket};
+use crate::config::Limits;
 use crate::group::mailbox::Input;
 use crate::group::view::PendingRead;
 use crate::node::{Group, Shared};
 
 /// Requests of one client in a row before others have their turn.
 const RECEIVE_FRAMES_MAX: usize = 64;
+
+/// How soon a client that is behind is looked at again.
+const DRAIN_PAUSE: Duration = Duration::from_millis(2);
+/// An entry of a listing, with a name of middle length.
+const ENTRY_BYTES: usize = 64;
+/// An inode's attributes.
+const ATTR_BYTES: usize = 100;
+/// A file's attributes with inline bytes or some dozens of extents.
+const CONTENT_BYTES: usize = 4096;
+/// What is kept of the label of a session.
+const LABEL_CHARS_MAX: usize = 200;
 
 /// Serves a client until it goes, or breaks the protocol.
 pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: FrameReceiver) {
@@ -43,13 +56,48 @@ pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: Fra
             if client.is_cut_off() {
                 return;
             }
+            drain(client, limits).await;
             let (kind, updated) = kind(&message.body);
-            match client.admit(message.request, frame.len(), kind, max).await {
+            let bytes = frame.len().max(reply_bytes(&message.body));
+            match client.admit(message.request, bytes, kind, max).await {
                 Some(ticket) => handle(shared, message.body, ticket),
-                None => client.push(&ToClient::Reply { request: message.request, body: crowded(updated) }),
+                None => client.push(&ToClient::Reply {
+                    request: message.request,
+                    body: crowded(updated, "the client has too many updates under way"),
+                }),
             }
         }
         tokio::task::yield_now().await;
+    }
+}
+
+/// A client that reads slower than it asks is asked to wait: what it has under way still fits into the other half of its
+/// queue.
+async fn drain(client: &Client, limits: &Limits) {
+    let is_behind = || {
+        let (frames, bytes) = client.queued();
+        frames > limits.client_queue_frames_max / 2 || bytes > limits.client_queue_bytes_max / 2
+    };
+    while is_behind() && !client.is_cut_off() {
+        tokio::time::sleep(DRAIN_PAUSE).await;
+    }
+}
+
+/// What an answer may come to if it is longer than most.
+fn reply_bytes(request: &Request) -> usize {
+    match request {
+        Request::Read { op: ReadOp::ReadDir { limit, plus, .. }, .. } => {
+            let entries = usize::try_from(*limit).unwrap_or(usize::MAX).min(metadata::answer::ENTRIES_MAX);
+            entries * if *plus { ENTRY_BYTES + ATTR_BYTES } else { ENTRY_BYTES }
+        }
+        Request::Read { op: ReadOp::Content { .. }, .. } => CONTENT_BYTES,
+        Request::Read { .. }
+        | Request::OpenSession { .. }
+        | Request::CloseSession { .. }
+        | Request::KeepAlive { .. }
+        | Request::Subscribe { .. }
+        | Request::Update { .. }
+        | Request::Status => 0,
     }
 }
 
@@ -64,13 +112,14 @@ fn kind(request: &Request) -> (Kind, GroupId) {
     }
 }
 
-fn crowded(group: GroupId) -> Reply {
-    Reply::Unavailable { group, why: "the client has too many updates under way".into() }
+fn crowded(group: GroupId, why: &str) -> Reply {
+    Reply::Unavailable { group, why: why.into() }
 }
 
 fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
     match request {
         Request::OpenSession { group, session, label } => {
+            let label: String = label.chars().take(LABEL_CHARS_MAX).collect();
             tracing::info!(%group, %session, label, client = ticket.client().name(), "session opens");
             shared.keep_alives.note(session, Instant::now());
             to_thread(shared, group, ticket, |ticket| Input::Session { change: SessionChange::Open(session), ticket });
@@ -104,10 +153,16 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
         }
         Request::Status => {
             let shared = shared.clone();
+            let Some(turn) = shared.clients.report() else {
+                return ticket.reply(crowded(GroupId::GLOBAL, "too many ask for the node's state"));
+            };
             // Asks every replica's thread.
-            tokio::task::spawn_blocking(move || match serde_json::to_vec(&shared.status()) {
-                Ok(json) => ticket.reply(Reply::Status(Bytes::from(json))),
-                Err(error) => ticket.reply(Reply::Invalid(error.to_string())),
+            tokio::task::spawn_blocking(move || {
+                match serde_json::to_vec(&shared.status()) {
+                    Ok(json) => ticket.reply(Reply::Status(Bytes::from(json))),
+                    Err(error) => ticket.reply(Reply::Invalid(error.to_string())),
+                }
+                drop(turn);
             });
         }
     }
@@ -126,5 +181,26 @@ fn find(shared: &Shared, group: GroupId, ticket: Ticket) -> Option<(&Group, Tick
 fn to_thread(shared: &Shared, group: GroupId, ticket: Ticket, input: impl FnOnce(Ticket) -> Input) {
     if let Some((found, ticket)) = find(shared, group, ticket) {
         found.mailbox.push(input(ticket));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn client_that_reads_slower_than_it_asks_must_wait() {
+        let limits = Limits { client_queue_frames_max: 4, ..Limits::default() };
+        let client = Client::test(1);
+        let alive = |request| client.push(&ToClient::Reply { request, body: Reply::Alive });
+        alive(1);
+        alive(2);
+        let soon = |pauses| tokio::time::timeout(pauses * DRAIN_PAUSE, drain(&client, &limits));
+        soon(1000).await.unwrap();
+        alive(3);
+        assert!(soon(10).await.is_err());
+        client.taken();
+        soon(1000).await.unwrap();
     }
 }

@@ -16,8 +16,8 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache as BlockCache, ColumnFamilyDescriptor, DBCompressionType,
-    DBWithThreadMode, Direction, FlushOptions, IteratorMode, MultiThreaded, Options, ReadOptions, WriteBatch,
-    WriteBufferManager, WriteOptions,
+    DBWithThreadMode, Direction, FlushOptions, IteratorMode, MultiThreaded, Options, ReadOptions,
+    SnapshotWithThreadMode, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 use crate::error::{Error, Result};
@@ -154,6 +154,11 @@ impl GroupState {
         Ok(Some(value))
     }
 
+    /// The state as it is now, whatever is written later. Nobody may write in the meantime.
+    pub fn snapshot(&self) -> Result<StateSnapshot<'_>> {
+        Ok(StateSnapshot { family: self.family()?, snapshot: self.db.snapshot() })
+    }
+
     /// The ordering's rows, all of them.
     pub fn order_rows(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut rows = self.range(&[ORDER], &[ORDER], usize::MAX)?;
@@ -164,13 +169,8 @@ impl GroupState {
     }
 
     fn range(&self, prefix: &[u8], start: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let mut options = ReadOptions::default();
-        if let Some(end) = end_of(prefix) {
-            options.set_iterate_upper_bound(end);
-        }
-        options.set_auto_readahead_size(false);
         let mode = IteratorMode::From(start.max(prefix), Direction::Forward);
-        let rows = self.db.iterator_cf_opt(&self.family()?, options, mode).take(limit);
+        let rows = self.db.iterator_cf_opt(&self.family()?, range_options(prefix), mode).take(limit);
         rows.map(|row| row.map(|(key, value)| (key.into(), value.into())).map_err(failed)).collect()
     }
 
@@ -279,6 +279,34 @@ impl Store for GroupState {
     fn scan(&self, prefix: &[u8], start: &[u8], limit: usize) -> Result<Vec<Row>, metadata::error::Error> {
         self.range(prefix, start, limit).map_err(store_failed)
     }
+}
+
+/// A group's state as it was at one index.
+pub struct StateSnapshot<'s> {
+    family: Arc<BoundColumnFamily<'s>>,
+    snapshot: SnapshotWithThreadMode<'s, Db>,
+}
+
+impl Store for StateSnapshot<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, metadata::error::Error> {
+        self.snapshot.get_cf(&self.family, key).map_err(|error| store_failed(failed(error)))
+    }
+
+    fn scan(&self, prefix: &[u8], start: &[u8], limit: usize) -> Result<Vec<Row>, metadata::error::Error> {
+        let mode = IteratorMode::From(start.max(prefix), Direction::Forward);
+        let rows = self.snapshot.iterator_cf_opt(&self.family, range_options(prefix), mode).take(limit);
+        let row = |(key, value): (Box<[u8]>, Box<[u8]>)| (key.into(), value.into());
+        rows.map(|found| found.map(row).map_err(|error| store_failed(failed(error)))).collect()
+    }
+}
+
+fn range_options(prefix: &[u8]) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    if let Some(end) = end_of(prefix) {
+        options.set_iterate_upper_bound(end);
+    }
+    options.set_auto_readahead_size(false);
+    options
 }
 
 fn store_failed(error: Error) -> metadata::error::Error {

@@ -1,0 +1,300 @@
+//! Reads that touch many rows: they run on threads of their own, on a snapshot, so that neither the network's thread nor the
+//! replica's waits for them.
+//!
+//! What changes meanwhile is watched. If the answer's own keys did not, it is as good as one given now, and is noted as such.
+//! Else it shows the state at which it began, and no client caches it: its event of a later state came before.
+
+use std::cell::Cell;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use metadata::outcome::{Errno, OpError};
+use metadata::protocol::{Event, Reply, ToClient};
+use metadata::read::ReadResult;
+use metadata::store::{Row, Store};
+use multicast::command::Key;
+use multicast::ids::SessionId;
+use parking_lot::Mutex;
+
+use super::view::{Front, PendingRead, View};
+use crate::server::client::Client;
+use crate::storage::state::{GroupState, StateSnapshot};
+
+/// Rows that a read may touch where it arrives: a fraction of a millisecond.
+pub const ROWS_AT_ONCE: usize = 256;
+/// Threads of one replica that do nothing but long reads.
+const READERS_MAX: usize = 2;
+/// Orphans looked at in one go.
+const ORPHAN_ROWS: usize = 1024;
+/// Keys remembered of what changes during one read; beyond, everything counts as changed.
+const WATCHED_KEYS_MAX: usize = 100_000;
+
+/// A store that gives up after so many rows.
+pub struct Limited<'s> {
+    state: &'s GroupState,
+    left: Cell<usize>,
+    is_exhausted: Cell<bool>,
+}
+
+impl<'s> Limited<'s> {
+    /// At most `rows` of `state`.
+    pub fn new(state: &'s GroupState, rows: usize) -> Limited<'s> {
+        Limited { state, left: Cell::new(rows), is_exhausted: Cell::new(false) }
+    }
+
+    /// True if more was asked for: the error that the reader got means nothing else.
+    pub fn is_exhausted(&self) -> bool {
+        self.is_exhausted.get()
+    }
+
+    fn take(&self, rows: usize) -> Result<(), metadata::Error> {
+        match self.left.get().checked_sub(rows) {
+            Some(left) => {
+                self.left.set(left);
+                Ok(())
+            }
+            None => {
+                self.is_exhausted.set(true);
+                Err(metadata::Error::StoreFailed("too many rows for one turn".into()))
+            }
+        }
+    }
+}
+
+impl Store for Limited<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, metadata::Error> {
+        self.take(1)?;
+        self.state.get(key)
+    }
+
+    fn scan(&self, prefix: &[u8], start: &[u8], limit: usize) -> Result<Vec<Row>, metadata::Error> {
+        let rows = self.state.scan(prefix, start, limit.min(self.left.get() + 1))?;
+        self.take(rows.len())?;
+        Ok(rows)
+    }
+}
+
+/// The long reads of one replica.
+pub struct LongReads {
+    queue: Mutex<Queue>,
+    waiting_max: usize,
+    watches: Mutex<Vec<Arc<Watch>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    readers: usize,
+}
+
+/// What waits for a thread.
+pub enum Job {
+    /// To be answered.
+    Read(PendingRead),
+    /// A session's stream has begun: it may have missed which orphans it holds.
+    Orphans {
+        /// The session.
+        session: SessionId,
+        /// Where its stream goes.
+        client: Arc<Client>,
+    },
+}
+
+/// What has changed since a read began.
+#[derive(Default)]
+pub struct Watch {
+    changed: Mutex<Changed>,
+}
+
+#[derive(Default)]
+struct Changed {
+    keys: HashSet<Key>,
+    is_lost: bool,
+}
+
+impl Watch {
+    fn is_changed(&self, key: Key) -> bool {
+        let changed = self.changed.lock();
+        changed.is_lost || changed.keys.contains(&key)
+    }
+}
+
+impl LongReads {
+    /// None; at most `waiting_max` wait for a thread.
+    pub fn new(waiting_max: usize) -> LongReads {
+        LongReads { queue: Mutex::default(), waiting_max, watches: Mutex::default() }
+    }
+
+    /// Queues a job if there is room.
+    pub fn push(&self, job: impl FnOnce() -> Job) -> bool {
+        let mut queue = self.queue.lock();
+        let has_room = queue.jobs.len() < self.waiting_max;
+        if has_room {
+            queue.jobs.push_back(job());
+        }
+        has_room
+    }
+
+    /// The next state differs in these keys. Called while the view moves on.
+    pub fn note(&self, keys: &[Key]) {
+        for watch in &*self.watches.lock() {
+            let mut changed = watch.changed.lock();
+            if changed.keys.len() + keys.len() > WATCHED_KEYS_MAX {
+                *changed = Changed { keys: HashSet::new(), is_lost: true };
+            } else if !changed.is_lost {
+                changed.keys.extend(keys);
+            }
+        }
+    }
+
+    fn watch(&self) -> Arc<Watch> {
+        let watch = Arc::new(Watch::default());
+        self.watches.lock().push(watch.clone());
+        watch
+    }
+
+    fn forget(&self, watch: &Arc<Watch>) {
+        self.watches.lock().retain(|known| !Arc::ptr_eq(known, watch));
+    }
+
+    /// How many readers should be started now; they count as running.
+    fn wanted(&self) -> usize {
+        let mut queue = self.queue.lock();
+        let wanted = queue.jobs.len().min(READERS_MAX.saturating_sub(queue.readers));
+        queue.readers += wanted;
+        wanted
+    }
+
+    /// The next job for a running reader; without one it ends.
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.queue.lock();
+        let next = queue.jobs.pop_front();
+        if next.is_none() {
+            queue.readers -= 1;
+        }
+        next
+    }
+}
+
+/// A long read under way.
+pub struct LongRead<'v> {
+    read: PendingRead,
+    snapshot: StateSnapshot<'v>,
+    front: Front,
+    watch: Arc<Watch>,
+}
+
+impl View {
+    /// Lets threads serve what waits for them. Called on the network's runtime.
+    pub fn start_readers(self: &Arc<View>) {
+        for _ in 0..self.long.wanted() {
+            let view = self.clone();
+            tokio::task::spawn_blocking(move || {
+                while let Some(job) = view.long.next() {
+                    match job {
+                        Job::Read(read) => view.serve_long(read),
+                        Job::Orphans { session, client } => view.tell_orphans(session, &client),
+                    }
+                }
+            });
+        }
+    }
+
+    fn serve_long(&self, read: PendingRead) {
+        if read.ticket.client().is_cut_off() {
+            return;
+        }
+        if let Some(long) = self.begin_long(read) {
+            let result = metadata::answer::read(&long.snapshot, self.group(), &long.read.op);
+            self.end_long(long, result);
+        }
+    }
+
+    /// Tells a session which orphans it holds. Of those that come later its stream tells.
+    fn tell_orphans(&self, session: SessionId, client: &Client) {
+        let (index, snapshot) = {
+            let front = self.lock_front();
+            match self.state().snapshot() {
+                Ok(snapshot) => (front.applied, snapshot),
+                Err(error) => return tracing::error!(group = %self.group(), %error, "orphans not told"),
+            }
+        };
+        let mut after = None;
+        while !client.is_cut_off() {
+            match metadata::answer::orphans_held(&snapshot, session, after, ORPHAN_ROWS) {
+                Ok((orphans, more)) => {
+                    if !orphans.is_empty() {
+                        let (group, invalidated) = (self.group(), Vec::new());
+                        let event = Event { group, index, invalidated, invalidate_all: false, orphans };
+                        client.push(&ToClient::Event(event));
+                    }
+                    after = more;
+                }
+                Err(error) => return tracing::error!(group = %self.group(), %error, "orphans not told"),
+            }
+            if after.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Takes a snapshot for it, or parks it.
+    pub fn begin_long(&self, read: PendingRead) -> Option<LongRead<'_>> {
+        let front = self.lock_front();
+        if read.deadline <= Instant::now() {
+            read.ticket.reply(Reply::Behind { applied: front.applied });
+            return None;
+        }
+        if front.applied < read.index || front.blocks(&read.op.keys(), read.effects) {
+            self.park_again(read, &front);
+            return None;
+        }
+        let snapshot = match self.state().snapshot() {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                self.fail(read.ticket, &error);
+                return None;
+            }
+        };
+        Some(LongRead { read, snapshot, front: front.clone(), watch: self.long.watch() })
+    }
+
+    fn park_again(&self, read: PendingRead, front: &Front) {
+        self.park(read, front);
+        // Its deadline may be the first.
+        self.progress.notify_one();
+    }
+
+    /// Answers.
+    pub fn end_long(&self, long: LongRead<'_>, result: Result<ReadResult, metadata::Error>) {
+        let LongRead { read, snapshot, front: before, watch } = long;
+        drop(snapshot);
+        let now = self.lock_front();
+        self.long.forget(&watch);
+        let mut result = match result {
+            Ok(result) => result,
+            Err(error) => return self.fail(read.ticket, &error),
+        };
+        let missing = matches!(result, Err(OpError::Errno(Errno::StaleHandle)));
+        if missing && before.blocks(&read.op.keys_if_missing(self.group()), read.effects) {
+            return self.park_again(read, &now);
+        }
+        let mut keys = read.op.keys();
+        let is_current = !keys.iter().any(|&key| watch.is_changed(key));
+        if let Ok(answer) = &mut result {
+            // What is attached must not be older than effects that the rest of the answer may show.
+            let effects = read.effects.max(before.dependencies.effects(self.group()));
+            let is_hidden = |key| before.blocks(&[key], effects) || (is_current && watch.is_changed(key));
+            answer.detach(is_hidden);
+            keys.extend(answer.attached());
+        }
+        // An error may rest on more than the question's keys.
+        let is_noted = is_current && (result.is_ok() || now.applied == before.applied);
+        if is_noted {
+            self.note(&read, &keys, &now);
+        }
+        let position = if is_noted { now.position() } else { before.position() };
+        read.ticket.reply(Reply::Read { result, position });
+    }
+}
