@@ -587,3 +587,15 @@ fn machine_is_told_when_an_unfinished_command_adds_to_the_same_key() {
     let told = [(2, false), (3, true), (4, false), (5, false), (6, true), (1, false), (7, false)];
     assert_eq!(machine.0, told);
 }
+
+/// A frozen primary wakes up and does not know yet that others have gone on without it.
+#[test]
+fn client_that_has_seen_more_than_a_primary_is_sent_on_not_refused() {
+    let mut sim = cluster(&[3]);
+    let next = sim.core(sim.primary(A).unwrap()).status().last.next();
+    let mut early = Command::clone(&command(1, &[(A, 1, Mode::Write)]));
+    early.clock.advance(A, next);
+    submit(&mut sim, A, &Arc::new(early.clone()));
+    sim.run_for_ms(200);
+    assert_eq!(sim.declined[&early.id], Decline::NotPrimary { hint: None });
+}

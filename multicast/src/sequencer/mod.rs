@@ -327,11 +327,14 @@ impl Sequencer {
         if command.footprint(self.group).is_none() {
             return Err(Decline::WrongGroup);
         }
-        // Nobody can have seen what does not exist yet.
+        if !self.is_well_formed(command) || len_bytes(command) > self.limits.command_bytes_max {
+            return Err(Decline::Malformed);
+        }
+        // Who has seen what is not here has seen a newer primary's log, of which this one has not heard yet.
         let last = turn.log.last().index;
         let seen = command.clock.index(self.group).max(command.clock.effects(self.group));
-        if seen > last || !self.is_well_formed(command) || len_bytes(command) > self.limits.command_bytes_max {
-            return Err(Decline::Malformed);
+        if seen > last {
+            return Err(Decline::NotPrimary { hint: None });
         }
         Ok(())
     }
