@@ -51,7 +51,7 @@ impl LogIndex {
     /// The slot after this one.
     #[must_use]
     pub fn next(self) -> LogIndex {
-        LogIndex(self.0 + 1)
+        LogIndex(self.0.saturating_add(1))
     }
 }
 

@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use multicast::command::Command;
 use multicast::core::Durable;
-use multicast::ids::{Ballot, GroupId, LogIndex, ReplicaId};
-use multicast::{Config, Core, Entry, Message, OrderState, Output, Position, Record, Time};
+use multicast::ids::{Ballot, GroupId, LogIndex, ReplicaId, SessionId};
+use multicast::{Config, Context, Core, Entry, Machine, Message, OrderState, Output, Position, Record, Time};
 
 const GROUP: GroupId = GroupId(0);
 const ME: ReplicaId = ReplicaId(1);
@@ -136,6 +137,87 @@ fn entry_of_an_earlier_ballot_commits_only_through_one_of_the_current() {
     core.handle_message(Time(7), (GROUP, SECOND), Message::Appended { ballot: mine, matched: LogIndex(3) });
     drain(&mut core);
     assert_eq!(core.status().committed, LogIndex(3));
+}
+
+#[test]
+fn new_primary_does_not_ship_what_it_has_cut_off_but_not_yet_on_disk() {
+    let (old, newer) = (ballot(1, ME), ballot(2, SECOND));
+    let on_disk: Vec<Entry> = (1..=4).map(|index| entry(index, old)).collect();
+    let groups = BTreeMap::from([(GROUP, vec![ME, SECOND, THIRD])]);
+    let mut config = Config::new(GROUP, ME, groups);
+    config.limits.log_tail_bytes = 1;
+    let durable = Durable { promised: old, first: LogIndex(1), entries: on_disk.clone() };
+    let mut core = Core::new(Time(0), config, durable, OrderState::new(GROUP)).unwrap();
+    // Two entries are committed and applied; the first leaves the memory.
+    core.restore_committed(LogIndex(2));
+    while core.apply_next(Time(0), &mut Nothing).is_some() {}
+    core.handle_timeout(Time(1));
+    let (sent, _) = drain(&mut core);
+    let Message::Probe { ballot: probe } = sent[0].1 else { panic!("{sent:?}") };
+    core.handle_message(
+        Time(2),
+        (GROUP, SECOND),
+        Message::ProbeAnswer { ballot: probe, willing: true, promised: newer },
+    );
+    let (_, token) = drain(&mut core);
+    core.handle_persisted(Time(3), token.unwrap());
+    drain(&mut core);
+    let mine = core.status().promised;
+    let last = Position { ballot: newer, index: LogIndex(3) };
+    core.handle_message(Time(4), (GROUP, SECOND), Message::Promise { ballot: mine, last });
+    drain(&mut core);
+    let entries = vec![entry(3, newer)];
+    core.handle_message(Time(5), (GROUP, SECOND), Message::Fetched { ballot: mine, after: LogIndex(2), entries });
+    let (_, truncating) = drain(&mut core);
+    assert_eq!(core.status().last, LogIndex(4));
+    // A follower lacks everything, so the log is read back, while the disk still has the old end.
+    let refused = |previous: u64| Message::AppendRefused {
+        ballot: mine,
+        previous: LogIndex(previous),
+        retry_after: LogIndex::ZERO,
+    };
+    core.handle_message(Time(6), (GROUP, THIRD), refused(3));
+    drain(&mut core);
+    core.handle_message(Time(7), (GROUP, THIRD), Message::Appended { ballot: mine, matched: LogIndex::ZERO });
+    let mut asked = None;
+    while let Some(output) = core.poll_output() {
+        if let Output::ReadLog { from, .. } = output {
+            asked = Some(from);
+        }
+    }
+    let from = asked.expect("reads the log back");
+    // The read may also be answered only when the disk has the new end.
+    core.handle_persisted(Time(8), truncating.unwrap());
+    let read = on_disk.into_iter().filter(|entry| entry.index >= from).collect();
+    core.handle_log_read(Time(9), read);
+    let (sent, _) = drain(&mut core);
+    let mut shipped = 0;
+    for (to, message) in sent {
+        if let Message::Append { entries, .. } = message
+            && to == THIRD
+        {
+            shipped += entries.len();
+            assert!(entries.iter().all(|entry| entry.index < LogIndex(3) || entry.ballot >= newer), "{entries:?}");
+        }
+    }
+    assert!(shipped >= 2);
+}
+
+/// Executes nothing.
+struct Nothing;
+
+impl Machine for Nothing {
+    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
+        Bytes::new()
+    }
+
+    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
+        Bytes::new()
+    }
+
+    fn session_opened(&mut self, _: &Context, _: SessionId) {}
+
+    fn session_closed(&mut self, _: &Context, _: SessionId) {}
 }
 
 #[test]

@@ -201,9 +201,9 @@ impl Replicator {
         let first = entries.first().map(|entry| entry.position());
         // Where the owner has skipped something, the logs must be seen to agree.
         let agrees = first.is_some_and(|first| {
-            after == fetching.after
-                || first.index <= self.committed
-                || self.entries.position(first.index) == Some(first)
+            let follows = first.index.0.checked_sub(1) == Some(after.0);
+            let is_known = first.index <= self.committed || self.entries.position(first.index) == Some(first);
+            follows && (after == fetching.after || is_known)
         });
         if !agrees {
             if let Some(first) = first {

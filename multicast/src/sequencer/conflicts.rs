@@ -1,6 +1,6 @@
 //! Which waiting command comes before which, by key.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::command::{Command, Key, Mode};
@@ -20,8 +20,58 @@ pub(super) struct Conflicts {
     group: GroupId,
     classic: bool,
     /// What waits at each key, first come first.
-    by_key: HashMap<Key, BTreeMap<Place, Mode>, BuildWordHasher>,
+    by_key: HashMap<Key, Queue, BuildWordHasher>,
     waiting: HashMap<CommandId, (Timestamp, Arc<Command>), BuildWordHasher>,
+}
+
+/// What waits at one key, by mode: many that commute with each other cost no more than one.
+#[derive(Debug, Default)]
+struct Queue {
+    reads: BTreeSet<Place>,
+    adds: BTreeSet<Place>,
+    writes: BTreeSet<Place>,
+}
+
+impl Queue {
+    fn of(&mut self, mode: Mode) -> &mut BTreeSet<Place> {
+        match mode {
+            Mode::Read => &mut self.reads,
+            Mode::Add => &mut self.adds,
+            Mode::Write => &mut self.writes,
+        }
+    }
+
+    /// The first of each mode that there is.
+    fn firsts(&self) -> impl Iterator<Item = (Place, Mode)> + '_ {
+        let by_mode = [(&self.reads, Mode::Read), (&self.adds, Mode::Add), (&self.writes, Mode::Write)];
+        by_mode.into_iter().filter_map(|(places, mode)| places.first().map(|&place| (place, mode)))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.firsts().next().is_none()
+    }
+
+    /// The first of those that conflict with a mode, if it comes before this place.
+    fn blocker(&self, mode: Mode, place: Place) -> Option<CommandId> {
+        let conflicting = self.firsts().filter(|(first, theirs)| theirs.conflicts(mode) && *first < place);
+        conflicting.min().map(|((_, id), _)| id)
+    }
+
+    /// After something of `mode` left its place: those at the head that no other keeps waiting at this key, if it was that
+    /// one that kept them.
+    fn wake_heads(&self, mode: Mode, wake: &mut VecDeque<CommandId>) {
+        let Some(((_, head), head_mode)) = self.firsts().min() else { return };
+        if !head_mode.conflicts(mode) {
+            return;
+        }
+        let alike = match head_mode {
+            Mode::Read => &self.reads,
+            Mode::Add => &self.adds,
+            Mode::Write => return wake.push_back(head),
+        };
+        let others = self.firsts().filter(|(_, theirs)| theirs.conflicts(head_mode)).map(|(place, _)| place).min();
+        wake.extend(alike.iter().take_while(|place| others.is_none_or(|other| **place < other)).map(|(_, id)| *id));
+    }
 }
 
 impl Conflicts {
@@ -31,7 +81,7 @@ impl Conflicts {
 
     pub(super) fn insert(&mut self, command: &Arc<Command>, timestamp: Timestamp) {
         for &(key, mode) in footprint(self.group, self.classic, command) {
-            self.by_key.entry(key).or_default().insert((timestamp, command.id), mode);
+            self.by_key.entry(key).or_default().of(mode).insert((timestamp, command.id));
         }
         self.waiting.insert(command.id, (timestamp, Arc::clone(command)));
     }
@@ -41,11 +91,11 @@ impl Conflicts {
         let Some((timestamp, command)) = self.waiting.remove(&id) else { return };
         for &(key, mode) in footprint(self.group, self.classic, &command) {
             let Some(queue) = self.by_key.get_mut(&key) else { continue };
-            queue.remove(&(timestamp, id));
+            queue.of(mode).remove(&(timestamp, id));
             if queue.is_empty() {
                 self.by_key.remove(&key);
             } else {
-                wake_heads(queue, mode, wake);
+                queue.wake_heads(mode, wake);
             }
         }
     }
@@ -59,9 +109,9 @@ impl Conflicts {
         }
         for &(key, mode) in footprint(self.group, self.classic, command) {
             let Some(queue) = self.by_key.get_mut(&key) else { continue };
-            queue.remove(&(before, id));
-            queue.insert((timestamp, id), mode);
-            wake_heads(queue, mode, wake);
+            queue.of(mode).remove(&(before, id));
+            queue.of(mode).insert((timestamp, id));
+            queue.wake_heads(mode, wake);
         }
     }
 
@@ -71,10 +121,9 @@ impl Conflicts {
             return None;
         }
         let place = (timestamp, command.id);
-        footprint(self.group, self.classic, command).iter().find_map(|&(key, mode)| {
-            let queue = self.by_key.get(&key)?;
-            queue.range(..place).find(|(_, theirs)| theirs.conflicts(mode)).map(|((_, id), _)| *id)
-        })
+        footprint(self.group, self.classic, command)
+            .iter()
+            .find_map(|&(key, mode)| self.by_key.get(&key)?.blocker(mode, place))
     }
 
     /// A conflicting command that comes before this waiting one.
@@ -86,17 +135,4 @@ impl Conflicts {
 
 fn footprint(group: GroupId, classic: bool, command: &Command) -> &[(Key, Mode)] {
     if classic { EVERYTHING } else { command.footprint(group).unwrap_or(&[]) }
-}
-
-/// After something of `mode` left its place: those at the head of the queue that no other keeps waiting at this key, if it
-/// was that one that kept them.
-fn wake_heads(queue: &BTreeMap<Place, Mode>, mode: Mode, wake: &mut VecDeque<CommandId>) {
-    let mut heads = queue.iter();
-    let Some((&(_, first), &head_mode)) = heads.next() else { return };
-    if !head_mode.conflicts(mode) {
-        return;
-    }
-    wake.push_back(first);
-    let alike = heads.take_while(|(_, other)| !other.conflicts(head_mode));
-    wake.extend(alike.map(|((_, id), _)| *id));
 }

@@ -314,7 +314,7 @@ impl Sequencer {
     /// The next time of a hybrid clock. Whoever makes the record bounds it; whoever applies it takes it as it is.
     fn next_timestamp(&mut self, turn: &Turn<'_>) -> Timestamp {
         let now = turn.log.trusted_time(turn.now).unwrap_or_default();
-        self.clock = Timestamp(now.0.min(TIMESTAMP_MAX.0).max(self.clock.0 + 1));
+        self.clock = Timestamp(now.0.min(TIMESTAMP_MAX.0).max(self.clock.0.saturating_add(1)));
         self.clock
     }
 

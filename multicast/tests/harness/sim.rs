@@ -168,6 +168,7 @@ pub struct Sim {
     pub replies: BTreeMap<CommandId, Reply>,
     pub replied_at: BTreeMap<CommandId, u64>,
     pub declined: BTreeMap<CommandId, Decline>,
+    pub events: Vec<(Address, multicast::Event)>,
     /// Drops what it says yes to.
     pub filter: Option<Filter>,
 }
@@ -220,6 +221,7 @@ impl Sim {
             replies: BTreeMap::new(),
             replied_at: BTreeMap::new(),
             declined: BTreeMap::new(),
+            events: Vec::new(),
             filter: None,
         };
         let addresses: Vec<Address> = sim.nodes.keys().copied().collect();
@@ -464,7 +466,7 @@ impl Sim {
                 // Honest replicas may be late, never wrong.
                 panic!("{address:?} ignored a message: {reason}");
             }
-            Output::Event(_) => {}
+            Output::Event(event) => self.events.push((address, event)),
         }
     }
 
@@ -832,6 +834,12 @@ impl Sim {
 
     pub fn withdraw(&mut self, address: Address, id: CommandId) {
         self.on_core(address, |core, time| core.handle_withdraw(time, id));
+    }
+
+    pub fn rewrite_kept(&mut self, address: Address, bytes_max: usize) -> bool {
+        let mut done = false;
+        self.on_core(address, |core, _| done = core.rewrite_kept(bytes_max));
+        done
     }
 
     pub fn open_everywhere(&mut self, session: SessionId) {
