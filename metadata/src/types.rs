@@ -120,7 +120,8 @@ pub struct Attr {
     pub placement: GroupId,
     /// A directory's parent; the root is its own. `None` for other kinds.
     pub parent: Option<InodeId>,
-    /// Counts changes of the content (not of times or modes): equal numbers mean equal bytes.
+    /// Counts changes of the content (not of times or modes): equal numbers mean equal bytes. Of a directory: how many
+    /// names have come and gone; equal numbers mean the same names (though they may stand for something else).
     pub data_version: u64,
     /// How many xattrs it has: zero spares a round trip.
     pub xattrs: u32,

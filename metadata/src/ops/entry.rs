@@ -45,6 +45,7 @@ impl<S: StoreMut> Namespace<S> {
         let mut dir = self.owned_inode(parent)?;
         dir.cookie_last += 1;
         dir.attr.size += 1;
+        dir.attr.data_version += 1;
         dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
         touch_modified(&mut dir, now);
         self.put_inode(&dir)?;
@@ -77,6 +78,7 @@ impl<S: StoreMut> Namespace<S> {
     pub(super) fn remove_entry(&mut self, parent: InodeId, name: &[u8], links: i32, now: TimeNs) -> Result<(), Error> {
         let mut dir = self.owned_inode(parent)?;
         dir.attr.size = dir.attr.size.saturating_sub(1);
+        dir.attr.data_version += 1;
         dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
         touch_modified(&mut dir, now);
         self.put_inode(&dir)?;
