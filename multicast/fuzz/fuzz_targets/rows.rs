@@ -1,0 +1,50 @@
+//! Any rows as the replicated state of a group, and any records applied to it: an error, or a state that its own rows restore.
+#![no_main]
+
+use std::collections::BTreeMap;
+
+use libfuzzer_sys::fuzz_target;
+use multicast::command::Command;
+use multicast::ids::{GroupId, LogIndex, SessionId};
+use multicast::{Context, Machine, OrderState, Record};
+
+/// Executes nothing.
+struct Nothing;
+
+impl Machine for Nothing {
+    fn contribute(&mut self, _: &Context, _: &Command) -> bytes::Bytes {
+        bytes::Bytes::new()
+    }
+
+    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, bytes::Bytes>) -> bytes::Bytes {
+        bytes::Bytes::new()
+    }
+
+    fn session_opened(&mut self, _: &Context, _: SessionId) {}
+
+    fn session_closed(&mut self, _: &Context, _: SessionId) {}
+}
+
+type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+fuzz_target!(|input: (Rows, Vec<Vec<u8>>)| {
+    let (rows, records) = input;
+    let Ok(mut order) = OrderState::load(GroupId(0), rows.clone()) else { return };
+    let mut stored: BTreeMap<Vec<u8>, Vec<u8>> = rows.into_iter().collect();
+    for bytes in records {
+        let Ok(record) = Record::decode(&bytes) else { continue };
+        if order.applied().0 == u64::MAX {
+            return;
+        }
+        let index = LogIndex(order.applied().0 + 1);
+        order.apply(index, &record, &mut Nothing);
+    }
+    for (key, value) in order.drain_changes() {
+        match value {
+            Some(value) => stored.insert(key, value),
+            None => stored.remove(&key),
+        };
+    }
+    let again = OrderState::load(GroupId(0), stored).expect("what was written can be read");
+    assert_eq!(again.digest(), order.digest());
+});
