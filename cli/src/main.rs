@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::output::tell;
 use args::Cli;
 use exit::{Exit, Failure};
 
@@ -40,7 +41,11 @@ fn main() -> ExitCode {
         }
     };
     output::init(cli.globals.no_color);
-    match commands::run(cli) {
+    let done = commands::run(cli).and_then(|exit| match output::trouble() {
+        Some(error) => Err(anyhow::Error::from(error).context("stdout").into()),
+        None => Ok(exit),
+    });
+    match done {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
             report(&failure);
@@ -56,5 +61,5 @@ fn report(failure: &Failure) {
     if io_error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
         return;
     }
-    eprintln!("{} {}", output::red("globalfs:"), failure.message());
+    tell!("{} {}", output::red("globalfs:"), failure.message());
 }

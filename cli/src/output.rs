@@ -1,9 +1,54 @@
 //! What people see: colours on terminals only, tables with aligned columns.
 
-use std::io::IsTerminal;
+use std::fmt;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static COLORED: AtomicBool = AtomicBool::new(false);
+/// The first trouble with stdout: not all of the answer was written.
+static TROUBLE: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// A line of a command's answer, on stdout. Unlike `println!` it does not end the program when that cannot be written:
+/// `main` tells of it at the end.
+macro_rules! say {
+    ($($words:tt)*) => { $crate::output::answer(format_args!("{}\n", format_args!($($words)*))) };
+}
+
+/// A line for people, on stderr. Nobody there, or a full disk behind it, is no reason to end.
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr().lock(), $($words)*);
+    }};
+}
+
+pub(crate) use {say, tell};
+
+/// A whole answer: a table, a script.
+pub fn say_all(text: &str) {
+    answer(format_args!("{text}"));
+}
+
+/// Writes a part of a command's answer.
+pub fn answer(text: fmt::Arguments<'_>) {
+    let mut stdout = io::stdout().lock();
+    note(stdout.write_fmt(text).and_then(|()| stdout.flush()));
+}
+
+/// What kept the answer from being written whole. A reader that has gone away (`globalfs status | head`) is no trouble.
+pub fn trouble() -> Option<io::Error> {
+    TROUBLE.lock().ok()?.take()
+}
+
+fn note(written: io::Result<()>) {
+    let Err(error) = written else { return };
+    if error.kind() != ErrorKind::BrokenPipe
+        && let Ok(mut trouble) = TROUBLE.lock()
+    {
+        trouble.get_or_insert(error);
+    }
+}
 
 /// Decides once whether there are colours.
 pub fn init(no_color: bool) {

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -87,6 +88,14 @@ fn init_writes_a_cluster_once() {
     {
         assert!(dir.join(file).exists(), "{file}");
     }
+    let output = init(&folder.path().join("other"), &["--regions", "us,us"]);
+    assert_eq!((output.status.code(), &*stderr(&output)), (Some(2), "globalfs: two regions have the name \"us\"\n"));
+    let config = dir.join("cluster.toml");
+    let status = || stderr(&globalfs(&["--config", config.to_str().unwrap(), "status", "--timeout", "100ms"]));
+    assert_eq!(status(), "");
+    let key = dir.join("tls/client.admin.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(status().contains("can be read by other users"), "{}", status());
     let before = fs::read(dir.join("cluster.toml")).unwrap();
     let output = init(&dir, &[]);
     assert_eq!(output.status.code(), Some(9));
@@ -160,6 +169,74 @@ fn up_refuses_what_cannot_work_before_it_starts_anything() {
     let output = up(&["--wan", "geo4"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("geo3-fast"), "{}", stderr(&output));
+}
+
+#[test]
+fn nobody_reading_and_a_full_disk_end_nothing_by_a_panic() {
+    // `globalfs completion bash | head -1`
+    let mut gone = Command::new(GLOBALFS)
+        .args(["completion", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(gone.stdout.take());
+    let output = gone.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    // A full disk behind stdout is an error, one behind stderr is not.
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    let output = Command::new(GLOBALFS).args(["version"]).stdout(full()).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("No space left"), "{}", stderr(&output));
+    let output = Command::new(GLOBALFS).args(["status", "--config", "/none"]).stderr(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    // The log of a node.
+    let folder = tempfile::tempdir().unwrap();
+    assert!(init(folder.path(), &["--regions", "here"]).status.success());
+    let config = folder.path().join("cluster.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    fs::write(&config, text.replace(":4400", &format!(":{port}"))).unwrap();
+    let mut node = Command::new(GLOBALFS);
+    node.args(["node", "--name", "here-1", "--config"]).arg(&config).env("RUST_LOG", "debug");
+    let mut node = node.stdout(Stdio::piped()).stderr(full()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(node.stdout.take().unwrap()), &mut line).unwrap();
+    assert!(line.starts_with("ready "), "{line}");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&node), rustix::process::Signal::TERM).unwrap();
+    assert_eq!(node.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn placing_the_root_with_everything_in_it_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(init(folder.path(), &[]).status.success());
+    let config = folder.path().join("cluster.toml");
+    let output = globalfs(&["--config", config.to_str().unwrap(), "place", "set", "/", "--group", "eu"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--no-move"), "{}", stderr(&output));
+}
+
+#[test]
+fn without_nodes_tools_end_with_4_and_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    // Ports that nobody listens on.
+    assert!(init(folder.path(), &["--port", "1"]).status.success());
+    let config = folder.path().join("cluster.toml");
+    let point = folder.path().join("point");
+    fs::create_dir(&point).unwrap();
+    for command in [
+        &["place", "list", "--deadline", "300ms"][..],
+        &["explain", "/us", "--deadline", "300ms"],
+        &["status", "--timeout", "300ms"],
+        &["mount", "--region", "us", "--deadline", "300ms", point.to_str().unwrap()],
+    ] {
+        let output = globalfs(&[&["--config", config.to_str().unwrap()], command].concat());
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{command:?}: {told}");
+        assert!(command[0] == "status" || told.contains("globalfs status"), "{command:?}: {told}");
+        assert!(told.lines().count() <= 1, "{command:?}: {told}");
+    }
 }
 
 #[test]

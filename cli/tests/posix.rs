@@ -213,6 +213,19 @@ fn holes_read_as_zeros_and_are_found() {
     }
 }
 
+/// How many blobs the buckets hold.
+fn blobs(cluster: &Cluster) -> usize {
+    let mut folders = vec![cluster.data().join("buckets")];
+    let mut count = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() { folders.push(entry.path()) } else { count += 1 }
+        }
+    }
+    count
+}
+
 #[test]
 fn copied_ranges_have_the_content_of_their_time() {
     let cluster = Cluster::up(Options::default());
@@ -244,6 +257,22 @@ fn copied_ranges_have_the_content_of_their_time() {
             fs::remove_file(&source).unwrap();
             same_bytes(&what, &fs::read(cluster.seen("eu", &target)).unwrap(), &content[1000..]);
         }
+    }
+    // Shared: a copy uploads nothing, in whichever group it is.
+    let original = homes[0].join("shared");
+    create(&original, &random.bytes(8 * MIB as usize)).unwrap();
+    for to in &homes {
+        let blobs = blobs(&cluster);
+        let (reader, writer) = (File::open(&original).unwrap(), File::create_new(to.join("copy")).unwrap());
+        let (mut offset, mut left) = (0, 8 * MIB as usize);
+        while left > 0 {
+            left -= rustix::fs::copy_file_range(&reader, Some(&mut offset), &writer, None, left).unwrap();
+        }
+        writer.sync_all().unwrap();
+        if !is_reference() && *to == homes[0] {
+            assert_eq!(self::blobs(&cluster), blobs, "to {}", to.display());
+        }
+        same_bytes("shared", &fs::read(cluster.seen("ap", &to.join("copy"))).unwrap(), &fs::read(&original).unwrap());
     }
     // Inside one file.
     let path = homes[0].join("self");
@@ -537,6 +566,17 @@ fn summary(lines: &[(usize, &str)]) -> String {
     all.collect::<Vec<_>>().join(", ")
 }
 
+/// Names, with the offsets behind them, from an offset on.
+fn listed(directory: &Path, from: i64) -> Vec<(String, i64)> {
+    let mut stream = rustix::fs::Dir::new(File::open(directory).unwrap()).unwrap();
+    if from != 0 {
+        stream.seek(from).unwrap();
+    }
+    let entries = stream.map(|entry| entry.unwrap());
+    let named = entries.map(|entry| (entry.file_name().to_str().unwrap().to_owned(), entry.offset()));
+    named.filter(|(name, _)| name != "." && name != "..").collect()
+}
+
 #[test]
 fn listing_is_stable_while_others_add_and_remove() {
     const STABLE: usize = 400;
@@ -578,6 +618,20 @@ fn listing_is_stable_while_others_add_and_remove() {
             }
         });
         cluster.sync_all();
+
+        // An offset stands for its place in the listing, whatever is removed before it, also in another handle.
+        let offsets: Vec<_> = listed(&here, 0);
+        for at in [0, 1, 57, 200, STABLE - 1] {
+            let rest: Vec<_> = listed(&here, offsets[at].1).into_iter().map(|(name, _)| name).collect();
+            let expected: Vec<_> = offsets[at + 1..].iter().map(|(name, _)| name.clone()).collect();
+            assert!(rest == expected, "/{home} after {at}: {} names instead of {}", rest.len(), expected.len());
+        }
+        let gone = offsets[..100].iter().filter(|(name, _)| name.starts_with("passing"));
+        for (name, _) in gone.clone() {
+            fs::remove_file(here.join(name)).unwrap();
+        }
+        let rest = listed(&here, offsets[120].1);
+        assert!(rest.iter().map(|(name, _)| name).eq(offsets[121..].iter().map(|(name, _)| name)), "/{home}");
 
         // A listing that pauses goes on where it was, whatever happened in between.
         let mut entries = fs::read_dir(&here).unwrap();

@@ -161,6 +161,39 @@ fn status_and_explain_tell_about_the_running_cluster() {
 }
 
 #[test]
+fn a_file_describes_distances_jitter_and_loss() {
+    if is_reference() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("network");
+    let network =
+        "regions us eu ap # three places\nrtt us eu 30ms\nrtt * ap 10\njitter us eu 5ms\nloss us eu 3%\nlocal 0.1";
+    fs::write(&file, network).unwrap();
+    let cluster = Cluster::up(Options::wan(file.to_str().unwrap()));
+    let shown: Value = serde_json::from_str(&cluster.globalfs_ok(&["wan", "show", "--json"])).unwrap();
+    let link = shown["links"].as_array().unwrap().iter().find(|link| link["a"] == "us" && link["b"] == "eu").unwrap();
+    let is = [&link["rtt_ms"], &link["jitter_ms"], &link["loss_percent"]].map(|number| number.as_f64().unwrap());
+    assert_eq!(is, [30.0, 5.0, 3.0], "{shown}");
+    let begun = Instant::now();
+    for n in 0..10 {
+        fs::write(cluster.path("us", format!("eu/file-{n}")), n.to_string()).unwrap();
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(10 * 30), "{:?}: no distance", begun.elapsed());
+    cluster.sync_all();
+    for n in 0..10 {
+        assert_eq!(fs::read_to_string(cluster.path("ap", format!("eu/file-{n}"))).unwrap(), n.to_string());
+    }
+    // What is changed while it runs is followed.
+    cluster.globalfs_ok(&["wan", "loss", "*", "*", "0"]);
+    cluster.globalfs_ok(&["wan", "delay", "us", "eu", "120ms"]);
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = Instant::now();
+    fs::write(cluster.path("us", "eu/later"), "later").unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(120), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn separate_commands_mount_and_unmount_and_refuse_what_is_in_the_way() {
     if is_reference() {
         return;
@@ -193,4 +226,27 @@ fn separate_commands_mount_and_unmount_and_refuse_what_is_in_the_way() {
     let _busy = File::open(point.join("eu/open")).unwrap();
     cluster.globalfs_ok(&["umount", "--force", shown]);
     assert_eq!(fs::read_dir(&point).unwrap().count(), 0);
+    assert_eq!(code(&["mount", "--region", "eu", &format!("{shown}-absent")]), Some(1));
+
+    // As mount(8) calls it.
+    let helper = cluster.folder().join("mount.globalfs");
+    std::os::unix::fs::symlink(binary(), &helper).unwrap();
+    let source = format!("ap@{}", cluster.data().join("cluster.toml").display());
+    let mount = || {
+        let mut command = Command::new(&helper);
+        command.args([&source, shown, "-s", "-o", "rw,noexec,_netdev,nofail,x-systemd.automount,deadline=10s"]);
+        run(command, Duration::from_secs(30)).status.code()
+    };
+    assert_eq!(mount(), Some(0));
+    assert_eq!(mount(), Some(32), "mounted already");
+    fs::write(point.join("ap/by-fstab"), "").unwrap();
+    let table = fs::read_to_string("/proc/mounts").unwrap();
+    let line = table.lines().find(|line| line.contains(shown)).unwrap();
+    assert!(line.starts_with(&source) && line.contains("fuse.globalfs") && line.contains("noexec"), "{line}");
+    eventually(TEN_SECONDS, "the unmount", || (code(&["umount", shown]) == Some(0)).then_some(()));
+
+    // Mistakes about paths name the path.
+    let output = cluster.globalfs(&["place", "set", "/nowhere", "--group", "eu"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && told.contains("/nowhere: No such file"), "{told}");
 }

@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::workload::{Worker, Workload};
 use super::{Plan, Report, Row};
 use crate::exit::Result;
+use crate::output::tell;
 
 /// Latencies are kept with three digits, up to ten minutes.
 const LATENCY_US_MAX: u64 = 600_000_000;
@@ -204,7 +205,7 @@ impl Drop for Cleaned {
 
 fn remove(path: &Path) {
     if let Err(error) = fs::remove_dir_all(path) {
-        eprintln!("globalfs: {} is left behind: {error}", path.display());
+        tell!("globalfs: {} is left behind: {error}", path.display());
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::bench::{self, Plan, Workload};
 use crate::exit::{Exit, Failure, Result};
 use crate::hint;
-use crate::output::{Table, bold};
+use crate::output::{Table, bold, say, say_all, tell};
 use crate::units::{ByteSize, TimeSpan};
 
 /// Options.
@@ -73,12 +73,12 @@ pub fn run(args: &BenchArgs) -> Result<Exit> {
     let plan = plan(args)?;
     let report = bench::run(&plan)?;
     if args.json {
-        println!("{}", as_json(args, &report));
+        say!("{}", as_json(args, &report));
     } else {
-        print!("{}", as_text(&report));
+        say_all(&as_text(&report));
     }
     for problem in &report.problems {
-        eprintln!("globalfs: {problem}");
+        tell!("globalfs: {problem}");
     }
     Ok(match (report.interrupted, report.problems.is_empty()) {
         (true, _) => Exit::Interrupted,

@@ -5,6 +5,7 @@ use clap_complete::Shell;
 
 use crate::args::Cli;
 use crate::exit::{Exit, Result};
+use crate::output::say_all;
 
 /// Options.
 #[derive(Debug, Args)]
@@ -20,6 +21,8 @@ pub struct CompletionArgs {
 
 /// Writes the script to stdout.
 pub fn run(args: &CompletionArgs) -> Result<Exit> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "globalfs", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "globalfs", &mut script);
+    say_all(&String::from_utf8_lossy(&script));
     Ok(Exit::Done)
 }

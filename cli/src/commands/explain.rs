@@ -17,7 +17,7 @@ use super::service;
 use crate::args::Globals;
 use crate::config::Cluster;
 use crate::exit::{Exit, Result};
-use crate::output::{Table, bold, green, red};
+use crate::output::{Table, bold, green, red, say, say_all};
 use crate::units::TimeSpan;
 
 /// Options.
@@ -49,8 +49,8 @@ pub fn run(globals: &Globals, args: &ExplainArgs) -> Result<Exit> {
         let facts = client.explain(&target.path).await.map_err(|error| client::path_failure(&target.path, error))?;
         let report = Report::new(&target.cluster, &target.path, facts);
         match args.json {
-            true => println!("{}", report.as_json()),
-            false => print!("{}", report.as_text()),
+            true => say!("{}", report.as_json()),
+            false => say_all(&report.as_text()),
         }
         Ok(Exit::Done)
     }))

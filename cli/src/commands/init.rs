@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::config::template::{self, Plan};
 use crate::config::{Cluster, Limits, TOOL_CLIENT, Volume, find};
 use crate::exit::{Exit, Failure, OrExit, Result};
+use crate::output::say;
 
 const NODES_PER_REGION_MAX: u16 = 99;
 /// Below the ports that the kernel gives to clients.
@@ -60,12 +61,12 @@ pub fn run(args: &InitArgs) -> Result<Exit> {
     let cluster = create(&args.dir, &plan)?;
     if args.json {
         let nodes: Vec<_> = cluster.nodes.iter().map(|node| &node.name).collect();
-        println!("{}", json!({ "schema": 1, "config": cluster.file, "tls": cluster.tls, "nodes": nodes }));
+        say!("{}", json!({ "schema": 1, "config": cluster.file, "tls": cluster.tls, "nodes": nodes }));
         return Ok(Exit::Done);
     }
-    println!("{}", cluster.file.display());
-    println!("certificates are in {}; keep ca.key to yourself", cluster.tls.display());
-    println!("next: globalfs node --config {} --name {}", cluster.file.display(), cluster.nodes[0].name);
+    say!("{}", cluster.file.display());
+    say!("certificates are in {}; keep ca.key to yourself", cluster.tls.display());
+    say!("next: globalfs node --config {} --name {}", cluster.file.display(), cluster.nodes[0].name);
     Ok(Exit::Done)
 }
 
@@ -109,6 +110,8 @@ pub fn create(dir: &Path, plan: &Plan) -> Result<Cluster> {
     Cluster::parse(&file, &text).map_err(|error| {
         let message = error.to_string();
         let problem = message.split_once(": ").map_or(message.as_str(), |(_, problem)| problem);
+        // Lines of a file that is never written help nobody.
+        let problem = problem.split_once("; the other is in line").map_or(problem, |(problem, _)| problem);
         Failure::new(Exit::Usage, problem)
     })?;
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;

@@ -20,6 +20,7 @@ use super::service::{self, Parent};
 use crate::args::{Globals, LogFormat};
 use crate::config::{Cluster, find};
 use crate::exit::{Exit, Failure, OrExit, Result};
+use crate::output::tell;
 use crate::units::{ByteSize, TimeSpan};
 use crate::{mounts, telemetry};
 
@@ -297,14 +298,14 @@ pub fn helper(arguments: &[OsString]) -> ExitCode {
     let call = match parse_helper(arguments) {
         Ok(call) => call,
         Err(problem) => {
-            eprintln!("mount.globalfs: {problem}\n{HELPER_USAGE}");
+            tell!("mount.globalfs: {problem}\n{HELPER_USAGE}");
             return ExitCode::from(helper_code::USAGE);
         }
     };
     match mount_for_helper(&call) {
         Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("mount.globalfs: {}", failure.message());
+            tell!("mount.globalfs: {}", failure.message());
             ExitCode::from(match failure.exit {
                 Exit::Usage => helper_code::USAGE,
                 Exit::Interrupted => helper_code::INTERRUPTED,

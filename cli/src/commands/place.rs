@@ -14,7 +14,7 @@ use crate::args::Globals;
 use crate::config::{Cluster, Placement, find};
 use crate::exit::{Exit, Failure, Result};
 use crate::mounts;
-use crate::output::Table;
+use crate::output::{Table, say, say_all};
 use crate::units::TimeSpan;
 
 const DIRECTORY_MODE: u16 = 0o755;
@@ -96,9 +96,9 @@ pub fn run(globals: &Globals, args: &PlaceArgs) -> Result<Exit> {
                 let moved = moved.map_err(|error| client::path_failure(&target.path, error))?;
                 match json {
                     true => {
-                        println!("{}", json!({ "schema": 1, "path": target.path, "group": group.name, "moved": moved }))
+                        say!("{}", json!({ "schema": 1, "path": target.path, "group": group.name, "moved": moved }))
                     }
-                    false => println!("{} is placed on group {}; {moved} inodes moved", target.path, group.name),
+                    false => say!("{} is placed on group {}; {moved} inodes moved", target.path, group.name),
                 }
                 Ok(Exit::Done)
             }))
@@ -187,7 +187,7 @@ async fn apply(client: &Client, cluster: &Cluster, placement: &Placement) -> Res
     let created = client.mkdir(&placement.path, DIRECTORY_MODE, Some(placement.group)).await;
     match created {
         Ok(_) => {
-            println!("{} created on group {}", placement.path, cluster.group_name(placement.group));
+            say!("{} created on group {}", placement.path, cluster.group_name(placement.group));
             Ok(())
         }
         // It belongs to its users now: its placement may have been changed on purpose.
@@ -206,7 +206,7 @@ async fn list(client: &Client, cluster: &Cluster, depth: usize, json: bool) -> R
                 json!({ "path": placed.path, "group": group, "home": home })
             })
             .collect();
-        println!("{}", json!({ "schema": 1, "placements": rows }));
+        say!("{}", json!({ "schema": 1, "placements": rows }));
         return Ok(Exit::Done);
     }
     let mut table = Table::new(["path", "children live on", "lives on", "regions"]);
@@ -219,6 +219,6 @@ async fn list(client: &Client, cluster: &Cluster, depth: usize, json: bool) -> R
             regions.unwrap_or_default().join(","),
         ]);
     }
-    print!("{}", table.render());
+    say_all(&table.render());
     Ok(Exit::Done)
 }

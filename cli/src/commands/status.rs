@@ -13,7 +13,7 @@ use super::{place, service};
 use crate::args::Globals;
 use crate::config::{Cluster, Group, find};
 use crate::exit::{Exit, Result};
-use crate::output::{Table, bold, green, red, yellow};
+use crate::output::{Table, bold, green, red, say, say_all, yellow};
 use crate::units::{ByteSize, TimeSpan};
 
 /// Options.
@@ -59,8 +59,8 @@ pub fn run(globals: &Globals, args: &StatusArgs) -> Result<Exit> {
         let nodes = ask(client, &cluster, args.timeout.0).await;
         let groups: Vec<View> = cluster.groups.iter().map(|group| view(&cluster, group, &nodes)).collect();
         match args.json {
-            true => println!("{}", as_json(&cluster, &nodes, &groups)),
-            false => print!("{}", as_tables(&cluster, &nodes, &groups)),
+            true => say!("{}", as_json(&cluster, &nodes, &groups)),
+            false => say_all(&as_tables(&cluster, &nodes, &groups)),
         }
         Ok(verdict(&nodes, &groups))
     }))

@@ -19,7 +19,7 @@ use crate::args::{Globals, LogFormat};
 use crate::config::{Cluster, find};
 use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::mounts;
-use crate::output::{Table, bold, green};
+use crate::output::{Table, bold, green, say, tell};
 use crate::supervise::child::{self, Kind, Spec};
 use crate::supervise::layout::Layout;
 use crate::supervise::lock::DataLock;
@@ -145,7 +145,7 @@ fn emulate(cluster: &Cluster, wanted: Option<&str>) -> Result {
         None => matrix("none", &regions)?,
     };
     if wanted.is_none() && !matrix.cuts().is_empty() {
-        eprintln!("globalfs: mending the links that were cut: {:?}", matrix.cuts());
+        tell!("globalfs: mending the links that were cut: {:?}", matrix.cuts());
         matrix.heal();
     }
     wan::write_file(file, &matrix).or_exit(Exit::Config)
@@ -199,7 +199,7 @@ async fn supervise(globals: &Globals, args: &UpArgs, layout: &Layout, cluster: &
         () = told() => Ok(()),
     };
     if ended.is_ok() && !args.json {
-        println!("unmounting and ending all processes");
+        say!("unmounting and ending all processes");
     }
     supervisor.stop(told).await;
     ended
@@ -218,7 +218,7 @@ async fn bring_up_and_keep(
     }
     let nodes_up = wait_ready(supervisor, |kind| *kind == Kind::Node, Some(NODES_PATIENCE)).await?;
     if !nodes_up {
-        eprintln!("globalfs: not all nodes are ready; mounting nevertheless");
+        tell!("globalfs: not all nodes are ready; mounting nevertheless");
     }
     for region in cluster.region_names() {
         supervisor.start(mount_spec(globals, layout, cluster, &region));
@@ -251,7 +251,7 @@ async fn wait_ready(
             _ = reminder.tick() => {
                 let missing = supervisor.children().iter().filter(|child| kind(&child.spec.kind) && !child.ready);
                 let names: Vec<_> = missing.map(|child| child.spec.name.as_str()).collect();
-                eprintln!("globalfs: still waiting for {}", names.join(", "));
+                tell!("globalfs: still waiting for {}", names.join(", "));
             }
         }
     }
@@ -290,7 +290,7 @@ async fn place_all(cluster: &Cluster) -> Result {
         }
         let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         if complaint != last {
-            eprintln!(
+            tell!(
                 "globalfs: placing the regions' directories: {}; trying again",
                 complaint.trim_start_matches("globalfs: ")
             );

@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::exit::{Exit, Result};
+use crate::output::say;
 
 /// Options.
 #[derive(Debug, Args)]
@@ -20,9 +21,9 @@ pub fn run(args: &VersionArgs) -> Result<Exit> {
     let client_protocol = metadata::protocol::CLIENT_PROTOCOL_VERSION;
     if args.json {
         let wire = net::WIRE_VERSION;
-        println!("{}", json!({ "version": version, "wire": wire, "client_protocol": client_protocol }));
+        say!("{}", json!({ "version": version, "wire": wire, "client_protocol": client_protocol }));
     } else {
-        println!("globalfs {version} (wire version {}, client protocol {client_protocol})", net::WIRE_VERSION);
+        say!("globalfs {version} (wire version {}, client protocol {client_protocol})", net::WIRE_VERSION);
     }
     Ok(Exit::Done)
 }

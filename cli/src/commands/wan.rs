@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::args::Globals;
 use crate::config::find;
 use crate::exit::{Exit, Failure, OrExit, Result};
-use crate::output::{Table, red};
+use crate::output::{Table, red, say, say_all};
 use crate::units::TimeSpan;
 
 /// Options.
@@ -158,7 +158,7 @@ fn show(matrix: &Matrix, json: bool) {
                 })
             })
             .collect();
-        println!("{}", json!({ "schema": 1, "regions": regions, "links": rtts, "cuts": matrix.cuts() }));
+        say!("{}", json!({ "schema": 1, "regions": regions, "links": rtts, "cuts": matrix.cuts() }));
         return;
     }
     let mut table = Table::new(["link", "round trip", "jitter", "loss"]).right(&[1, 2, 3]);
@@ -169,7 +169,7 @@ fn show(matrix: &Matrix, json: bool) {
         let jitter = or_none(milliseconds(matrix.jitter(a, b)), "ms");
         table.row(vec![link, rtt, jitter, or_none(matrix.loss(a, b), "%")]);
     }
-    print!("{}", table.render());
+    say_all(&table.render());
 }
 
 fn cut(matrix: &Matrix, a: &str, b: &str) -> String {

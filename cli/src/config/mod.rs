@@ -10,6 +10,7 @@ mod tests;
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ pub use error::ConfigError;
 
 use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::hint;
+use crate::output::tell;
 use crate::units::ByteSize;
 
 /// Longest `cluster.toml` that is read: a wrong path must not read a disk image.
@@ -245,6 +247,9 @@ impl Cluster {
         let (certificate, key) = self.identity_files(role, name);
         let identity = Identity::load(&certificate, &key, &self.tls.join("ca.crt"));
         let identity = identity.or_exit_with(Exit::Config, || format!("certificate of {role} {name:?}"))?;
+        if fs::metadata(&key).is_ok_and(|metadata| metadata.mode() & 0o077 != 0) {
+            tell!("globalfs: {} can be read by other users: chmod 600 it", key.display());
+        }
         if identity.cluster() != self.name {
             let problem = format!(
                 "{} is of cluster {:?}, but {} describes {:?}",

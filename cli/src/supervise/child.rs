@@ -83,8 +83,6 @@ pub enum Happened {
     Started {
         /// Which.
         pid: u32,
-        /// It has had one before.
-        again: bool,
     },
     /// It said that it can be used.
     Ready,
@@ -112,7 +110,7 @@ pub async fn keep(child: usize, spec: Spec, events: mpsc::Sender<Event>, mut sto
         }
         let ended = match spawn(&spec) {
             Ok(process) => {
-                let started = Happened::Started { pid: process.id().unwrap_or(0), again };
+                let started = Happened::Started { pid: process.id().unwrap_or(0) };
                 let _ = events.send(Event { child, happened: started }).await;
                 watch_over(child, process, &events, &mut stop).await
             }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
+use crate::output::tell;
 use crate::{exit, mounts};
 
 /// Children of a dead supervisor have been told already and end by themselves.
@@ -30,12 +31,12 @@ pub fn clear(run: &Path, config: &Path) {
         })
         .collect();
     if !left.is_empty() {
-        eprintln!("globalfs: ending {} processes of a former `globalfs up`", left.len());
+        tell!("globalfs: ending {} processes of a former `globalfs up`", left.len());
         end(&left, config);
     }
     let stale = mounts::table().unwrap_or_default();
     for entry in stale.iter().filter(|entry| entry.origin().is_some_and(|(_, file)| file == config)) {
-        eprintln!("globalfs: unmounting {}, left by a former `globalfs up`", entry.point.display());
+        tell!("globalfs: unmounting {}, left by a former `globalfs up`", entry.point.display());
         detach(&entry.point);
     }
 }
@@ -43,7 +44,7 @@ pub fn clear(run: &Path, config: &Path) {
 /// Takes off whatever of ours is mounted there, with a message if that fails.
 pub fn detach(point: &Path) {
     if let Err(error) = mounts::detach_all(point) {
-        eprintln!("globalfs: {}", exit::message(&error));
+        tell!("globalfs: {}", exit::message(&error));
     }
 }
 

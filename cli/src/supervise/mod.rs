@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::exit::Exit;
+use crate::output::tell;
 use child::{Event, Happened, Kind, Spec, Stop};
 
 /// Mounts flush and unmount while the nodes still run.
@@ -33,6 +34,8 @@ pub struct ChildState {
     pub ready: bool,
     /// It has been ready at some time.
     pub was_ready: bool,
+    /// How it ended the last time, if it has not been ready since: what people know already.
+    ended: Option<String>,
 }
 
 /// The children and what happens to them.
@@ -76,7 +79,7 @@ impl Supervisor {
     /// Starts a child and keeps it running from now on.
     pub fn start(&mut self, spec: Spec) {
         let number = self.children.len();
-        self.children.push(ChildState { spec: spec.clone(), pid: None, ready: false, was_ready: false });
+        self.children.push(ChildState { spec: spec.clone(), pid: None, ready: false, was_ready: false, ended: None });
         let (stop, tasks) = match spec.kind {
             Kind::Node => (self.stop_nodes.subscribe(), &mut self.nodes),
             Kind::Mount { .. } => (self.stop_mounts.subscribe(), &mut self.mounts),
@@ -101,14 +104,12 @@ impl Supervisor {
         let Some(state) = self.children.get_mut(child) else { return Ok(()) };
         let name = state.spec.name.clone();
         match happened {
-            Happened::Started { pid, again } => {
-                state.pid = Some(pid);
-                if again {
-                    eprintln!("globalfs: {name} started again, pid {pid}");
-                }
-            }
+            Happened::Started { pid } => state.pid = Some(pid),
             Happened::Ready => {
                 (state.ready, state.was_ready) = (true, true);
+                if state.ended.take().is_some() {
+                    tell!("globalfs: {name} is ready again, pid {}", state.pid.unwrap_or_default());
+                }
             }
             Happened::Ended { how, exit, complaint, retry_in } => {
                 (state.pid, state.ready) = (None, false);
@@ -116,8 +117,13 @@ impl Supervisor {
                     return Err(Hopeless { name, exit, complaint });
                 }
                 let words = if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
-                let log = state.spec.log.display();
-                eprintln!("globalfs: {name} {how}{words} (log: {log}); starting it again in {retry_in:?}");
+                let ended = format!("{how}{words}");
+                // A child that fails over and over for one reason is told of once.
+                if state.ended.as_ref() != Some(&ended) {
+                    let log = state.spec.log.display();
+                    tell!("globalfs: {name} {ended} (log: {log}); starting it again in {retry_in:?}, then ever later");
+                }
+                state.ended = Some(ended);
             }
         }
         Ok(())
@@ -166,7 +172,7 @@ async fn end(
     before_kill();
     stop.send_replace(Stop::Kill);
     if timeout_at(Instant::now() + KILLED_TIMEOUT, drain(tasks)).await.is_err() {
-        eprintln!("globalfs: some processes could not be ended");
+        tell!("globalfs: some processes could not be ended");
     }
 }
 
