@@ -79,6 +79,8 @@ pub struct WriteBuffer {
     next_chunk: u64,
     /// Where segments have grown to whole blobs; some may have been cut since.
     full: Vec<u64>,
+    /// Blobs of which parts were overwritten.
+    cut: Vec<BlobId>,
 }
 
 /// The chunk of bytes that a flush holds and no upload has been asked for.
@@ -167,15 +169,32 @@ impl WriteBuffer {
         !self.full.is_empty()
     }
 
-    /// A frozen chunk has been handed to the uploader under this name.
-    pub fn become_blob(&mut self, chunk: u64, blob: BlobRange) {
+    /// A frozen chunk has been handed to the uploader under this name. False if all of it was overwritten meanwhile.
+    #[must_use]
+    pub fn become_blob(&mut self, chunk: u64, blob: BlobRange) -> bool {
+        let mut found = false;
         for segment in self.segments.values_mut() {
             if let Data::Frozen { chunk: frozen, start, .. } = &segment.data
                 && *frozen == chunk
             {
                 segment.data = Data::Blob(BlobRange { start: blob.start + start, ..blob });
+                found = true;
             }
         }
+        found
+    }
+
+    /// The blobs that were overwritten since the last call, to the last byte: nothing here refers to them any more.
+    pub fn take_overwritten(&mut self) -> Vec<BlobId> {
+        if self.cut.is_empty() {
+            return Vec::new();
+        }
+        let held = self.blobs();
+        let mut gone = std::mem::take(&mut self.cut);
+        gone.retain(|blob| held.binary_search(blob).is_err());
+        gone.sort_unstable();
+        gone.dedup();
+        gone
     }
 
     /// A frozen chunk could not be handed over: it is ordinary memory again.
@@ -195,7 +214,8 @@ impl WriteBuffer {
     /// Takes everything. The bytes no longer change, so that readers and uploads can share them.
     #[must_use]
     pub fn take(&mut self) -> WriteBuffer {
-        let taken = WriteBuffer { next_chunk: self.next_chunk, ..WriteBuffer::default() };
+        let cut = std::mem::take(&mut self.cut);
+        let taken = WriteBuffer { next_chunk: self.next_chunk, cut, ..WriteBuffer::default() };
         let mut taken = std::mem::replace(self, taken);
         for segment in taken.segments.values_mut() {
             if let Data::Memory(bytes) = &mut segment.data {
@@ -214,6 +234,7 @@ impl WriteBuffer {
         let newer = std::mem::replace(self, older);
         self.next_chunk = self.next_chunk.max(newer.next_chunk);
         self.full.clone_from(&newer.full);
+        self.cut.extend(newer.cut);
         for segment in newer.segments.into_values() {
             self.remove(segment.offset, segment.end());
             self.put(segment);
@@ -329,8 +350,10 @@ impl WriteBuffer {
         let offsets: Vec<u64> = self.touching(from, to).map(|segment| segment.offset).collect();
         for offset in offsets {
             let Some(mut segment) = self.segments.remove(&offset) else { continue };
-            if let Data::Memory(bytes) = &segment.data {
-                self.memory_bytes -= bytes.len();
+            match &segment.data {
+                Data::Memory(bytes) => self.memory_bytes -= bytes.len(),
+                Data::Blob(range) => self.cut.push(range.blob),
+                Data::Frozen { .. } => {}
             }
             let end = segment.end();
             if end > to {

@@ -55,7 +55,7 @@ impl Pair {
             self.next_blob += 1;
             let range = BlobRange { blob, blob_len: bytes.len() as u32, crc32c: 0, start: 0 };
             self.blobs.insert(blob, bytes);
-            self.buffer.become_blob(chunk, range);
+            let _ = self.buffer.become_blob(chunk, range);
         } else if chunk % 2 == 0 {
             self.buffer.thaw(chunk);
         }

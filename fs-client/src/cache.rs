@@ -7,6 +7,7 @@
 //! Every entry knows the log index that it reflects. An invalidation at index `e` drops what reflects less than `e`, and
 //! a fill that reflects less than the stream's position comes too late: an invalidation of its key may have passed.
 
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -17,7 +18,8 @@ use multicast::ids::{GroupId, LogIndex};
 use parking_lot::Mutex;
 
 use crate::content::FileMap;
-use crate::session::progress::{Epoch, Progress};
+use crate::listings::{Listings, NameChange};
+use crate::session::progress::{Epoch, Progress, StreamId};
 
 /// Longest chain of cached content per inode, in bytes; longer ones are asked for again.
 const MAP_BYTES_MAX: usize = 256 << 10;
@@ -31,6 +33,7 @@ pub struct Cache {
     inodes: quick_cache::sync::Cache<Place, Arc<InodeSlot>>,
     /// Directories that have names here: when a directory leaves its home or ends, all its names are void at once.
     homes: quick_cache::sync::Cache<Place, Arc<HomeMark>>,
+    listings: Listings,
     writing: Mutex<()>,
     dropped: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
     borrower: OnceLock<Arc<dyn Borrower>>,
@@ -104,6 +107,7 @@ impl Cache {
             names: quick_cache::sync::Cache::new(part),
             inodes: quick_cache::sync::Cache::new(part),
             homes: quick_cache::sync::Cache::new((part / 4).max(16)),
+            listings: Listings::default(),
             writing: Mutex::new(()),
             dropped: OnceLock::new(),
             borrower: OnceLock::new(),
@@ -122,6 +126,12 @@ impl Cache {
         if self.borrower.set(borrower).is_err() {
             tracing::error!("the cache has a borrower already");
         }
+    }
+
+    /// Clock and streams, for tests to move.
+    #[cfg(test)]
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// The stream whose entries may answer now, if any.
@@ -148,7 +158,23 @@ impl Cache {
     /// What `name` in a directory of `group` stands for, if known: `Some(None)` is known to be nothing.
     #[must_use]
     pub fn dirent(&self, group: GroupId, parent: InodeId, name: &[u8]) -> Option<Option<Dirent>> {
-        self.name(group, parent, name).map(|slot| slot.dirent)
+        match self.name(group, parent, name) {
+            Some(slot) => Some(slot.dirent),
+            None => self.is_absent(group, parent, name).then_some(None),
+        }
+    }
+
+    /// True if the directory is known as a whole, and has no such name.
+    fn is_absent(&self, group: GroupId, parent: InodeId, name: &[u8]) -> bool {
+        let is_absent =
+            |dir: &Attr| self.listings.is_absent((group, key_inode(parent)), parent, dir.data_version, name);
+        self.attr(group, parent).is_some_and(|dir| dir.nlink > 0 && is_absent(&dir))
+    }
+
+    /// A name was looked for in vain in a directory of `group`: true if it is time to ask for all its names.
+    #[must_use]
+    pub fn miss(&self, group: GroupId, parent: InodeId) -> bool {
+        self.listings.miss((group, key_inode(parent)))
     }
 
     /// The same, if the stream will tell when it changes.
@@ -188,6 +214,12 @@ impl Cache {
         self.progress.seen(group)
     }
 
+    /// Up to where effects of prepared updates of `group` were seen elsewhere.
+    #[must_use]
+    pub fn effects(&self, group: GroupId) -> LogIndex {
+        self.progress.effects(group)
+    }
+
     /// What is known of a file's content.
     #[must_use]
     pub fn map(&self, group: GroupId, ino: InodeId) -> Option<Arc<FileMap>> {
@@ -222,24 +254,33 @@ impl Cache {
     }
 
     /// Begins to fill with what reflects `group` at `as_of` and was asked for by a client whose clock had reached the effects `asked`.
-    /// `None` if that is too late, or if no stream would keep it right. `noted`: the stream will tell of changes.
+    /// `None` if that is too late, or if no stream would keep it right. `source`: the stream that it came in, and that will
+    /// tell of changes, if one will.
     #[must_use]
-    pub fn fill(&self, group: GroupId, as_of: LogIndex, asked: LogIndex, noted: bool) -> Option<Fill<'_>> {
+    pub fn fill(&self, group: GroupId, source: Option<StreamId>, as_of: LogIndex, asked: LogIndex) -> Option<Fill<'_>> {
         let turn = self.writing.lock();
+        // Whether the stream goes on was asked before this lock was there.
+        if source.is_some_and(|stream| !self.progress.is_current(group, stream)) {
+            return None;
+        }
         let (epoch, position) = self.progress.stream(group)?;
         // After the epoch was read: who raises this ends the epoch afterwards.
         let floor = self.progress.effects(group);
         (as_of >= position && asked >= floor).then_some(Fill {
             cache: self,
             group,
-            stamp: Stamp { epoch, as_of, noted },
+            stamp: Stamp { epoch, as_of, noted: source.is_some() },
             _turn: turn,
         })
     }
 
-    /// Applies an invalidation of the stream of `group` at `index`, then lets the stream's position be known.
-    pub fn invalidate(&self, group: GroupId, keys: &[Key], index: LogIndex) {
+    /// Applies an invalidation of a stream of `group` at `index`, then lets the stream's position be known. Of a stream that
+    /// has ended nothing counts.
+    pub fn invalidate(&self, group: GroupId, stream: StreamId, keys: &[Key], index: LogIndex) {
         let turn = self.writing.lock();
+        if !self.progress.is_current(group, stream) {
+            return;
+        }
         for &key in keys {
             self.invalidate_key((group, key), index);
         }
@@ -253,8 +294,11 @@ impl Cache {
     }
 
     /// Forgets everything of `group`; its stream goes on.
-    pub fn invalidate_all(&self, group: GroupId) {
+    pub fn invalidate_all(&self, group: GroupId, stream: StreamId) {
         let _turn = self.writing.lock();
+        if !self.progress.is_current(group, stream) {
+            return;
+        }
         self.progress.void(group);
         self.tell_void(group);
     }
@@ -274,10 +318,11 @@ impl Cache {
     }
 
     /// A stream of `group` begins; it is complete from `position` on.
-    pub fn begin_stream(&self, group: GroupId, position: LogIndex) {
+    pub fn begin_stream(&self, group: GroupId, position: LogIndex) -> StreamId {
         let _turn = self.writing.lock();
-        self.progress.begin_stream(group, position);
+        let stream = self.progress.begin_stream(group, position);
         self.tell_void(group);
+        stream
     }
 
     /// The stream of `group` has ended.
@@ -391,6 +436,34 @@ impl Fill<'_> {
                 slot.xattrs.push((stamp, name, value));
             }
         });
+    }
+
+    /// All names of a directory, as of now. Kept if its version is known as of the same state.
+    pub fn listing<'n>(&self, dir: InodeId, names: impl Iterator<Item = &'n Bytes>) {
+        let place = (self.group, key_inode(dir));
+        let Some(slot) = self.cache.inodes.peek(&place).filter(|slot| slot.ino == dir) else { return };
+        let Some((stamp, attr)) = &slot.attr else { return };
+        // Told in one stream, and not invalidated in between.
+        let is_same_state = stamp.epoch == self.stamp.epoch
+            && (stamp.as_of == self.stamp.as_of || (stamp.noted && stamp.as_of < self.stamp.as_of));
+        if is_same_state && self.stamp.noted {
+            let names = names.map(|name| name[..].into()).collect();
+            self.cache.listings.put(place, dir, attr.data_version, self.stamp.as_of, names);
+        }
+    }
+
+    /// An own update has added or taken away names of a directory. `now`: the directory afterwards, if that is told.
+    pub fn names(&self, dir: InodeId, changes: &[NameChange<'_>], now: Option<&Attr>) {
+        let (place, version) = ((self.group, key_inode(dir)), now.map(|attr| attr.data_version));
+        self.cache.listings.change(place, changes, self.stamp.as_of, version, self.stamp.noted);
+    }
+
+    /// A directory that is new and therefore empty.
+    pub fn empty_directory(&self, attr: &Attr) {
+        if attr.home == self.group {
+            let place = (self.group, key_inode(attr.ino));
+            self.cache.listings.put(place, attr.ino, attr.data_version, self.stamp.as_of, HashSet::new());
+        }
     }
 
     /// An inode has changed and the answer does not say how.

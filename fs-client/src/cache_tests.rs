@@ -29,6 +29,10 @@ struct Model {
     noted: BTreeSet<u8>,
     /// What is on its way from the replica, in order.
     stream: VecDeque<Message>,
+    /// The stream that is being listened to, once it has begun.
+    source: Option<StreamId>,
+    /// What a former stream brought: its source was looked at before that one ended, the cache was not touched yet.
+    late: VecDeque<(StreamId, Message)>,
     cache: Cache,
 }
 
@@ -46,6 +50,7 @@ enum Step {
     Receive(u8),
     OwnUpdate(u8),
     Resubscribe,
+    ReceiveLate,
     Look(u8),
 }
 
@@ -57,6 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (1..4_u8).prop_map(Step::Receive),
         1 => (0..4_u8).prop_map(Step::OwnUpdate),
         1 => Just(Step::Resubscribe),
+        1 => Just(Step::ReceiveLate),
         6 => (0..4_u8).prop_map(Step::Look),
     ]
 }
@@ -64,8 +70,9 @@ fn step() -> impl Strategy<Value = Step> {
 impl Model {
     fn new() -> Model {
         let cache = Cache::new(Arc::new(Progress::new([G])), 1000);
-        cache.begin_stream(G, LogIndex(0));
-        Model { log: Vec::new(), applied: 0, noted: BTreeSet::new(), stream: VecDeque::new(), cache }
+        let source = Some(cache.begin_stream(G, LogIndex(0)));
+        let (noted, stream, late) = (BTreeSet::new(), VecDeque::new(), VecDeque::new());
+        Model { log: Vec::new(), applied: 0, noted, stream, source, late, cache }
     }
 
     /// The last index at or below `at` that wrote the key; zero if none did.
@@ -74,23 +81,32 @@ impl Model {
         until.iter().rposition(|changed| *changed == key).map_or(0, |position| position as u64 + 1)
     }
 
-    fn fill(&self, key: u8, as_of: u64, noted: bool) {
-        if let Some(fill) = self.cache.fill(G, LogIndex(as_of), LogIndex(as_of), noted) {
+    fn fill(&self, key: u8, as_of: u64, source: Option<StreamId>) {
+        if let Some(fill) = self.cache.fill(G, source, LogIndex(as_of), LogIndex(as_of)) {
             let written = self.written(key, as_of);
             fill.dirent(DIR, &name(key), (written > 0).then(|| dirent(written)));
         }
     }
 
     fn receive(&mut self) {
-        match self.stream.pop_front() {
-            None => {}
-            Some(Message::Begin { index }) => self.cache.begin_stream(G, LogIndex(index)),
-            Some(Message::Event { index, keys }) => {
-                let keys: Vec<Key> = keys.into_iter().map(|key| key_dirent(DIR, &name(key))).collect();
-                self.cache.invalidate(G, &keys, LogIndex(index));
+        match (self.stream.pop_front(), self.source) {
+            (Some(Message::Begin { index }), _) => {
+                self.source = Some(self.cache.begin_stream(G, LogIndex(index)));
             }
-            Some(Message::Answer { key, as_of }) => {
-                self.fill(key, as_of, true);
+            (Some(message), Some(source)) => self.take_in(source, message),
+            (_, None) | (None, _) => {}
+        }
+    }
+
+    fn take_in(&self, source: StreamId, message: Message) {
+        match message {
+            Message::Begin { .. } => {}
+            Message::Event { index, keys } => {
+                let keys: Vec<Key> = keys.into_iter().map(|key| key_dirent(DIR, &name(key))).collect();
+                self.cache.invalidate(G, source, &keys, LogIndex(index));
+            }
+            Message::Answer { key, as_of } => {
+                self.fill(key, as_of, Some(source));
                 self.cache.progress.see(G, LogIndex(as_of));
             }
         }
@@ -118,15 +134,23 @@ impl Model {
                 self.log.push(key);
                 let index = self.log.len() as u64;
                 self.cache.forget(G, [key_dirent(DIR, &name(key))]);
-                self.fill(key, index, false);
+                self.fill(key, index, None);
                 self.cache.progress.see(G, LogIndex(index));
             }
             Step::Resubscribe => {
-                // A new connection: what was on its way is lost.
+                // A new connection: what was on its way is lost, but for what was being taken in.
+                let source = self.source.take();
+                self.late
+                    .extend(source.into_iter().flat_map(|id| self.stream.pop_front().map(|message| (id, message))));
                 self.stream.clear();
                 self.cache.end_stream(G);
                 self.noted.clear();
                 self.stream.push_back(Message::Begin { index: self.applied });
+            }
+            Step::ReceiveLate => {
+                if let Some((source, message)) = self.late.pop_front() {
+                    self.take_in(source, message);
+                }
             }
             Step::Look(key) => self.look(key),
         }
@@ -196,6 +220,66 @@ fn directory_that_moved_or_ended_takes_its_names_along() {
         model.apply(&step);
     }
     assert!(model.cache.dirent(G, DIR, &name(0)).is_some());
-    model.cache.invalidate(G, &[key_home(DIR)], LogIndex(2));
+    model.cache.invalidate(G, model.source.unwrap(), &[key_home(DIR)], LogIndex(2));
     assert_eq!(model.cache.dirent(G, DIR, &name(0)), None);
+}
+
+#[test]
+fn what_a_former_stream_brings_late_neither_fills_nor_moves_the_new_one() {
+    let mut model = Model::new();
+    for step in [Step::Ask(0), Step::Apply(0), Step::Resubscribe, Step::Receive(1), Step::ReceiveLate] {
+        model.apply(&step);
+    }
+    assert_eq!(model.cache.dirent(G, DIR, &name(0)), None, "the new stream would not tell when it changes");
+    let (old, late) = (model.source.unwrap(), Message::Event { index: 9, keys: Vec::new() });
+    model.apply(&Step::Resubscribe);
+    model.apply(&Step::Receive(1));
+    model.cache.progress.see(G, LogIndex(5));
+    model.take_in(old, late);
+    assert_eq!(model.cache.progress.usable(G), None, "the new stream has not come so far");
+}
+
+fn directory(version: u64) -> Attr {
+    let time = metadata::types::TimeNs(1);
+    Attr {
+        ino: DIR,
+        kind: FileKind::Directory,
+        mode: 0o755,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        allocated: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+        home: G,
+        placement: G,
+        parent: Some(InodeId::ROOT),
+        data_version: version,
+        xattrs: 0,
+    }
+}
+
+#[test]
+fn whole_directory_knows_what_is_not_there_until_it_changes() {
+    let model = Model::new();
+    let fill = |as_of| model.cache.fill(G, model.source, LogIndex(as_of), LogIndex(as_of)).unwrap();
+    let found = |key| model.cache.dirent(G, DIR, &name(key));
+    fill(1).listing(DIR, [name(0)].iter());
+    assert_eq!(found(1), None, "of which version is not known");
+    fill(1).attr(&directory(7));
+    fill(2).listing(DIR, [name(0)].iter());
+    assert_eq!((found(0), found(1)), (None, Some(None)));
+    // Its own attributes are void: it may have changed.
+    model.cache.invalidate(G, model.source.unwrap(), &[key_inode(DIR)], LogIndex(3));
+    assert_eq!(found(1), None);
+    // Only its mode had changed.
+    fill(4).attr(&directory(7));
+    assert_eq!(found(1), Some(None));
+    model.cache.invalidate(G, model.source.unwrap(), &[key_inode(DIR)], LogIndex(5));
+    fill(5).attr(&directory(8));
+    assert_eq!(found(1), None, "somebody has made a name");
 }

@@ -303,11 +303,7 @@ impl Client {
 
     /// Makes all later reads see at least what `clock` has seen; returns when the groups named in it can answer such.
     pub async fn await_clock(&self, clock: &VectorClock) -> Result<()> {
-        self.engine.see_all(clock);
-        for (group, _) in clock.iter() {
-            self.engine.reach(group).await?;
-        }
-        Ok(())
+        self.engine.adopt(clock).await
     }
 
     /// Brings everything that was written home.

@@ -82,6 +82,7 @@ impl From<&Error> for Errno {
             Error::Posix(errno) => *errno,
             Error::Timeout { .. } => Errno::ETIMEDOUT,
             Error::SessionLost { .. }
+            | Error::Overtaken { .. }
             | Error::Refused { .. }
             | Error::Data(_)
             | Error::Net(_)

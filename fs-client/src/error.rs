@@ -33,6 +33,12 @@ pub enum Error {
         /// The group.
         group: GroupId,
     },
+    /// So many later updates were answered that a group need not remember what became of this one.
+    #[error("so much was asked of group {group} since that what became of an unanswered update is not known any more")]
+    Overtaken {
+        /// The group.
+        group: GroupId,
+    },
     /// A node refused a request as senseless: client and node do not fit together.
     #[error("node {node} refused a request: {why}")]
     Refused {
@@ -90,7 +96,11 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Error::Posix(_) => ErrorClass::Application,
-            Error::Timeout { .. } | Error::SessionLost { .. } | Error::Closing | Error::Net(_) => ErrorClass::Retry,
+            Error::Timeout { .. }
+            | Error::SessionLost { .. }
+            | Error::Overtaken { .. }
+            | Error::Closing
+            | Error::Net(_) => ErrorClass::Retry,
             Error::Config(_) | Error::MountPoint { .. } | Error::Kernel { .. } | Error::Refused { .. } => {
                 ErrorClass::Caller
             }

@@ -14,6 +14,7 @@ pub(crate) mod cache;
 pub(crate) mod content;
 pub(crate) mod fs;
 mod fuse;
+pub(crate) mod listings;
 pub(crate) mod session;
 pub(crate) mod table;
 pub(crate) mod volume;

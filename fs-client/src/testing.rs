@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -24,8 +24,10 @@ use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::fs::Fs;
 use crate::session::fill;
-use crate::session::progress::Progress;
-use crate::volume::{BoxFuture, OrphanBox, Volume};
+use crate::session::pending::Sent;
+use crate::session::progress::{Progress, StreamId};
+use crate::session::window::{SequenceWindow, Turn};
+use crate::volume::{BoxFuture, OrphanBox, Update, Volume};
 
 /// The groups' states and the clients that listen.
 pub struct MemCluster {
@@ -34,13 +36,35 @@ pub struct MemCluster {
     reads: AtomicU64,
     /// While set, updates fail as if no quorum answered.
     pub cut: AtomicBool,
+    /// What becomes of the next updates.
+    fates: Mutex<VecDeque<Fate>>,
+    /// What was sent and has not arrived.
+    late: Mutex<Vec<(CommandId, Arc<FsOp>)>>,
+    /// What clients have asked, in order: every request that leaves one.
+    trips: Mutex<Vec<String>>,
+}
+
+/// What becomes of an update whose client hears nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is answered.
+    Answered,
+    /// It is executed, and the answer is lost.
+    AnswerLost,
+    /// It arrives when [`MemCluster::deliver_late`] says so.
+    Late,
+    /// The group has forgotten the session.
+    SessionLost,
 }
 
 struct State {
     groups: BTreeMap<GroupId, (Namespace<MemStore>, u64)>,
-    clients: Vec<(SessionId, Arc<Cache>, Arc<OrphanBox>)>,
+    clients: Vec<(SessionId, Arc<Cache>, Arc<OrphanBox>, Streams)>,
+    replies: BTreeMap<CommandId, (GroupId, LogIndex, Outcome)>,
     now: i64,
 }
+
+type Streams = BTreeMap<GroupId, StreamId>;
 
 /// One client of a [`MemCluster`].
 pub struct MemVolume {
@@ -49,7 +73,8 @@ pub struct MemVolume {
     cache: Arc<Cache>,
     progress: Arc<Progress>,
     orphans: Arc<OrphanBox>,
-    sequence: AtomicU64,
+    streams: Streams,
+    window: Arc<Mutex<SequenceWindow>>,
 }
 
 impl MemCluster {
@@ -61,13 +86,42 @@ impl MemCluster {
             (group, (Namespace::open(group, store).unwrap(), 0))
         });
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let state = State { groups: groups.collect(), clients: Vec::new(), now: now.as_nanos() as i64 };
+        let (clients, replies) = (Vec::new(), BTreeMap::new());
+        let state = State { groups: groups.collect(), clients, replies, now: now.as_nanos() as i64 };
         Arc::new(MemCluster {
             state: Mutex::new(state),
             updates: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             cut: AtomicBool::new(false),
+            fates: Mutex::default(),
+            late: Mutex::default(),
+            trips: Mutex::default(),
         })
+    }
+
+    /// What becomes of the next updates, one each; later ones are answered.
+    pub fn doom(&self, fates: impl IntoIterator<Item = Fate>) {
+        self.fates.lock().extend(fates);
+    }
+
+    /// What was late arrives.
+    pub fn deliver_late(&self) {
+        let mut state = self.state.lock();
+        for (id, op) in self.late.lock().drain(..) {
+            let _ = state.execute(id, &op);
+        }
+    }
+
+    /// The requests since the last call: kind and groups.
+    pub fn trips(&self) -> Vec<String> {
+        std::mem::take(&mut *self.trips.lock())
+    }
+
+    fn note_trip(&self, op: &dyn std::fmt::Debug, groups: &[GroupId]) {
+        let op = format!("{op:?}");
+        let groups: Vec<String> = groups.iter().map(|group| group.0.to_string()).collect();
+        let kind = op.split([' ', '{']).next().unwrap_or_default();
+        self.trips.lock().push(format!("{kind} {}", groups.join("+")));
     }
 
     /// Updates and reads so far.
@@ -91,14 +145,15 @@ impl MemCluster {
         let progress = Arc::new(Progress::new(state.groups.keys().copied()));
         let cache = Arc::new(Cache::new(progress.clone(), 10_000));
         let orphans = Arc::new(OrphanBox::default());
+        let mut streams = Streams::new();
         for (&group, (namespace, index)) in &mut state.groups {
             namespace.session_opened(session);
-            cache.begin_stream(group, LogIndex(*index));
+            streams.insert(group, cache.begin_stream(group, LogIndex(*index)));
         }
-        state.clients.push((session, cache.clone(), orphans.clone()));
+        state.clients.push((session, cache.clone(), orphans.clone(), streams.clone()));
         drop(state);
         let cluster = self.clone();
-        Arc::new(MemVolume { cluster, session, cache, progress, orphans, sequence: AtomicU64::new(1) })
+        Arc::new(MemVolume { cluster, session, cache, progress, orphans, streams, window: Arc::default() })
     }
 
     /// A file system with a bucket in `folder`.
@@ -119,11 +174,15 @@ pub async fn store(folder: &std::path::Path) -> datastore::BlobStore {
 }
 
 impl State {
-    fn execute(&mut self, session: SessionId, sequence: u64, op: &FsOp) -> (GroupId, LogIndex, Outcome) {
+    /// Once.
+    fn execute(&mut self, id: CommandId, op: &FsOp) -> (GroupId, LogIndex, Outcome) {
+        if let Some(reply) = self.replies.get(&id) {
+            return reply.clone();
+        }
         let destinations = op.destinations();
         let command = Command {
-            id: CommandId { session, sequence },
-            acknowledged_below: sequence,
+            id,
+            acknowledged_below: id.sequence,
             clock: VectorClock::new(),
             destinations: destinations.clone(),
             payload: codec::encode_op(op),
@@ -144,31 +203,77 @@ impl State {
             assert_eq!(namespace.failure(), None);
             let changes = namespace.take_changes();
             let at = LogIndex(*index);
-            for (_, cache, orphans) in &self.clients {
-                cache.invalidate(group, &changes.keys, at);
+            for (_, cache, orphans, streams) in &self.clients {
+                cache.invalidate(group, streams[&group], &changes.keys, at);
                 orphans.put(group, &changes.orphans);
             }
             answer.get_or_insert((group, at, codec::decode_outcome(&bytes).unwrap()));
         }
-        answer.unwrap()
+        let answer = answer.unwrap();
+        self.replies.insert(id, answer.clone());
+        answer
+    }
+}
+
+impl MemVolume {
+    /// Has seen what `clock` says.
+    pub fn depend(&self, clock: &VectorClock) {
+        self.progress.depend(clock);
+    }
+
+    fn attempt(&self, update: &Update, sent: &Sent) -> Result<Outcome> {
+        let groups = update.groups();
+        self.cluster.note_trip(&*update.op, &groups);
+        let timeout = || {
+            sent.become_uncertain();
+            Error::Timeout { group: groups[0], elapsed_ms: 0, why: "nobody answers".into() }
+        };
+        if self.cluster.cut.load(Ordering::Relaxed) {
+            return Err(timeout());
+        }
+        let fate = self.cluster.fates.lock().pop_front().unwrap_or(Fate::Answered);
+        match fate {
+            Fate::Late => {
+                self.cluster.late.lock().push((sent.command.id, update.op.clone()));
+                return Err(timeout());
+            }
+            Fate::SessionLost => {
+                update.forget_id();
+                return Err(Error::SessionLost { group: groups[0] });
+            }
+            Fate::Answered | Fate::AnswerLost => {}
+        }
+        self.cluster.updates.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.cluster.state.lock();
+        let (group, index, outcome) = state.execute(sent.command.id, &update.op);
+        if fate == Fate::AnswerLost {
+            return Err(timeout());
+        }
+        let kept = fill::Kept::Noted(self.streams[&group]);
+        fill::update(&self.cache, group, &update.destinations, &update.op, &outcome, index, kept);
+        self.progress.see(group, index);
+        Ok(outcome)
     }
 }
 
 impl Volume for MemVolume {
-    fn update(&self, op: FsOp) -> BoxFuture<'_, Result<Outcome>> {
+    fn settle<'a>(&'a self, update: &'a Update) -> BoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
             // Elsewhere: an answer never comes on the asker's own stack.
             tokio::task::yield_now().await;
-            let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-            if self.cluster.cut.load(Ordering::Relaxed) {
-                return Err(Error::Timeout { group: GroupId::GLOBAL, elapsed_ms: 0, why: "cut".into() });
+            let groups = update.groups();
+            let registrations = || vec![0; groups.len()];
+            let begin = || Turn::begin(&self.window, &groups);
+            let sent = update.sent(self.session, VectorClock::new, registrations, begin);
+            if !sent.resume() {
+                update.forget_id();
+                return Err(Error::Overtaken { group: groups[0] });
             }
-            self.cluster.updates.fetch_add(1, Ordering::Relaxed);
-            let mut state = self.cluster.state.lock();
-            let (group, index, outcome) = state.execute(self.session, sequence, &op);
-            fill::update(&self.cache, group, &op.destinations(), &op, &outcome, index, fill::Kept::Noted);
-            self.progress.see(group, index);
-            Ok(outcome)
+            let result = self.attempt(update, &sent);
+            if result.is_err() {
+                update.rest();
+            }
+            result
         })
     }
 
@@ -176,10 +281,12 @@ impl Volume for MemVolume {
         Box::pin(async move {
             tokio::task::yield_now().await;
             self.cluster.reads.fetch_add(1, Ordering::Relaxed);
+            self.cluster.note_trip(&op, &[group]);
             let state = self.cluster.state.lock();
             let Some((namespace, index)) = state.groups.get(&group) else { return Err(Errno::EIO.into()) };
             let result = read(namespace.store(), group, &op).unwrap();
-            fill::read(&self.cache, group, &op, &result, LogIndex(*index), LogIndex(*index));
+            let question = fill::Question { group, op: &op, asked: LogIndex(*index) };
+            fill::read(&self.cache, self.streams[&group], &question, &result, LogIndex(*index));
             self.progress.see(group, LogIndex(*index));
             Ok(result)
         })

@@ -16,15 +16,26 @@ use tokio::sync::Notify;
 
 use crate::cache::Cache;
 use crate::error::Result;
+pub use crate::session::pending::Update;
 
 /// A boxed future: remote operations are too slow for one allocation to matter.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Metadata of one cluster for one session.
 pub trait Volume: Send + Sync + 'static {
-    /// Orders and executes an update, exactly once, before the deadline or not at all as far as the caller can know. The
-    /// cache and the clock know of it before this returns.
-    fn update(&self, op: FsOp) -> BoxFuture<'_, Result<Outcome>>;
+    /// Orders and executes an update, once, before the deadline or not at all as far as the caller can know. The cache and
+    /// the clock know of it before this returns.
+    fn update(&self, op: FsOp) -> BoxFuture<'_, Result<Outcome>> {
+        Box::pin(async move { self.settle(&Update::new(op)).await })
+    }
+
+    /// As [`Volume::update`]. If it fails, the same update can be asked for again, however late: it is not executed twice.
+    /// [`Error::SessionLost`] and [`Error::Overtaken`] say that what became of it will never be known: from then on it is
+    /// a new one.
+    ///
+    /// [`Error::SessionLost`]: crate::Error::SessionLost
+    /// [`Error::Overtaken`]: crate::Error::Overtaken
+    fn settle<'a>(&'a self, update: &'a Update) -> BoxFuture<'a, Result<Outcome>>;
 
     /// Asks a replica of `group` that has seen all that this client has.
     fn read(&self, group: GroupId, op: ReadOp) -> BoxFuture<'_, Result<ReadResult>>;

@@ -68,6 +68,8 @@ impl Fs {
     /// Truncates to nothing: what was written and not flushed need not go out, but is forgotten only once that is done.
     async fn empty(&self, node: NodeRef, set: &SetAttr, file: &OpenFile) -> FsResult<Attr> {
         let _work = file.work.lock().await;
+        // One that executes later would bring back what it wrote.
+        self.settle_earlier(file).await?;
         let aside = self.set_aside(file);
         let result = self.send_attr(node, set).await;
         if let Some(aside) = aside {

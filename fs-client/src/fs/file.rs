@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use metadata::types::{Attr, InodeId};
+use metadata::op::WriteAt;
+use metadata::types::{Attr, BlobId, InodeId};
 use parking_lot::Mutex;
 
 use crate::buffer::{Overlay, WriteBuffer};
 use crate::errno::Errno;
+use crate::volume::Update;
 
 /// See the module.
 #[derive(Debug)]
@@ -34,13 +36,28 @@ pub struct Dirty {
     pub appends: Vec<u8>,
     /// Being appended.
     pub appending: Option<Bytes>,
+    /// Nobody knows yet what became of what is in `flushing` or `appending`.
+    pub unsettled: Option<Arc<Unsettled>>,
     /// A writer without privileges wrote: set-id bits must go.
     pub kill_privileges: bool,
     /// When the oldest of it was written.
     pub since: Option<Instant>,
     /// A flush that nobody waited for has lost data; told once.
     pub lost: Option<Errno>,
+    /// The last handle is closed: what comes back from a flush is of no use to anybody.
+    pub is_closed: bool,
     accounted: usize,
+}
+
+/// A command without an answer.
+#[derive(Debug)]
+pub struct Unsettled {
+    /// To be asked for again.
+    pub update: Arc<Update>,
+    /// As it says.
+    pub at: WriteAt,
+    /// As it says.
+    pub kill_privileges: bool,
 }
 
 /// What a read must lay over the metadata's content.
@@ -119,6 +136,26 @@ impl Dirty {
 
     /// Bytes in memory that no uploader accounts for.
     pub fn memory_bytes(&self) -> usize {
-        self.current.memory_bytes() + self.appends.capacity()
+        // What is on its way is gone soon, but not if nobody answers.
+        let unsettled = self.appending.as_ref().filter(|_| self.unsettled.is_some()).map_or(0, Bytes::len);
+        self.current.memory_bytes() + self.appends.capacity() + unsettled
+    }
+
+    /// True if a flush is at work on it.
+    pub fn is_flushing(&self) -> bool {
+        (self.flushing.is_some() || self.appending.is_some()) && self.unsettled.is_none()
+    }
+
+    /// Forgets everything but what a flush is at work on. Returns the blobs that nothing refers to any more.
+    pub fn close(&mut self) -> Vec<BlobId> {
+        self.is_closed = true;
+        let current = std::mem::take(&mut self.current);
+        self.appends = Vec::new();
+        let mut blobs = current.blobs();
+        if self.unsettled.take().is_some() {
+            self.appending = None;
+            blobs.extend(self.flushing.take().map(|flushing| flushing.blobs()).unwrap_or_default());
+        }
+        blobs
     }
 }

@@ -20,20 +20,35 @@ pub struct Flights {
 
 #[derive(Debug)]
 struct Flight {
-    /// What its asker had seen of the inode's home: it may answer who has seen no more.
-    seen: LogIndex,
+    /// What its asker had seen.
+    seen: Seen,
     answer: watch::Receiver<Answer>,
+}
+
+/// What an asker has seen of an inode's home: the answer may be given to whoever has seen no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    index: LogIndex,
+    /// Effects, elsewhere, of what was prepared there up to here. The log may not tell of them yet.
+    effects: LogIndex,
+}
+
+impl Seen {
+    fn covers(self, other: Seen) -> bool {
+        self.index >= other.index && self.effects >= other.effects
+    }
 }
 
 impl Flights {
     /// Asks, or waits for the answer to the same question.
     pub async fn fly(&self, fs: &Fs, node: NodeRef) -> FsResult<Arc<Attr>> {
-        let seen = fs.volume.cache().seen(node.home);
+        let cache = fs.volume.cache();
+        let seen = Seen { index: cache.seen(node.home), effects: cache.effects(node.home) };
         let (sender, receiver) = watch::channel(None);
         let joined = {
             let mut flying = self.flying.lock();
             match flying.get(&node.ino) {
-                Some(flight) if flight.seen >= seen => Some(flight.answer.clone()),
+                Some(flight) if flight.seen.covers(seen) => Some(flight.answer.clone()),
                 _ => {
                     flying.insert(node.ino, Flight { seen, answer: receiver });
                     None
@@ -60,7 +75,7 @@ impl Flights {
 struct Landing<'a> {
     flights: &'a Flights,
     ino: InodeId,
-    seen: LogIndex,
+    seen: Seen,
 }
 
 impl Drop for Landing<'_> {
@@ -70,5 +85,34 @@ impl Drop for Landing<'_> {
         if flying.get(&self.ino).is_some_and(|flight| flight.seen == self.seen) {
             flying.remove(&self.ino);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use metadata::types::FileKind;
+    use multicast::ids::{GroupId, VectorClock};
+
+    use super::*;
+    use crate::testing::MemCluster;
+
+    #[tokio::test]
+    async fn question_from_before_an_effect_was_seen_does_not_answer_who_saw_it() {
+        let cluster = MemCluster::new(1);
+        let client = cluster.client();
+        let fs = Fs::start(client.clone(), &cluster.config(), None);
+        let root = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: GroupId::GLOBAL };
+        let (_asker, answer) = watch::channel(None);
+        let seen = Seen { index: LogIndex(9), effects: LogIndex(0) };
+        fs.attr_flights.flying.lock().insert(root.ino, Flight { seen, answer });
+        let fly = || tokio::time::timeout(Duration::from_millis(300), fs.attr_flights.fly(&fs, root));
+        assert!(fly().await.is_err(), "shares the question");
+        let mut clock = VectorClock::new();
+        clock.advance_effects(root.home, LogIndex(3));
+        client.depend(&clock);
+        assert!(fly().await.unwrap().is_ok(), "asks its own");
     }
 }

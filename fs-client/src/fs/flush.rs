@@ -3,9 +3,16 @@
 //! A flush that fails for a reason that may pass (no quorum, no bucket) keeps the data: the caller is told, and the next
 //! flush tries again. One that is refused (no space, file too big, file gone) drops the data: fsync or close says so, once.
 //!
-//! An update without an answer may have been executed, and may yet be. Writing the same bytes to the same place again does
-//! no harm to them (what others have written there meanwhile is lost, as if the write had come later); appending them again
-//! would, so such appends are never repeated: they count as lost.
+//! An update without an answer may have been executed, and may yet be. It keeps its id: the next flush asks for that very
+//! update, which executes once, before anything else of the file goes out. So neither are appends doubled, nor do writes
+//! come again over what others have written since. Only if its group has forgotten the session, or so much else was asked
+//! of it that it need not remember, can nobody say any more what became of it: then a write at an offset is sent as a new
+//! one (what others have written there meanwhile is lost, as if the write had come later), and appends count as lost.
+//!
+//! Small appends that end in blobs are not merged with what lies before them: where an append goes is decided when it
+//! executes, and an update that replaced the file's tail would name the place where the tail was seen. Between the two
+//! another append may have moved it, and there is no way to say "only if the tail is still this". Everything that is
+//! buffered goes into one blob per flush instead.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +20,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use metadata::op::{Change, FsOp, WriteAt};
 use metadata::outcome::OpError;
-use metadata::types::{BLOB_BYTES_MAX, BlobRange};
+use metadata::types::{BLOB_BYTES_MAX, BlobId, BlobRange};
 
 use super::facts::Facts;
-use super::file::{Dirty, OpenFile};
+use super::file::{Dirty, OpenFile, Unsettled};
 use super::{Blobs, Fs, FsResult, blob_id, blob_range, told};
 use crate::buffer::{Data, Segment, WriteBuffer};
 use crate::errno::Errno;
 use crate::error::Error;
+use crate::volume::Update;
 
 /// A segment of this length is a blob of its own; shorter ones share.
 const ALONE_FROM: usize = 1 << 20;
@@ -31,18 +39,24 @@ enum Failure {
     Kept(Errno),
     /// It will not: the data are dropped.
     Dropped(Errno),
+    /// What the last command named is there or not: it will be asked for again. What comes behind it stays.
+    Unsettled(Errno, Arc<Update>),
 }
 
 /// What was taken from a file's writers.
 pub(super) struct Aside {
     buffer: Arc<WriteBuffer>,
-    batch: Batch,
-}
-
-/// What one flush sends.
-struct Batch {
     at: WriteAt,
     kill_privileges: bool,
+}
+
+/// What of it is not in the metadata yet.
+struct Delivery {
+    segments: Vec<Segment>,
+    at: WriteAt,
+    kill_privileges: bool,
+    /// How many of the segments the last command names.
+    sent: usize,
 }
 
 impl Fs {
@@ -50,7 +64,7 @@ impl Fs {
     /// nobody has been told of. For fsync and close; others use [`Fs::bring_home`].
     pub async fn flush(self: &Arc<Self>, file: &Arc<OpenFile>) -> FsResult<()> {
         let brought = self.bring_home(file).await;
-        let lost = file.with(&self.dirty_bytes, |dirty| dirty.lost.take());
+        let lost = self.with_dirty(file, |dirty| dirty.lost.take());
         lost.map_or(brought, Err)
     }
 
@@ -69,56 +83,70 @@ impl Fs {
     pub(super) async fn flush_unasked(self: &Arc<Self>, file: &Arc<OpenFile>) {
         if self.flush_now(file).await.is_err() {
             // Kept: tried again later.
-            file.with(&self.dirty_bytes, |dirty| dirty.since = dirty.is_dirty().then(Instant::now));
+            self.with_dirty(file, |dirty| dirty.since = dirty.is_dirty().then(Instant::now));
         }
     }
 
     /// True if what was written has waited for `after`.
     pub(super) fn is_due(&self, file: &OpenFile, after: Duration) -> bool {
-        file.with(&self.dirty_bytes, |dirty| {
-            let idle = dirty.flushing.is_none() && dirty.appending.is_none();
-            idle && dirty.is_dirty() && dirty.since.is_some_and(|since| since.elapsed() >= after)
+        self.with_dirty(file, |dirty| {
+            !dirty.is_flushing() && dirty.is_dirty() && dirty.since.is_some_and(|since| since.elapsed() >= after)
         })
     }
 
-    /// Takes what was written away from the writers: readers see it still. To be given back under the same `work`.
+    /// Looks at or changes what was written. Blobs that are overwritten on the way, perhaps before they were in a bucket,
+    /// give their room back.
+    pub(super) fn with_dirty<T>(&self, file: &OpenFile, change: impl FnOnce(&mut Dirty) -> T) -> T {
+        let (result, overwritten) = file.with(&self.dirty_bytes, |dirty| {
+            let result = change(dirty);
+            (result, dirty.current.take_overwritten())
+        });
+        self.abandon(overwritten);
+        result
+    }
+
+    /// The last handle of a file is closed. What could not be brought home is lost; its room is not.
+    pub(super) fn close_file(&self, file: &OpenFile) {
+        let blobs = self.with_dirty(file, Dirty::close);
+        self.abandon(blobs);
+    }
+
+    /// Takes what was written away from the writers: readers see it still. To be given back under the same `work`, and
+    /// after [`Fs::settle_earlier`].
     pub(super) fn set_aside(&self, file: &OpenFile) -> Option<Aside> {
-        file.with(&self.dirty_bytes, |dirty| {
+        self.with_dirty(file, |dirty| {
             dirty.since = None;
             let kill_privileges = std::mem::take(&mut dirty.kill_privileges);
             if !dirty.appends.is_empty() {
                 let appends = Bytes::from(std::mem::take(&mut dirty.appends));
                 dirty.appending = Some(appends.clone());
-                let segment = Segment {
-                    offset: 0,
-                    len: appends.len() as u64,
-                    data: Data::Frozen { chunk: u64::MAX, start: 0, bytes: appends },
-                };
-                let buffer = Arc::new(WriteBuffer::from_segments([segment]));
-                return Some(Aside { buffer, batch: Batch { at: WriteAt::End, kill_privileges } });
+                let buffer = Arc::new(WriteBuffer::from_segments([appended(appends)]));
+                return Some(Aside { buffer, at: WriteAt::End, kill_privileges });
             }
             if dirty.current.is_empty() {
                 return None;
             }
             let buffer = Arc::new(dirty.current.take());
             dirty.flushing = Some(buffer.clone());
-            Some(Aside { buffer, batch: Batch { at: WriteAt::Offsets, kill_privileges } })
+            Some(Aside { buffer, at: WriteAt::Offsets, kill_privileges })
         })
     }
 
     /// Forgets what was set aside, or puts it back.
     pub(super) fn give_back(&self, file: &OpenFile, aside: Aside, forget: bool) {
-        let result = if forget { Ok(()) } else { Err(Failure::Kept(Errno::EIO)) };
+        let delivery = Delivery::of(aside);
         if forget {
-            self.abandon(&aside.buffer);
+            self.abandon(blobs_of(&delivery.segments));
         }
-        let buffer = WriteBuffer::clone(&aside.buffer);
-        file.with(&self.dirty_bytes, |dirty| self.conclude(dirty, buffer, &aside.batch, &result));
+        let result = if forget { Ok(()) } else { Err(Failure::Kept(Errno::EIO)) };
+        let _ = self.conclude(file, delivery, result);
     }
 
-    fn abandon(&self, dropped: &WriteBuffer) {
-        if let Some(blobs) = &self.blobs {
-            let ids: Vec<_> = dropped.blobs().into_iter().map(blob_id).collect();
+    fn abandon(&self, dropped: Vec<BlobId>) {
+        if let Some(blobs) = &self.blobs
+            && !dropped.is_empty()
+        {
+            let ids: Vec<_> = dropped.into_iter().map(blob_id).collect();
             blobs.uploader.abandon(&ids);
         }
     }
@@ -126,84 +154,89 @@ impl Fs {
     /// Flushes what is there at its start, and nothing that is written meanwhile: else a busy writer would keep it for ever.
     async fn flush_now(&self, file: &Arc<OpenFile>) -> FsResult<()> {
         let _work = file.work.lock().await;
+        self.settle_earlier(file).await?;
         // Appends and other writes are never there together, so this is all.
-        let Some(Aside { buffer, batch }) = self.set_aside(file) else { return Ok(()) };
-        // What is uploaded on the way stays so, should the flush fail.
-        let mut segments: Vec<Segment> = buffer.segments().cloned().collect();
-        let result = self.deliver(file, &mut segments, &batch).await;
-        let buffer = WriteBuffer::from_segments(segments);
-        file.with(&self.dirty_bytes, |dirty| self.conclude(dirty, buffer, &batch, &result));
-        result.map_err(|failure| match failure {
-            Failure::Kept(errno) | Failure::Dropped(errno) => errno,
-        })
+        let Some(aside) = self.set_aside(file) else { return Ok(()) };
+        let mut delivery = Delivery::of(aside);
+        let result = self.deliver(file, &mut delivery).await;
+        // What was brought home or uploaded on the way stays so, should the flush fail.
+        self.conclude(file, delivery, result)
     }
 
-    fn conclude(&self, dirty: &mut Dirty, buffer: WriteBuffer, batch: &Batch, result: &Result<(), Failure>) {
-        dirty.flushing = None;
-        let appending = dirty.appending.take();
-        match result {
-            Ok(()) => {}
-            Err(Failure::Dropped(errno)) => {
-                self.abandon(&buffer);
-                dirty.lost.get_or_insert(*errno);
+    /// Finds out what became of an earlier command that was not answered. Called under `work`, before anything else goes
+    /// out. Fails only if nobody answers again.
+    pub(super) async fn settle_earlier(&self, file: &OpenFile) -> FsResult<()> {
+        let earlier = self.with_dirty(file, |dirty| {
+            let segments = match (&dirty.appending, &dirty.flushing) {
+                (Some(appends), _) => vec![appended(appends.clone())],
+                (None, Some(flushing)) => flushing.segments().cloned().collect(),
+                (None, None) => Vec::new(),
+            };
+            Some((dirty.unsettled.clone()?, segments))
+        });
+        let Some((earlier, segments)) = earlier else { return Ok(()) };
+        let Unsettled { update, at, kill_privileges } = &*earlier;
+        let result = match self.volume.settle(update).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error @ (OpError::Stale(_) | OpError::Moved { .. }))) => {
+                // Nothing was done: it goes out again with the rest.
+                let learned = Facts::new(self.timeouts.deadline).learn(&self.table, error).await;
+                Err(Failure::Kept(learned.err().unwrap_or(Errno::EIO)))
             }
-            Err(Failure::Kept(_)) => {
-                dirty.kill_privileges |= batch.kill_privileges;
-                dirty.since.get_or_insert_with(Instant::now);
-                match appending {
-                    Some(older) => {
-                        self.abandon(&buffer);
-                        let newer = std::mem::take(&mut dirty.appends);
-                        dirty.appends = [&older[..], &newer].concat();
-                    }
-                    None => dirty.current.restore(buffer),
-                }
-            }
-        }
+            Ok(Err(error)) => Err(Failure::Dropped(Errno::from(&error))),
+            Err(error) => Err(failure(&error, update, *at)),
+        };
+        let unanswered = match &result {
+            Err(Failure::Unsettled(errno, _)) => Err(*errno),
+            Ok(()) | Err(Failure::Kept(_) | Failure::Dropped(_)) => Ok(()),
+        };
+        let delivery = Delivery { sent: segments.len(), segments, at: *at, kill_privileges: *kill_privileges };
+        let _ = self.conclude(file, delivery, result);
+        unanswered
     }
 
-    /// Uploads and commits. `segments` become references as far as it gets.
-    async fn deliver(&self, file: &OpenFile, segments: &mut [Segment], batch: &Batch) -> Result<(), Failure> {
+    /// Lets the writers know how a flush has ended, and gives them back what was not delivered.
+    fn conclude(&self, file: &OpenFile, delivery: Delivery, result: Result<(), Failure>) -> FsResult<()> {
+        let (dropped, result) = self.with_dirty(file, |dirty| conclude(dirty, delivery, result));
+        self.abandon(dropped);
+        result
+    }
+
+    /// Uploads and commits. What is delivered leaves `delivery`; the rest become references as far as it gets.
+    async fn deliver(&self, file: &OpenFile, delivery: &mut Delivery) -> Result<(), Failure> {
         let mut facts = Facts::new(self.timeouts.deadline);
-        if self.may_be_inline(file, segments, batch)
-            && let Some(changes) = inline_changes(segments)
+        if self.may_be_inline(file, delivery)
+            && let Some(changes) = inline_changes(&delivery.segments)
         {
-            match self.commit(file, changes, batch, &mut facts).await {
-                Ok(true) => return Ok(()),
-                // Other bytes of the file are inline already: these become a blob.
-                Ok(false) => {}
-                Err(failure) => return Err(failure),
+            delivery.sent = delivery.segments.len();
+            if self.commit(file, changes, delivery, &mut facts).await? {
+                return Ok(());
             }
+            // Other bytes of the file are inline already: these become a blob.
         }
         let Some(blobs) = &self.blobs else { return Err(Failure::Dropped(Errno::EIO)) };
         let kept = |error| Failure::Kept(told(&Error::Data(error)));
-        self.pack(blobs, segments).await.map_err(kept)?;
-        let ids: Vec<_> = segments
-            .iter()
-            .filter_map(|segment| match &segment.data {
-                Data::Blob(range) => Some(blob_id(range.blob)),
-                Data::Memory(_) | Data::Frozen { .. } => None,
-            })
-            .collect();
+        self.pack(blobs, &mut delivery.segments).await.map_err(kept)?;
+        let ids: Vec<_> = blobs_of(&delivery.segments).into_iter().map(blob_id).collect();
         blobs.uploader.retry(&ids);
         blobs.uploader.flush(&ids).await.map_err(kept)?;
-        let changes: Vec<Change> = segments.iter().filter_map(blob_change).collect();
-        let mut first = true;
-        for part in changes.chunks(self.limits.changes_max.max(1)) {
-            let part_batch = Batch { at: batch.at, kill_privileges: batch.kill_privileges && first };
-            first = false;
-            if !self.commit(file, part.to_vec(), &part_batch, &mut facts).await? {
+        while !delivery.segments.is_empty() {
+            delivery.sent = delivery.segments.len().min(self.limits.changes_max.max(1));
+            let changes = delivery.segments[..delivery.sent].iter().filter_map(blob_change).collect();
+            if !self.commit(file, changes, delivery, &mut facts).await? {
                 return Err(Failure::Kept(Errno::EIO));
             }
+            delivery.segments.drain(..delivery.sent);
+            delivery.kill_privileges = false;
         }
         Ok(())
     }
 
-    fn may_be_inline(&self, file: &OpenFile, segments: &[Segment], batch: &Batch) -> bool {
+    fn may_be_inline(&self, file: &OpenFile, delivery: &Delivery) -> bool {
         let max = u64::from(self.limits.inline_bytes_max);
-        let last = segments.last().map_or(0, |segment| segment.offset + segment.len);
+        let last = delivery.segments.last().map_or(0, |segment| segment.offset + segment.len);
         let known = self.volume.cache().attr_hint(self.table.home(file.ino), file.ino).map_or(0, |attr| attr.size);
-        match batch.at {
+        match delivery.at {
             WriteAt::Offsets => last.max(known) <= max,
             WriteAt::End => last + known <= max,
         }
@@ -214,19 +247,19 @@ impl Fs {
         &self,
         file: &OpenFile,
         changes: Vec<Change>,
-        batch: &Batch,
+        delivery: &Delivery,
         facts: &mut Facts,
     ) -> Result<bool, Failure> {
         loop {
-            let op = FsOp::Write {
+            let update = Arc::new(Update::new(FsOp::Write {
                 node: facts.at_home(self.node(file.ino)),
-                at: batch.at,
+                at: delivery.at,
                 changes: changes.clone(),
                 size_min: 0,
                 mtime: None,
-                kill_privileges: batch.kill_privileges,
-            };
-            match self.volume.update(op).await {
+                kill_privileges: delivery.kill_privileges,
+            }));
+            match self.volume.settle(&update).await {
                 Ok(Ok(_)) => return Ok(true),
                 Ok(Err(error @ (OpError::Stale(_) | OpError::Moved { .. }))) => {
                     facts.learn(&self.table, error).await.map_err(Failure::Kept)?;
@@ -237,11 +270,7 @@ impl Fs {
                     }
                 }
                 Ok(Err(error)) => return Err(Failure::Dropped(Errno::from(&error))),
-                // Executed or not: a second append would be seen twice. See the module.
-                Err(error) if batch.at == WriteAt::End && may_have_happened(&error) => {
-                    return Err(Failure::Dropped(told(&error)));
-                }
-                Err(error) => return Err(Failure::Kept(told(&error))),
+                Err(error) => return Err(failure(&error, &update, delivery.at)),
             }
         }
     }
@@ -295,9 +324,85 @@ impl Fs {
     }
 }
 
-/// False if an update that failed so was certainly never sent.
-fn may_have_happened(error: &Error) -> bool {
-    !matches!(error, Error::Closing | Error::Config(_) | Error::Posix(_))
+impl Delivery {
+    fn of(aside: Aside) -> Delivery {
+        let Aside { buffer, at, kill_privileges } = aside;
+        Delivery { segments: buffer.segments().cloned().collect(), at, kill_privileges, sent: 0 }
+    }
+}
+
+/// What an update without an answer means for the data that it named.
+fn failure(error: &Error, update: &Arc<Update>, at: WriteAt) -> Failure {
+    let errno = told(error);
+    match error {
+        _ if update.is_uncertain() => Failure::Unsettled(errno, update.clone()),
+        // Perhaps executed, and nobody will ever know: a second append might be seen twice.
+        Error::SessionLost { .. } | Error::Overtaken { .. } if at == WriteAt::End => Failure::Dropped(errno),
+        _ => Failure::Kept(errno),
+    }
+}
+
+/// Also returns the blobs that nothing refers to any more.
+fn conclude(dirty: &mut Dirty, delivery: Delivery, result: Result<(), Failure>) -> (Vec<BlobId>, FsResult<()>) {
+    let Delivery { mut segments, at, kill_privileges, sent } = delivery;
+    dirty.unsettled = None;
+    dirty.flushing = None;
+    let appending = dirty.appending.take();
+    let failure = match result {
+        Ok(()) => return (Vec::new(), Ok(())),
+        Err(failure) => failure,
+    };
+    let (Failure::Kept(errno) | Failure::Dropped(errno) | Failure::Unsettled(errno, _)) = &failure;
+    let told = Err(*errno);
+    if dirty.is_closed {
+        return (blobs_of(&segments), told);
+    }
+    let mut dropped = Vec::new();
+    match (failure, appending) {
+        (Failure::Dropped(errno), _) => {
+            dirty.lost.get_or_insert(errno);
+            return (blobs_of(&segments), told);
+        }
+        (Failure::Kept(_), Some(older)) => {
+            dropped = blobs_of(&segments);
+            let newer = std::mem::take(&mut dirty.appends);
+            dirty.appends = [&older[..], &newer].concat();
+            dirty.kill_privileges |= kill_privileges;
+        }
+        (Failure::Kept(_), None) => {
+            dirty.current.restore(WriteBuffer::from_segments(segments));
+            dirty.kill_privileges |= kill_privileges;
+        }
+        (Failure::Unsettled(_, update), appending) => {
+            dirty.unsettled = Some(Arc::new(Unsettled { update, at, kill_privileges }));
+            dirty.appending = appending;
+            if at == WriteAt::Offsets {
+                dirty.current.restore(WriteBuffer::from_segments(segments.drain(sent..)));
+                dirty.flushing = Some(Arc::new(WriteBuffer::from_segments(segments)));
+            }
+        }
+    }
+    dirty.since.get_or_insert_with(Instant::now);
+    (dropped, told)
+}
+
+fn appended(bytes: Bytes) -> Segment {
+    let len = bytes.len() as u64;
+    Segment { offset: 0, len, data: Data::Frozen { chunk: u64::MAX, start: 0, bytes } }
+}
+
+/// The blobs that segments refer to, each once.
+fn blobs_of(segments: &[Segment]) -> Vec<BlobId> {
+    let mut blobs: Vec<BlobId> = segments
+        .iter()
+        .filter_map(|segment| match &segment.data {
+            Data::Blob(range) => Some(range.blob),
+            Data::Memory(_) | Data::Frozen { .. } => None,
+        })
+        .collect();
+    blobs.sort_unstable();
+    blobs.dedup();
+    blobs
 }
 
 async fn submit_pack(

@@ -7,10 +7,12 @@ mod dirs;
 mod facts;
 mod flights;
 mod flush;
+mod listing;
 mod locks;
 mod names;
 mod ranges;
 mod read;
+mod removals;
 mod write;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -62,6 +64,7 @@ pub struct Fs {
     locks: locks::Held,
     attr_flights: flights::Flights,
     unlinked: Mutex<Unlinked>,
+    removals: removals::Removals,
     /// Totals of groups, as last heard.
     usage: Mutex<BTreeMap<GroupId, (u64, u64)>>,
 }
@@ -101,6 +104,7 @@ impl Fs {
             locks: locks::Held::default(),
             attr_flights: flights::Flights::default(),
             unlinked: Mutex::default(),
+            removals: removals::Removals::default(),
             usage: Mutex::default(),
         });
         spawn_orphan_keeper(&fs);
@@ -195,8 +199,13 @@ impl Fs {
 
     /// A handle is closed.
     pub fn close_handle(&self, ino: InodeId) {
+        let file = self.table.file(ino);
         if let Some(home) = self.table.close(ino).orphan_of {
             self.put_orphan(home, ino);
+        }
+        let is_kept = |file: &Arc<file::OpenFile>| self.table.file(ino).is_some_and(|now| Arc::ptr_eq(&now, file));
+        if let Some(file) = file.filter(|file| !is_kept(file)) {
+            self.close_file(&file);
         }
     }
 

@@ -55,7 +55,7 @@ impl Fs {
     }
 
     /// What a name stands for.
-    pub async fn lookup(&self, parent: NodeRef, name: &Bytes) -> FsResult<Arc<Attr>> {
+    pub async fn lookup(self: &Arc<Self>, parent: NodeRef, name: &Bytes) -> FsResult<Arc<Attr>> {
         check_name(name)?;
         for _ in 0..LOOKUPS_MAX {
             let (dirent, attr) =
@@ -74,7 +74,7 @@ impl Fs {
 
     /// A directory entry, with the inode if it is at hand.
     async fn find(
-        &self,
+        self: &Arc<Self>,
         parent: NodeRef,
         name: &Bytes,
         facts: &Facts,
@@ -88,7 +88,11 @@ impl Fs {
             return Ok(dirent.map(|dirent| (dirent, cache.attr(dirent.home, dirent.ino))));
         }
         match self.ask(parent, ReadOp::Lookup { parent: parent.ino, name: name.clone() }).await? {
-            ReadAnswer::Lookup(found) => Ok(found.map(|(dirent, attr)| (dirent, attr.map(Arc::from)))),
+            ReadAnswer::Lookup(None) => {
+                self.learn_names(parent);
+                Ok(None)
+            }
+            ReadAnswer::Lookup(Some((dirent, attr))) => Ok(Some((dirent, attr.map(Arc::from)))),
             _ => Err(Errno::EIO),
         }
     }
@@ -163,7 +167,8 @@ impl Fs {
                 (true, FileKind::Directory) | (false, _) => {}
                 (true, _) => return Err(Errno::ENOTDIR),
             }
-            let (parent, name, keep_open) = (facts.at_home(parent), name.clone(), self.table.is_open(target.ino));
+            let removal = self.begin_removal(target.ino);
+            let (parent, name, keep_open) = (facts.at_home(parent), name.clone(), removal.keep_open);
             let op = if directory {
                 FsOp::Rmdir { parent, name, target, keep_open }
             } else {
@@ -182,7 +187,12 @@ impl Fs {
     }
 
     /// rename(2), renameat2(2).
-    pub async fn rename(&self, from: (NodeRef, &Bytes), to: (NodeRef, &Bytes), mode: RenameMode) -> FsResult<()> {
+    pub async fn rename(
+        self: &Arc<Self>,
+        from: (NodeRef, &Bytes),
+        to: (NodeRef, &Bytes),
+        mode: RenameMode,
+    ) -> FsResult<()> {
         check_name(from.1)?;
         check_name(to.1)?;
         let mut facts = self.facts();
@@ -198,7 +208,9 @@ impl Fs {
                 _ => {}
             }
             let ancestors = self.ancestors_of_rename(&facts, mode, from_parent, source, to_parent, target).await?;
-            let keep_open = mode == RenameMode::Replace && target.is_some_and(|target| self.table.is_open(target.ino));
+            let replaced = target.filter(|_| mode == RenameMode::Replace);
+            let removal = replaced.map(|target| self.begin_removal(target.ino));
+            let keep_open = removal.as_ref().is_some_and(|removal| removal.keep_open);
             let op = FsOp::Rename {
                 from_parent,
                 from_name: from.1.clone(),
@@ -321,7 +333,7 @@ impl Fs {
     }
 
     /// Moves the inode of a name to another group; false if it is there already.
-    pub async fn move_inode(&self, parent: NodeRef, name: &Bytes, to: GroupId) -> FsResult<bool> {
+    pub async fn move_inode(self: &Arc<Self>, parent: NodeRef, name: &Bytes, to: GroupId) -> FsResult<bool> {
         let mut facts = self.facts();
         loop {
             let (node, _) = self.find(parent, name, &facts).await?.ok_or(Errno::ENOENT)?;

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::file::OpenFile;
 use super::{Created, Fs, NewEntry, Write};
 use crate::errno::Errno;
-use crate::testing::MemCluster;
+use crate::testing::{Fate, MemCluster};
 
 const ROOT: NodeRef = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: GroupId::GLOBAL };
 
@@ -288,20 +288,294 @@ fn size(size: u64) -> SetAttr {
 }
 
 #[test]
-fn append_of_unknown_fate_is_told_once_and_never_repeated() {
+fn append_of_unknown_fate_is_asked_for_again_and_is_there_once() {
     run(async {
         let folder = tempfile::tempdir().unwrap();
         let cluster = MemCluster::new(1);
         let fs = cluster.fs(folder.path()).await;
         let (node, file) = make_file(&fs, ROOT, "f").await;
-        append(&fs, &file, b"one ").await;
-        cluster.cut.store(true, Ordering::Relaxed);
-        assert!(fs.stat(node).await.is_ok(), "tells nothing");
-        append(&fs, &file, b"two ").await;
-        cluster.cut.store(false, Ordering::Relaxed);
+        let mut expected = Vec::new();
+        for (round, len) in [4, 9000].into_iter().enumerate() {
+            for fate in [Fate::AnswerLost, Fate::Late] {
+                let part = vec![b'a' + round as u8; len];
+                append(&fs, &file, &part).await;
+                cluster.doom([fate]);
+                assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+                append(&fs, &file, b"later").await;
+                cluster.deliver_late();
+                fs.flush(&file).await.unwrap();
+                expected.extend([&part[..], b"later"].concat());
+                assert_eq!(&fs.read(node, 0, 1 << 20).await.unwrap()[..], &expected[..], "{fate:?}");
+            }
+        }
+        // Nobody can say any more: told once, and never repeated.
+        append(&fs, &file, b"lost").await;
+        cluster.doom([Fate::AnswerLost, Fate::SessionLost]);
+        assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+        append(&fs, &file, b"!").await;
+        assert_eq!(fs.flush(&file).await, Err(Errno::EIO));
+        fs.flush(&file).await.unwrap();
+        assert_eq!(&fs.read(node, 0, 1 << 20).await.unwrap()[..], &[&expected[..], b"lost!"].concat()[..]);
+        assert_eq!(fs.dirty_bytes.load(Ordering::Relaxed), 0);
+    });
+}
+
+#[test]
+fn write_of_unknown_fate_does_not_come_again_over_what_others_wrote_since() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let (fs, other) = (cluster.fs(folder.path()).await, cluster.fs(folder.path()).await);
+        let (node, file) = make_file(&fs, ROOT, "f").await;
+        other.table.open(node.ino, node.kind, node.home);
+        let other_file = other.table.file(node.ino).unwrap();
+        for len in [100_usize, 100_000] {
+            for fate in [Fate::AnswerLost, Fate::Late] {
+                write(&fs, &file, 0, &vec![1; len]).await;
+                cluster.doom([fate]);
+                assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+                assert_eq!(fs.read(node, 0, 10).await.unwrap()[..], [1; 10], "its writer sees it meanwhile");
+                assert!(file.is_dirty());
+                cluster.deliver_late();
+                write(&other, &other_file, 10, &[2; 10]).await;
+                other.flush(&other_file).await.unwrap();
+                write(&fs, &file, 30, &[3; 10]).await;
+                fs.flush(&file).await.unwrap();
+                let read = fs.read(node, 0, 1 << 20).await.unwrap();
+                assert_eq!(read.len(), len);
+                assert_eq!((read[10], read[20], read[30], read[40]), (2, 1, 3, 1), "{len} {fate:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn write_in_several_commands_goes_on_behind_the_one_that_was_not_answered() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let mut config = cluster.config();
+        config.limits.changes_max = 2;
+        let store = crate::testing::store(folder.path()).await;
+        let fs = Fs::start(cluster.client(), &config, Some(store));
+        let (node, file) = make_file(&fs, ROOT, "f").await;
+        let work = file.work.lock().await;
+        for part in 0..5_u8 {
+            let bytes = [part + 1; 5000];
+            let write =
+                Write { offset: u64::from(part) * 10_000, bytes: &bytes, append: false, kill_privileges: false };
+            fs.write(&file, write).unwrap();
+        }
+        drop(work);
+        cluster.trips();
+        cluster.doom([Fate::Answered, Fate::Late]);
         assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
         fs.flush(&file).await.unwrap();
-        assert_eq!(&fs.read(node, 0, 100).await.unwrap()[..], b"two ");
+        assert_eq!(cluster.trips(), ["Write 0"; 4], "two, the second of them again, and one more");
+        cluster.deliver_late();
+        let read = fs.read(node, 0, 1 << 20).await.unwrap();
+        assert!(
+            (0..5).all(|part| read[part * 10_000] == part as u8 + 1 && read[part * 10_000 + 4999] == part as u8 + 1)
+        );
+        assert!(!file.is_dirty());
+    });
+}
+
+#[test]
+fn truncate_waits_for_what_became_of_a_write_before_it() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let (node, file) = make_file(&fs, ROOT, "f").await;
+        write(&fs, &file, 0, b"content").await;
+        cluster.doom([Fate::Late]);
+        assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+        assert_eq!(fs.set_attr(node, size(0)).await.unwrap().size, 0);
+        cluster.deliver_late();
+        assert_eq!(fs.read(node, 0, 100).await.unwrap().len(), 0, "it has not come back");
+    });
+}
+
+/// A file system over a bucket that fails when told to.
+fn with_faulty_bucket(cluster: &Arc<MemCluster>, folder: &std::path::Path) -> (Arc<Fs>, datastore::faulty::Faults) {
+    use datastore::{BlobStore, Cache, CacheConfig, Direct, Region, StoreLimits};
+    let (bucket, faults) = datastore::faulty::memory_bucket("b");
+    let cache = Cache::open(CacheConfig::new(folder.join("cache"))).unwrap();
+    let limits = StoreLimits { deadline: std::time::Duration::from_millis(300), ..StoreLimits::default() };
+    let store = BlobStore::new(Region(0), [(Region(0), bucket)], Some(cache), Arc::new(Direct), limits).unwrap();
+    (Fs::start(cluster.client(), &cluster.config(), Some(store)), faults)
+}
+
+#[test]
+fn room_of_failed_uploads_comes_back_however_their_data_go() {
+    use datastore::faulty::{Fault, Operation};
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let (fs, faults) = with_faulty_bucket(&cluster, folder.path());
+        let status = || fs.blobs.as_ref().unwrap().uploader.status();
+        let dirty = || fs.dirty_bytes.load(Ordering::Relaxed);
+        for round in 0..4 {
+            let (node, file) = make_file(&fs, ROOT, &format!("f{round}")).await;
+            faults.always(Operation::Put, Some(Fault::Deny));
+            // A whole blob, and some that share one.
+            write(&fs, &file, 0, &vec![1; 4 << 20]).await;
+            write(&fs, &file, 5 << 20, &[1; 10_000]).await;
+            write(&fs, &file, 6 << 20, &[1; 10_000]).await;
+            assert_eq!(fs.flush(&file).await, Err(Errno::EIO));
+            assert!(status().bytes > 4 << 20, "{:?}", status());
+            match round {
+                // Overwritten, as writers do that try again.
+                0 => {
+                    for _ in 0..3 {
+                        write(&fs, &file, 0, &vec![2; 7 << 20]).await;
+                        assert_eq!(fs.flush(&file).await, Err(Errno::EIO));
+                        assert!(status().bytes <= 8 << 20, "{:?}", status());
+                    }
+                    faults.heal();
+                    fs.flush(&file).await.unwrap();
+                    let read = fs.read(node, 3 << 20, 4 << 20).await.unwrap();
+                    assert!(read.iter().all(|byte| *byte == 2) && read.len() == 4 << 20);
+                }
+                1 => drop(fs.set_attr(node, size(0)).await.unwrap()),
+                // Given up: what was not even tried to be flushed as well.
+                2 => {
+                    write(&fs, &file, 1 << 20, &[3; 1000]).await;
+                    assert!(dirty() > 0);
+                }
+                // The last flush fails, too.
+                _ => {
+                    write(&fs, &file, 8 << 20, &[3; 1000]).await;
+                    assert_eq!(fs.flush(&file).await, Err(Errno::EIO));
+                }
+            }
+            fs.close_handle(node.ino);
+            assert_eq!((status().bytes, status().failed, dirty()), (0, 0, 0), "round {round}");
+            drop(file);
+        }
+    });
+}
+
+#[test]
+fn file_that_is_closed_while_nobody_answers_leaves_nothing_behind() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        for at_end in [false, true] {
+            let (node, file) = make_file(&fs, ROOT, &format!("f{at_end}")).await;
+            cluster.cut.store(true, Ordering::Relaxed);
+            match at_end {
+                true => append(&fs, &file, &[1; 50_000]).await,
+                false => write(&fs, &file, 0, &[1; 50_000]).await,
+            }
+            assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+            assert!(file.is_dirty());
+            fs.close_handle(node.ino);
+            cluster.cut.store(false, Ordering::Relaxed);
+            assert!(!file.is_dirty());
+            assert_eq!(fs.dirty_bytes.load(Ordering::Relaxed), 0);
+        }
+    });
+}
+
+/// What background questions have to say, too.
+async fn quiet() {
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+}
+
+/// As the kernel does before it creates or renames: is the name free?
+async fn look(fs: &Arc<Fs>, dir: NodeRef, name: &str) -> bool {
+    match fs.lookup_cached(dir.ino, name.as_bytes()) {
+        Some(found) => found.is_ok(),
+        None => fs.lookup(dir, &bytes(name)).await.is_ok(),
+    }
+}
+
+/// Two directories in two far groups, whose mount is warm.
+async fn far_directories(fs: &Arc<Fs>, cluster: &Arc<MemCluster>) -> [NodeRef; 2] {
+    let mut dirs = [ROOT; 2];
+    fs.table.remember(&fs.attr(ROOT).await.unwrap());
+    for (group, dir) in [1, 2].into_iter().zip(&mut dirs) {
+        let placed = NewNode::Directory { placement: Some(GroupId(group)) };
+        let attr = make(fs, ROOT, &format!("g{group}"), placed).await;
+        fs.table.remember(&attr);
+        *dir = node(&attr);
+        make(fs, *dir, "before", NewNode::File).await;
+        // The first name that is not there makes the mount learn all that are.
+        assert!(!look(fs, *dir, "none").await);
+    }
+    quiet().await;
+    cluster.trips();
+    dirs
+}
+
+#[test]
+fn warm_operations_in_far_groups_cost_one_request_each() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(3);
+        let fs = cluster.fs(folder.path()).await;
+        let [a, b] = far_directories(&fs, &cluster).await;
+        let costs = |expected: &'static [&'static str]| {
+            let cluster = cluster.clone();
+            async move {
+                quiet().await;
+                assert_eq!(cluster.trips(), expected);
+            }
+        };
+
+        assert!(!look(&fs, a, "f").await);
+        let (f, file) = make_file(&fs, a, "f").await;
+        write(&fs, &file, 0, b"small").await;
+        fs.flush(&file).await.unwrap();
+        fs.close_handle(f.ino);
+        costs(&["Create 1", "Write 1"]).await;
+
+        assert_eq!(fs.stat(f).await.unwrap().size, 5);
+        assert_eq!(fs.stat(a).await.unwrap().size, 2, "the directory");
+        costs(&[]).await;
+
+        assert!(!look(&fs, a, "second").await);
+        let second = node(&make(&fs, a, "second", NewNode::File).await);
+        assert!(look(&fs, a, "second").await);
+        costs(&["Create 1"]).await;
+
+        assert!(look(&fs, a, "second").await && !look(&fs, a, "third").await);
+        fs.rename((a, &bytes("second")), (a, &bytes("third")), RenameMode::Replace).await.unwrap();
+        assert!(!look(&fs, a, "second").await && look(&fs, a, "third").await);
+        costs(&["Rename 1"]).await;
+
+        assert!(look(&fs, a, "third").await && !look(&fs, b, "moved").await);
+        fs.rename((a, &bytes("third")), (b, &bytes("moved")), RenameMode::Replace).await.unwrap();
+        costs(&["Rename 1+2"]).await;
+
+        assert!(look(&fs, a, "f").await);
+        fs.remove(a, &bytes("f"), false).await.unwrap();
+        assert!(!look(&fs, a, "f").await && !look(&fs, a, "third").await);
+        costs(&["Unlink 1"]).await;
+        assert_eq!(fs.attr(second).await.unwrap().home, GroupId(2));
+    });
+}
+
+#[test]
+fn names_in_a_directory_that_is_known_as_a_whole_are_right_whoever_changes_them() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(3);
+        let (fs, other) = (cluster.fs(folder.path()).await, cluster.fs(folder.path()).await);
+        let [a, _] = far_directories(&fs, &cluster).await;
+        for round in 0..20 {
+            let name = format!("f{round}");
+            assert!(!look(&fs, a, &name).await);
+            make(&other, a, &name, NewNode::File).await;
+            assert!(look(&fs, a, &name).await, "another has made it");
+            make(&fs, a, &format!("own{round}"), NewNode::File).await;
+            other.remove(a, &bytes(&name), false).await.unwrap();
+            assert!(!look(&fs, a, &name).await);
+            assert!(look(&fs, a, &format!("own{round}")).await);
+        }
     });
 }
 
@@ -502,6 +776,45 @@ fn unlinked_file_lives_until_the_last_close_anywhere() {
         one.close_handle(node.ino);
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         assert_eq!(one.attr(node).await, Err(Errno::ESTALE));
+    });
+}
+
+#[test]
+fn file_that_is_opened_while_it_is_being_removed_is_kept_or_not_opened() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        for opened_before in [false, true] {
+            let name = if opened_before { "before" } else { "meanwhile" };
+            let node = node(&make(&fs, ROOT, name, NewNode::File).await);
+            if opened_before {
+                fs.table.open(node.ino, node.kind, node.home);
+            }
+            let removal = fs.begin_removal(node.ino);
+            assert_eq!(removal.keep_open, opened_before);
+            fs.table.open(node.ino, node.kind, node.home);
+            assert!(fs.is_being_removed(node.ino));
+            let opening = tokio::spawn({
+                let fs = fs.clone();
+                async move { fs.settle_open(node).await }
+            });
+            quiet().await;
+            assert!(!opening.is_finished(), "nobody knows yet");
+            // A removal that was asked for when the file was open or not, as said.
+            let op = metadata::op::FsOp::Unlink {
+                parent: ROOT,
+                name: bytes(name),
+                target: node,
+                keep_open: removal.keep_open,
+            };
+            fs.volume.update(op).await.unwrap().unwrap();
+            drop(removal);
+            let expected = if opened_before { Ok(()) } else { Err(Errno::ESTALE) };
+            assert_eq!(opening.await.unwrap(), expected);
+            assert_eq!(fs.table.is_open(node.ino), opened_before);
+            assert!(!fs.is_being_removed(node.ino));
+        }
     });
 }
 

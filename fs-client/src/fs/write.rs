@@ -49,7 +49,7 @@ impl Fs {
         if !write.append && end > FILE_BYTES_MAX || write.append && write.bytes.len() > APPENDS_MAX {
             return Err(Errno::EFBIG);
         }
-        let written = file.with(&self.dirty_bytes, |dirty| {
+        let written = self.with_dirty(file, |dirty| {
             // Where an append goes is known only when it executes, so the two kinds do not mix.
             let mixes = match write.append {
                 true => !dirty.current.is_empty() || dirty.flushing.is_some(),
@@ -103,7 +103,7 @@ impl Fs {
     /// wait here. What fails stays to be flushed.
     pub async fn settle(self: &Arc<Self>, file: &Arc<OpenFile>) {
         let uploaded = self.upload_full(file).await;
-        let (appends, many) = file.with(&self.dirty_bytes, |dirty| {
+        let (appends, many) = self.with_dirty(file, |dirty| {
             (dirty.appends.len() >= APPEND_BYTES_MAX, dirty.current.count() > self.limits.changes_max)
         });
         if uploaded.is_ok() && (appends || many) && self.bring_home(file).await.is_err() {
@@ -119,7 +119,7 @@ impl Fs {
     /// Flushes until the mount's buffer has room, or this file has nothing in it.
     async fn make_room(self: &Arc<Self>, file: &Arc<OpenFile>) -> FsResult<()> {
         while self.is_full() {
-            let bytes = |file: &Arc<OpenFile>| file.with(&self.dirty_bytes, |dirty| dirty.memory_bytes());
+            let bytes = |file: &Arc<OpenFile>| self.with_dirty(file, |dirty| dirty.memory_bytes());
             let Some(largest) = self.table.files().into_iter().max_by_key(bytes) else { return Ok(()) };
             if bytes(&largest) == 0 {
                 return Ok(());
@@ -139,15 +139,21 @@ impl Fs {
         let Some(blobs) = &self.blobs else { return Ok(()) };
         let _work = file.work.lock().await;
         loop {
-            let Some((chunk, bytes)) = file.with(&self.dirty_bytes, |dirty| dirty.current.freeze_full()) else {
+            let Some((chunk, bytes)) = self.with_dirty(file, |dirty| dirty.current.freeze_full()) else {
                 return Ok(());
             };
             let id = blobs.new_id(self.volume.session().0);
             let submitted = blobs.uploader.submit(id, bytes).await;
-            file.with(&self.dirty_bytes, |dirty| match &submitted {
+            let is_wanted = self.with_dirty(file, |dirty| match &submitted {
                 Ok(blob) => dirty.current.become_blob(chunk, blob_range(blob)),
-                Err(_) => dirty.current.thaw(chunk),
+                Err(_) => {
+                    dirty.current.thaw(chunk);
+                    true
+                }
             });
+            if !is_wanted {
+                blobs.uploader.abandon(&[id]);
+            }
             submitted.map_err(|error| told(&Error::Data(error)))?;
         }
     }

@@ -433,11 +433,19 @@ impl Filesystem for Face {
         let node = self.fs.node(self.ino(ino));
         let kept = kept_by_kernel(flags.0);
         self.fs.table.open(node.ino, FileKind::File, node.home);
-        if self.fs.volume.is_session_open(node.home) {
+        let is_being_removed = self.fs.is_being_removed(node.ino);
+        if self.fs.volume.is_session_open(node.home) && !is_being_removed {
             return reply.opened(FileHandle(0), kept);
         }
         let fs = self.fs.clone();
-        self.answer(async move { fs.ensure_session(node.home).await }, move |()| reply.opened(FileHandle(0), kept));
+        let work = async move {
+            fs.ensure_session(node.home).await;
+            if is_being_removed { fs.settle_open(node).await } else { Ok(()) }
+        };
+        self.answer(work, move |opened| match opened {
+            Ok(()) => reply.opened(FileHandle(0), kept),
+            Err(error) => reply.error(errno(error)),
+        });
     }
 
     fn create(
@@ -457,6 +465,11 @@ impl Filesystem for Face {
         let work = async move {
             let attr = create_or_open(&fs, dir, &name, &entry, flags, caller).await?;
             fs.table.open(attr.ino, FileKind::File, attr.home);
+            if fs.is_being_removed(attr.ino) {
+                let node = metadata::types::NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
+                // The kernel looks again and makes a new one.
+                fs.settle_open(node).await.map_err(|_| Errno::ESTALE)?;
+            }
             fs.table.remember(&attr);
             Ok::<_, Errno>(file_attr(&fs.show(&attr)))
         };

@@ -5,6 +5,7 @@
 //! once. A read goes to the nearest replica of its group, over the connection whose stream keeps the cache right.
 
 pub mod link;
+pub mod pending;
 pub mod progress;
 pub mod route;
 pub mod window;
@@ -12,20 +13,20 @@ pub mod window;
 pub(crate) mod fill;
 mod shared;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use metadata::codec::encode_op;
+#[cfg(test)]
 use metadata::op::FsOp;
 use metadata::outcome::Outcome;
 use metadata::protocol::{Reply, Request};
 use metadata::read::{ReadOp, ReadResult};
-use multicast::command::{Command, Destination};
-use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
+use multicast::command::Destination;
+use multicast::ids::{GroupId, ReplicaId, SessionId, VectorClock};
 use net::Endpoint;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -36,13 +37,19 @@ use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::volume::{BoxFuture, OrphanBox, Volume};
 use link::{CallError, Link};
+use pending::{Sent, Update};
 use progress::Progress;
 use route::{Route, Voter};
 use shared::{Expect, Group, Shared, Stream};
+use window::Turn;
 
 /// Pause between attempts; doubles up to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Attempts in a row that news may cause without a pause. Replicas that name each other would else be asked all the time.
+const EAGER_MAX: u32 = 2;
+/// A replica that takes nothing says so at once.
+const SLOW_REFUSAL: Duration = Duration::from_secs(1);
 
 /// One session over one cluster.
 pub struct Engine {
@@ -71,15 +78,21 @@ impl Engine {
         let groups = config.groups.iter().map(|group| {
             let voters = group.voters.iter().map(|id| Voter { id: *id, local: is_local(id) }).collect();
             let route = Mutex::new(Route::new(voters));
-            let session_open = AtomicBool::new(false);
-            (group.id, Group { route, stream: Mutex::default(), session_open, opening: tokio::sync::Mutex::new(()) })
+            let group_state = Group {
+                route,
+                stream: Mutex::default(),
+                session_open: AtomicBool::new(false),
+                registration: AtomicU64::new(0),
+                opening: tokio::sync::Mutex::new(()),
+            };
+            (group.id, group_state)
         });
         let shared = Arc::new(Shared {
             session: SessionId(random()),
             cache,
             progress,
             orphans: Arc::default(),
-            window: Mutex::default(),
+            window: Arc::default(),
             groups: groups.collect(),
         });
         let links =
@@ -100,16 +113,15 @@ impl Engine {
         self.shared.progress.clock()
     }
 
-    /// Counts as having seen what `clock` has.
-    pub fn see_all(&self, clock: &VectorClock) {
-        self.shared.progress.depend(clock);
-    }
-
-    /// Returns when a replica of `group` has answered from a state that includes all that this session has seen.
-    pub async fn reach(&self, group: GroupId) -> Result<()> {
-        if self.shared.groups.contains_key(&group) {
-            let _ = Engine::read(self, group, ReadOp::Usage).await?;
+    /// Counts as having seen what `clock` has, once the groups named in it have answered from states that include it. If
+    /// one does not, nothing has changed: what the token names may not exist here.
+    pub async fn adopt(&self, clock: &VectorClock) -> Result<()> {
+        let named = clock.iter().chain(clock.iter_effects()).map(|(group, _)| group);
+        let groups: BTreeSet<GroupId> = named.filter(|group| self.shared.groups.contains_key(group)).collect();
+        for group in groups {
+            let _ = self.read_behind(group, ReadOp::Usage, Some(clock)).await?;
         }
+        self.shared.progress.depend(clock);
         Ok(())
     }
 
@@ -155,7 +167,7 @@ impl Engine {
         let started = Instant::now();
         let deadline = started + self.config.timeouts.deadline;
         let mut pause = PAUSE_MIN;
-        let mut tries = 0;
+        let (mut tries, mut eager) = (0, 0);
         loop {
             let until = deadline.min(Instant::now() + self.config.timeouts.attempt);
             let (why, at_once) = match attempt(tries, until).await? {
@@ -168,8 +180,10 @@ impl Engine {
                 tracing::warn!(%group, why, elapsed_ms, "gave up");
                 return Err(Error::Timeout { group, elapsed_ms, why });
             }
-            if !at_once {
-                tokio::time::sleep(pause).await;
+            eager = if at_once { eager + 1 } else { 0 };
+            if eager == 0 || eager > EAGER_MAX {
+                // Many may wait for the same thing: they need not all come back at once.
+                tokio::time::sleep(pause.mul_f64(1.0 - jitter() / 2.0)).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
@@ -192,71 +206,86 @@ impl Engine {
         self.links.get(&id).is_some_and(|link| link.node.region == self.config.region)
     }
 
+    #[cfg(test)]
     async fn update(&self, op: FsOp) -> Result<Outcome> {
+        self.settle(&Update::new(op)).await
+    }
+
+    async fn settle(&self, update: &Update) -> Result<Outcome> {
         let _turn = self.updates.acquire().await.map_err(|_| Error::Closing)?;
-        let op = Arc::new(op);
-        let destinations: Arc<[Destination]> = op.destinations().into();
-        let group = self.coordinator(&destinations).ok_or(Error::Posix(Errno::EINVAL))?;
-        let payload = encode_op(&op);
+        let group = self.coordinator(&update.destinations).ok_or(Error::Posix(Errno::EINVAL))?;
+        let result = self.settle_once(group, update).await;
+        if result.is_err() {
+            update.rest();
+        }
+        result
+    }
+
+    async fn settle_once(&self, group: GroupId, update: &Update) -> Result<Outcome> {
+        let groups = update.groups();
         loop {
-            for destination in destinations.iter() {
-                self.ensure_session(destination.group).await?;
+            for group in &groups {
+                self.ensure_session(*group).await?;
             }
-            let turn = self.shared.begin();
-            let command = Command {
-                id: CommandId { session: self.shared.session, sequence: turn.sequence },
-                acknowledged_below: self.shared.window.lock().acknowledged_below(),
-                clock: self.shared.progress.clock(),
-                destinations: destinations.to_vec(),
-                payload: payload.clone(),
-            };
-            let outcome = self.submit(group, &command, &destinations, &op).await?;
-            drop(turn);
-            match outcome {
+            let shared = &self.shared;
+            let sent = update.sent(
+                shared.session,
+                || shared.progress.clock(),
+                || shared.registrations(&groups),
+                || Turn::begin(&shared.window, &groups),
+            );
+            if !sent.resume() {
+                update.forget_id();
+                return Err(Error::Overtaken { group });
+            }
+            match self.submit(group, update, &sent).await? {
                 Some(outcome) => return Ok(outcome),
-                // The session had expired; it is open again, and nothing was done under the old sequence.
-                None => continue,
+                None => update.forget_id(),
             }
+            if sent.is_uncertain() {
+                return Err(Error::SessionLost { group });
+            }
+            // The session had expired; nothing was done under the old sequence.
         }
     }
 
-    /// One command until it is answered. `None`: a group does not know the session, and nothing was done.
-    async fn submit(
-        &self,
-        group: GroupId,
-        command: &Command,
-        destinations: &Arc<[Destination]>,
-        op: &Arc<FsOp>,
-    ) -> Result<Option<Outcome>> {
-        // An attempt went out and its fate is unknown.
-        let uncertain = AtomicBool::new(false);
-        let uncertain = &uncertain;
+    /// One command until it is answered. `None`: a group does not know the session any more, or has it anew: under this
+    /// id nothing will be learned, and if it is asked for again it might be executed again.
+    async fn submit(&self, group: GroupId, update: &Update, sent: &Sent) -> Result<Option<Outcome>> {
+        let groups = &update.groups();
         self.until_deadline(group, |tries, until| async move {
+            if self.shared.registrations(groups) != sent.registrations {
+                return Ok(Next::Done(None));
+            }
             let target = self.target(group, tries)?;
-            let asked = command.clock.effects(group);
-            let expect = Expect::Update { group, destinations: destinations.clone(), op: op.clone(), asked };
-            let request = Request::Update { group, command: command.clone() };
+            let (destinations, op) = (update.destinations.clone(), update.op.clone());
+            let asked = sent.command.clock.effects(group);
+            let expect = Expect::Update { group, destinations, op, asked };
+            let request = Request::Update { group, command: sent.command.clone() };
+            let asked_at = Instant::now();
             let reply = match self.link(target)?.call(request, expect, until).await {
                 Ok(reply) => reply,
                 Err(error) => {
                     if matches!(error, CallError::Lost(_)) {
-                        uncertain.store(true, Ordering::Relaxed);
+                        sent.become_uncertain();
                     }
                     self.suspect(group, target);
                     return Ok(Next::Again(error.to_string(), false));
                 }
             };
             match reply {
-                Reply::Updated { outcome, .. } => Ok(Next::Done(Some(outcome))),
+                Reply::Updated { outcome, .. } => return Ok(Next::Done(Some(outcome))),
                 Reply::UnknownSession { group } => {
-                    self.forget_session(group);
-                    if uncertain.load(Ordering::Relaxed) {
-                        return Err(Error::SessionLost { group });
-                    }
-                    Ok(Next::Done(None))
+                    self.forget_session(group, Some(sent.registration(groups, group)));
+                    return Ok(Next::Done(None));
                 }
-                other => self.obstacle(group, target, other),
+                // Also told by a primary that has logged the command and then lost its ballot.
+                Reply::NotPrimary { .. } => sent.become_uncertain(),
+                // Also told by one that has logged it long since.
+                Reply::Unavailable { .. } if asked_at.elapsed() >= SLOW_REFUSAL => sent.become_uncertain(),
+                _ => {}
             }
+            self.obstacle(group, target, reply)
         })
         .await
     }
@@ -325,15 +354,21 @@ impl Engine {
         let Some(generation) = generation else { return Some(reader) };
         let mut stream = group.stream.lock();
         if stream.asked != Some((reader, generation)) {
-            *stream = Stream { asked: Some((reader, generation)), live: false };
-            drop(stream);
+            *stream = Stream { asked: Some((reader, generation)), live: None };
+            // Under the same lock: the new stream must not begin before the old one has ended.
             self.shared.cache.end_stream(id);
+            drop(stream);
             link.post(Request::Subscribe { group: id, session: self.shared.session }, Expect::Stream { group: id });
         }
         Some(reader)
     }
 
     async fn read(&self, group: GroupId, op: ReadOp) -> Result<ReadResult> {
+        self.read_behind(group, op, None).await
+    }
+
+    /// From a state that includes what this session has seen, and also `behind`.
+    async fn read_behind(&self, group: GroupId, op: ReadOp, behind: Option<&VectorClock>) -> Result<ReadResult> {
         let _turn = self.reads.acquire().await.map_err(|_| Error::Closing)?;
         let elsewhere = Mutex::new(None);
         let (op, elsewhere) = (&op, &elsewhere);
@@ -351,7 +386,10 @@ impl Engine {
                 // The subscription goes first, so that the first answer may be cached.
                 self.choose_stream(group);
             }
-            let clock = self.shared.progress.clock();
+            let mut clock = self.shared.progress.clock();
+            if let Some(behind) = behind {
+                clock.merge(behind);
+            }
             let asked = clock.effects(group);
             let request =
                 Request::Read { group, session: self.shared.session, clock, linearizable: false, op: op.clone() };
@@ -359,7 +397,7 @@ impl Engine {
             match self.link(reader)?.call(request, expect, until).await {
                 Ok(Reply::Read { result, .. }) => Ok(Next::Done(result)),
                 Ok(Reply::UnknownSession { group }) => {
-                    self.forget_session(group);
+                    self.forget_session(group, None);
                     self.ensure_session(group).await?;
                     Ok(Next::Again("the session had expired".into(), true))
                 }
@@ -400,9 +438,19 @@ impl Engine {
         Ok(())
     }
 
-    fn forget_session(&self, id: GroupId) {
+    /// The group does not know the session any more. `registration`: the one of which that was said, if an update was.
+    fn forget_session(&self, id: GroupId, registration: Option<u64>) {
         if let Some(group) = self.shared.groups.get(&id) {
-            group.session_open.store(false, Ordering::Release);
+            let now = group.registration.load(Ordering::Acquire);
+            // Who hears of it late must not undo what others have done about it.
+            let known = registration.unwrap_or(now);
+            if group
+                .registration
+                .compare_exchange(known, known.wrapping_add(1), Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+            {
+                group.session_open.store(false, Ordering::Release);
+            }
         }
     }
 
@@ -464,8 +512,8 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Volume for Engine {
-    fn update(&self, op: FsOp) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(Engine::update(self, op))
+    fn settle<'a>(&'a self, update: &'a Update) -> BoxFuture<'a, Result<Outcome>> {
+        Box::pin(Engine::settle(self, update))
     }
 
     fn read(&self, group: GroupId, op: ReadOp) -> BoxFuture<'_, Result<ReadResult>> {
@@ -514,6 +562,11 @@ impl Volume for Engine {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.close_all())
     }
+}
+
+/// From 0 to 1.
+fn jitter() -> f64 {
+    f64::from(random() as u32) / f64::from(u32::MAX)
 }
 
 /// A number that no other client draws.

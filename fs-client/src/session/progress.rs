@@ -22,16 +22,22 @@ struct GroupProgress {
     seen: AtomicU64,
     /// Stream position plus one; zero is "no stream".
     position: AtomicU64,
-    /// Counts streams: an entry of an earlier one is void.
+    /// Counts what makes entries void: an entry of an earlier one is.
     epoch: AtomicU64,
+    /// Counts beginnings and ends of streams: what comes late of an earlier one is ignored.
+    stream: AtomicU64,
     /// Up to there updates of several groups may be prepared here whose effect the client has seen elsewhere, and this
     /// group's stream says nothing of prepared updates.
     effects: AtomicU64,
 }
 
-/// A stream in which a cached entry is valid.
+/// A stretch of a stream in which a cached entry is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(u64);
+
+/// One stream of one group, from its beginning to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamId(u64);
 
 impl Progress {
     /// Nothing seen of these groups.
@@ -43,6 +49,7 @@ impl Progress {
                 seen: AtomicU64::new(0),
                 position: AtomicU64::new(0),
                 epoch: AtomicU64::new(0),
+                stream: AtomicU64::new(0),
                 effects: AtomicU64::new(0),
             })
             .collect();
@@ -74,13 +81,20 @@ impl Progress {
         Some((Epoch(epoch), LogIndex(position.checked_sub(1)?)))
     }
 
+    /// True if that stream has begun and not ended. Beginnings and ends, and whoever relies on this, take turns.
+    #[must_use]
+    pub fn is_current(&self, group: GroupId, stream: StreamId) -> bool {
+        self.group(group).is_some_and(|group| group.stream.load(Ordering::Acquire) == stream.0)
+    }
+
     /// A stream begins (complete from `position` on); what was cached before is void.
-    pub fn begin_stream(&self, group: GroupId, position: LogIndex) {
-        if let Some(group) = self.group(group) {
-            group.position.store(0, Ordering::Release);
-            group.epoch.fetch_add(1, Ordering::AcqRel);
-            group.position.store(position.0 + 1, Ordering::Release);
-        }
+    pub fn begin_stream(&self, group: GroupId, position: LogIndex) -> StreamId {
+        let Some(group) = self.group(group) else { return StreamId(0) };
+        group.position.store(0, Ordering::Release);
+        group.epoch.fetch_add(1, Ordering::AcqRel);
+        let stream = group.stream.fetch_add(1, Ordering::AcqRel) + 1;
+        group.position.store(position.0 + 1, Ordering::Release);
+        StreamId(stream)
     }
 
     /// The stream is lost.
@@ -88,6 +102,7 @@ impl Progress {
         if let Some(group) = self.group(group) {
             group.position.store(0, Ordering::Release);
             group.epoch.fetch_add(1, Ordering::AcqRel);
+            group.stream.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -171,7 +186,7 @@ mod tests {
     fn usable_only_with_a_stream_that_reached_the_clock() {
         let progress = Progress::new([GroupId(0), G]);
         assert_eq!(progress.usable(G), None, "no stream");
-        progress.begin_stream(G, LogIndex(0));
+        let first = progress.begin_stream(G, LogIndex(0));
         let epoch = progress.usable(G).unwrap();
         progress.see(G, LogIndex(5));
         assert_eq!(progress.usable(G), None, "behind");
@@ -181,8 +196,13 @@ mod tests {
         assert_eq!(progress.usable(G), Some(epoch));
         progress.void(G);
         assert_ne!(progress.usable(G), Some(epoch));
+        assert!(progress.is_current(G, first), "its entries are void, but it goes on");
         progress.end_stream(G);
         assert_eq!(progress.usable(G), None);
+        assert!(!progress.is_current(G, first));
+        let second = progress.begin_stream(G, LogIndex(0));
+        assert!(progress.is_current(G, second) && !progress.is_current(G, first));
+        progress.end_stream(G);
         assert_eq!(progress.usable(GroupId(9)), None, "unknown group");
     }
 

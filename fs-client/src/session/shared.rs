@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use metadata::op::FsOp;
 use metadata::protocol::{Event, Reply, Request};
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::fill::{self, Kept};
 use super::link::{Generation, Handler, Link};
-use super::progress::Progress;
+use super::progress::{Progress, StreamId};
 use super::route::Route;
 use super::window::SequenceWindow;
 use crate::cache::Cache;
@@ -26,7 +26,7 @@ pub struct Shared {
     pub(super) cache: Arc<Cache>,
     pub(super) progress: Arc<Progress>,
     pub(super) orphans: Arc<OrphanBox>,
-    pub(super) window: Mutex<SequenceWindow>,
+    pub(super) window: Arc<Mutex<SequenceWindow>>,
     pub(super) groups: BTreeMap<GroupId, Group>,
 }
 
@@ -36,6 +36,8 @@ pub struct Group {
     pub(super) stream: Mutex<Stream>,
     /// Registered in this group.
     pub(super) session_open: AtomicBool,
+    /// How often it has said that it does not know the session (any more).
+    pub(super) registration: AtomicU64,
     /// Taken while someone registers.
     pub(super) opening: tokio::sync::Mutex<()>,
 }
@@ -46,7 +48,7 @@ pub struct Stream {
     /// The connection that was asked for the stream.
     pub(super) asked: Option<(ReplicaId, Generation)>,
     /// It has begun.
-    pub(super) live: bool,
+    pub(super) live: Option<StreamId>,
 }
 
 /// What a call's reply will say.
@@ -85,29 +87,18 @@ pub enum Expect {
     Other,
 }
 
-/// A command under way; dropping it finishes it.
-pub struct Turn<'a> {
-    pub(super) shared: &'a Shared,
-    pub(super) sequence: u64,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.shared.window.lock().finish(self.sequence);
-    }
-}
-
 impl Shared {
-    pub fn begin(&self) -> Turn<'_> {
-        Turn { shared: self, sequence: self.window.lock().begin() }
+    /// How often each of these groups has forgotten the session, as far as known.
+    pub(super) fn registrations(&self, groups: &[GroupId]) -> Vec<u64> {
+        let of = |group| self.groups.get(group).map_or(0, |known: &Group| known.registration.load(Ordering::Acquire));
+        groups.iter().map(of).collect()
     }
 
-    /// True if `(node, generation)` is where the news of `group` come from, and they do come.
-    fn is_source(&self, group: GroupId, node: ReplicaId, generation: Generation) -> bool {
-        self.groups.get(&group).is_some_and(|group| {
-            let stream = group.stream.lock();
-            stream.live && stream.asked == Some((node, generation))
-        })
+    /// The stream that `(node, generation)` brings news of `group` in, if it does. By the time that it is used it may have
+    /// ended: the cache sees to that.
+    fn source(&self, group: GroupId, node: ReplicaId, generation: Generation) -> Option<StreamId> {
+        let stream = self.groups.get(&group)?.stream.lock();
+        stream.live.filter(|_| stream.asked == Some((node, generation)))
     }
 }
 
@@ -118,9 +109,11 @@ impl Handler for Shared {
         // Streams of groups that read here begin again; others are chosen at the next read.
         for (&id, group) in &self.groups {
             let mut stream = group.stream.lock();
-            let mine = stream.asked.is_some_and(|(node, _)| node == link.node.number);
+            // A reader may have been quicker, and subscribed over this connection already.
+            let mine = stream.asked.is_some_and(|(node, known)| node == link.node.number && known != generation);
             if mine {
-                *stream = Stream { asked: Some((link.node.number, generation)), live: false };
+                *stream = Stream { asked: Some((link.node.number, generation)), live: None };
+                self.cache.end_stream(id);
                 drop(stream);
                 link.post(Request::Subscribe { group: id, session: self.session }, Expect::Stream { group: id });
             }
@@ -134,9 +127,7 @@ impl Handler for Shared {
                 let Some(known) = self.groups.get(&group) else { return };
                 let mut stream = known.stream.lock();
                 if stream.asked == Some((node, generation)) {
-                    stream.live = true;
-                    drop(stream);
-                    self.cache.begin_stream(group, position.index);
+                    stream.live = Some(self.cache.begin_stream(group, position.index));
                 }
             }
             (Expect::Stream { group }, _) => {
@@ -154,16 +145,17 @@ impl Handler for Shared {
                 self.progress.see(group, position.index);
             }
             (Expect::Read { group, op, asked }, Reply::Read { result, position }) => {
-                if self.is_source(group, node, generation) {
-                    fill::read(&self.cache, group, &op, result, position.index, asked);
+                if let Some(stream) = self.source(group, node, generation) {
+                    let question = fill::Question { group, op: &op, asked };
+                    fill::read(&self.cache, stream, &question, result, position.index);
                 }
                 self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
             (Expect::Update { group, destinations, op, asked }, Reply::Updated { outcome, position, is_noted }) => {
                 self.learn_served(group, node);
-                let is_kept = *is_noted && self.is_source(group, node, generation);
-                let kept = if is_kept { Kept::Noted } else { Kept::Unnoted { asked } };
+                let stream = self.source(group, node, generation).filter(|_| *is_noted);
+                let kept = stream.map_or(Kept::Unnoted { asked }, Kept::Noted);
                 fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
                 self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
@@ -174,13 +166,11 @@ impl Handler for Shared {
 
     fn handle_event(&self, link: &Arc<Link<Shared>>, generation: Generation, event: Event) {
         let Event { group, index, invalidated, invalidate_all, orphans } = event;
-        if !self.is_source(group, link.node.number, generation) {
-            return;
-        }
+        let Some(stream) = self.source(group, link.node.number, generation) else { return };
         if invalidate_all {
-            self.cache.invalidate_all(group);
+            self.cache.invalidate_all(group, stream);
         }
-        self.cache.invalidate(group, &invalidated, index);
+        self.cache.invalidate(group, stream, &invalidated, index);
         self.orphans.put(group, &orphans);
     }
 
@@ -189,7 +179,7 @@ impl Handler for Shared {
             let mut stream = group.stream.lock();
             if stream.asked == Some((link.node.number, generation)) {
                 *stream = Stream::default();
-                drop(stream);
+                // Under the same lock: a new one must not begin before.
                 self.cache.end_stream(id);
             }
         }

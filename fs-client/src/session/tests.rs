@@ -252,3 +252,143 @@ async fn read_is_cached_until_the_stream_says_otherwise_or_breaks() {
     engine.read(G, lookup()).await.unwrap_err();
     assert_eq!(cached(), None, "the stream is lost");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_without_an_answer_keeps_its_id_however_late_it_is_asked_for_again() {
+    let mut world = World::new();
+    let (seen, mut asked) = mpsc::unbounded_channel();
+    let is_silent = Arc::new(AtomicBool::new(true));
+    let silent = is_silent.clone();
+    let script = move |message: ToNode| match &message.body {
+        Request::Update { command, .. } => {
+            seen.send((command.id.sequence, command.acknowledged_below)).unwrap();
+            // Only the first is never answered.
+            let swallow = silent.load(Ordering::Relaxed) && command.id.sequence == 1;
+            Some(if swallow { Vec::new() } else { vec![updated(message.request, 5)] })
+        }
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(script));
+    let engine = world.client(Duration::from_secs(2));
+    let update = Update::new(an_update());
+    assert!(matches!(engine.settle(&update).await, Err(Error::Timeout { .. })));
+    assert!(update.is_uncertain());
+    engine.update(an_update()).await.unwrap().unwrap();
+    is_silent.store(false, Ordering::Relaxed);
+    assert_eq!(engine.settle(&update).await.unwrap(), Ok(Done::Nothing));
+    drop(update);
+    engine.update(an_update()).await.unwrap().unwrap();
+    let mut sequences = Vec::new();
+    while let Ok(command) = asked.try_recv() {
+        sequences.push(command);
+    }
+    sequences.dedup();
+    assert_eq!(sequences, [(1, 1), (2, 1), (1, 1), (3, 3)], "(sequence, acknowledged below)");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_of_unknown_fate_is_not_repeated_in_a_new_session() {
+    let mut world = World::new();
+    let (mut opened, mut executed) = (0, Vec::new());
+    let script = move |message: ToNode| match &message.body {
+        Request::OpenSession { .. } => {
+            opened += 1;
+            ordinary(&message)
+        }
+        Request::Update { command, .. } => Some(match (opened, command.id.sequence) {
+            (1, 1) => Vec::new(),
+            (1, _) => vec![reply(message.request, Reply::UnknownSession { group: G })],
+            (_, sequence) => {
+                assert_ne!(sequence, 1, "the new session would execute it again");
+                executed.push(sequence);
+                vec![updated(message.request, 5)]
+            }
+        }),
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(script));
+    let engine = world.client(Duration::from_secs(2));
+    let update = Update::new(an_update());
+    assert!(matches!(engine.settle(&update).await, Err(Error::Timeout { .. })));
+    // Finds out that the session has expired, and opens it again.
+    engine.update(an_update()).await.unwrap().unwrap();
+    assert!(matches!(engine.settle(&update).await, Err(Error::SessionLost { .. })));
+    assert!(!update.is_uncertain(), "from now on it is a new one");
+    assert_eq!(engine.settle(&update).await.unwrap(), Ok(Done::Nothing));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_that_a_former_primary_may_have_logged_is_uncertain() {
+    let mut world = World::new();
+    let mut tries = 0;
+    let script = move |message: ToNode| match &message.body {
+        Request::Update { .. } => {
+            tries += 1;
+            Some(vec![reply(
+                message.request,
+                match tries {
+                    1 => Reply::NotPrimary { group: G, primary: None },
+                    _ => Reply::UnknownSession { group: G },
+                },
+            )])
+        }
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(script));
+    let error = world.client(PATIENT).update(an_update()).await.unwrap_err();
+    assert!(matches!(error, Error::SessionLost { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voters_that_name_each_other_are_not_asked_all_the_time() {
+    let mut world = World::new();
+    let asked = Arc::new(AtomicU64::new(0));
+    for (number, other) in [(1, 2), (2, 1)] {
+        let asked = asked.clone();
+        let redirect = move |message: ToNode| match &message.body {
+            Request::OpenSession { .. } => {
+                asked.fetch_add(1, Ordering::Relaxed);
+                let primary = Some(ReplicaId(other));
+                Some(vec![reply(message.request, Reply::NotPrimary { group: G, primary })])
+            }
+            _ => ordinary(&message),
+        };
+        world.node(number, "here", Box::new(redirect));
+    }
+    let engine = world.client(Duration::from_secs(2));
+    assert!(matches!(engine.update(an_update()).await, Err(Error::Timeout { .. })));
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((4..40).contains(&asked), "{asked}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn token_is_adopted_only_when_its_state_was_reached() {
+    let mut world = World::new();
+    let applied = Arc::new(AtomicU64::new(3));
+    let now = applied.clone();
+    let script = move |message: ToNode| match &message.body {
+        Request::Read { clock, .. } => {
+            let applied = LogIndex(now.load(Ordering::Relaxed));
+            Some(vec![reply(
+                message.request,
+                match clock.index(G) > applied {
+                    true => Reply::Behind { applied },
+                    false => {
+                        let usage = ReadAnswer::Usage { inodes: 1, bytes: 1 };
+                        Reply::Read { result: Ok(usage), position: at(applied.0) }
+                    }
+                },
+            )])
+        }
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(script));
+    let engine = world.client(Duration::from_secs(1));
+    let token: VectorClock = [(G, LogIndex(9)), (GroupId(7), LogIndex(4))].into_iter().collect();
+    assert!(matches!(engine.adopt(&token).await, Err(Error::Timeout { .. })));
+    assert_eq!(engine.clock().index(G), LogIndex(0), "a token of another world must not stop this one");
+    engine.read(G, ReadOp::Usage).await.unwrap().unwrap();
+    applied.store(9, Ordering::Relaxed);
+    engine.adopt(&token).await.unwrap();
+    assert_eq!((engine.clock().index(G), engine.clock().index(GroupId(7))), (LogIndex(9), LogIndex(4)));
+}
