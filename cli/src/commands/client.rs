@@ -164,7 +164,7 @@ pub fn client_failure(error: fs_client::Error) -> Failure {
     use fs_client::Error;
     let exit = match &error {
         Error::Timeout { .. } => Exit::Unavailable,
-        Error::SessionLost { .. } | Error::Net(_) | Error::Closing => Exit::Unavailable,
+        Error::SessionLost { .. } | Error::Overtaken { .. } | Error::Net(_) | Error::Closing => Exit::Unavailable,
         Error::Config(_) | Error::Refused { .. } | Error::Data(_) => Exit::Config,
         // The system's own complaint: there is no such directory. Otherwise something is in the way.
         Error::MountPoint { why, .. } if why.contains("os error") => Exit::Failed,
