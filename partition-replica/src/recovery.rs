@@ -82,8 +82,9 @@ pub fn open_replica(config: &NodeConfig, info: &GroupInfo, db: &StateDb, wal: &W
         primary: None,
     };
     let durable = durable(info.id, applied, wal)?;
-    let core = Core::new(clock.now(), core_config(config, info.id), durable, order)
+    let mut core = Core::new(clock.now(), core_config(config, info.id), durable, order)
         .map_err(|error| state.damaged(error.to_string()))?;
+    core.restore_committed(wal.state(info.id).committed);
     Ok(Replica { state, core, front })
 }
 

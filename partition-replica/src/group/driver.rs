@@ -394,13 +394,15 @@ impl Driver {
 }
 
 fn log_records(group: GroupId, writes: Writes, records: &mut Vec<WalRecord>) {
-    if let Some(promised) = writes.promised {
+    if let Some((promised, committed)) = writes.committed {
+        records.push(WalRecord::HardState { group, promised, committed });
+    } else if let Some(promised) = writes.promised {
         records.push(WalRecord::HardState { group, promised, committed: LogIndex::ZERO });
     }
     if let Some(from) = writes.truncate_from {
         records.push(WalRecord::Truncate { group, from });
     }
-    records.extend(writes.append.into_iter().map(|entry| WalRecord::Append {
+    records.extend(writes.rewrite.into_iter().chain(writes.append).map(|entry| WalRecord::Append {
         group,
         index: entry.index,
         ballot: entry.ballot,

@@ -165,9 +165,10 @@ fn expired(group: GroupId) -> Reply {
 
 fn refused(rejection: Rejection) -> Reply {
     match rejection.reason {
-        Refusal::UnknownSession => Reply::UnknownSession { group: rejection.by },
+        // Nothing was done, and never will be under this sequence: the client asks that group for its session and takes
+        // another sequence, which acknowledges more.
+        Refusal::UnknownSession | Refusal::BeyondWindow => Reply::UnknownSession { group: rejection.by },
         Refusal::StaleSequence => Reply::Invalid("the client has acknowledged this sequence already".into()),
-        Refusal::BeyondWindow => Reply::Invalid("too many sequences are not acknowledged".into()),
         Refusal::IdReused => Reply::Invalid("the command's id was used for something else".into()),
     }
 }
@@ -277,6 +278,12 @@ mod tests {
             assert_eq!(told(&created, true, &[], &[key]), ((false, own, 1), 0));
         }
         assert_eq!(told(&Err(OpError::Errno(Errno::NotFound)), true, &[name], &[name]), ((true, end, 0), 0));
+    }
+
+    #[test]
+    fn window_that_is_full_elsewhere_makes_the_client_take_another_sequence() {
+        let rejection = Rejection { by: GroupId(3), reason: Refusal::BeyondWindow };
+        assert!(matches!(refused(rejection), Reply::UnknownSession { group: GroupId(3) }));
     }
 
     #[tokio::test]
