@@ -482,3 +482,7 @@ impl Borrower for Listener {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "lent_tests.rs"]
+mod tests;

@@ -543,3 +543,20 @@ fn mount_keeps_nothing_of_a_lost_stream(mode: KernelCache) {
     assert!(!fixture.path(1, "f").exists());
     fixture.unmount_all();
 }
+
+#[test]
+fn what_is_mounted_on_top_outlives_changes_by_others_unless_names_are_kept() {
+    for mode in [KernelCache::Off, KernelCache::Attributes, KernelCache::Names] {
+        let Some(mut fixture) = Fixture::new(2, mode) else { return };
+        let here = fixture.path(0, "");
+        sh("mkdir top in && touch f && mount -t tmpfs none top && touch top/inside && ls -l", &here);
+        fs::rename(fixture.path(1, "f"), fixture.path(1, "g")).unwrap();
+        let seen = sh("ls top; stat -c %n g in > /dev/null; cd in; pwd", &here);
+        let kept = seen.starts_with("inside");
+        assert_eq!(kept, mode != KernelCache::Names, "names are kept at that price: {seen}");
+        if kept {
+            sh("umount top", &here);
+        }
+        fixture.unmount_all();
+    }
+}
