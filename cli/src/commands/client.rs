@@ -29,6 +29,8 @@ pub struct Wishes {
     pub region: String,
     /// Whose certificate it shows.
     pub identity: String,
+    /// What the certificate is for.
+    pub role: Role,
     /// For people who look at sessions.
     pub label: String,
     /// How long a call may wait.
@@ -51,6 +53,7 @@ impl Wishes {
         Ok(Wishes {
             region,
             identity: TOOL_CLIENT.into(),
+            role: Role::Client,
             label: format!("globalfs tool, pid {}", std::process::id()),
             deadline,
             memory: ByteSize(32 << 20),
@@ -62,7 +65,7 @@ impl Wishes {
 
 /// A socket in the client's region. Must be called inside a runtime.
 pub fn endpoint(cluster: &Cluster, wishes: &Wishes) -> Result<(Endpoint, Option<Arc<Wan>>)> {
-    let identity = cluster.identity(Role::Client, &wishes.identity)?;
+    let identity = cluster.identity(wishes.role, &wishes.identity)?;
     let mut config = EndpointConfig::client(identity);
     let wan = if wishes.emulated { node::wan(cluster)? } else { None };
     if let Some(wan) = &wan {
@@ -121,20 +124,20 @@ pub fn client_config(cluster: &Cluster, wishes: &Wishes) -> ClientConfig {
 
 /// The regions' buckets as a client sees them. Its own must be usable now; others may be out of reach.
 pub async fn store(cluster: &Cluster, wishes: &Wishes, wan: Option<Arc<Wan>>) -> Result<BlobStore> {
+    let own = cluster.region(&wishes.region)?;
+    let doing = || format!("bucket of region {:?} in {}", own.name, cluster.file.display());
+    Bucket::open(&own.bucket).await.or_exit_with(Exit::Config, doing)?;
+    store_unchecked(cluster, wishes, wan)
+}
+
+/// As [`store`], of buckets that may all be out of reach just now.
+pub fn store_unchecked(cluster: &Cluster, wishes: &Wishes, wan: Option<Arc<Wan>>) -> Result<BlobStore> {
     let mut buckets = Vec::new();
     for region in &cluster.regions {
-        let doing = || format!("bucket of region {:?} in {}", region.name, cluster.file.display());
-        let bucket = match region.name == wishes.region {
-            true => Bucket::open(&region.bucket).await.or_exit_with(Exit::Config, doing)?,
-            false => match Bucket::configure(&region.bucket) {
-                Ok(bucket) => bucket,
-                Err(error) => {
-                    tracing::warn!(region = region.name, %error, "bucket not usable from here");
-                    continue;
-                }
-            },
-        };
-        buckets.push((Region(region.number), bucket));
+        match Bucket::configure(&region.bucket) {
+            Ok(bucket) => buckets.push((Region(region.number), bucket)),
+            Err(error) => tracing::warn!(region = region.name, %error, "bucket not usable from here"),
+        }
     }
     let cache = match &wishes.cache {
         Some((folder, size)) if size.0 > 0 => {

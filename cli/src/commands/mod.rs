@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod client;
+pub mod collect;
 pub mod completion;
 pub mod explain;
 pub mod init;

@@ -123,6 +123,7 @@ fn plan(globals: &Globals, args: &MountArgs) -> Result<Plan> {
     let cache_size = list.cache_size.or(args.cache_size).unwrap_or(cluster.limits.cache);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let wishes = Wishes {
+        role: net::Role::Client,
         identity: list.identity.or_else(|| args.identity.clone()).unwrap_or_else(|| region.clone()),
         label: format!("{host}:{} pid {}", point.display(), std::process::id()),
         deadline: list.deadline.or(args.deadline).map_or(cluster.timeouts.deadline, |span| span.0),

@@ -1,10 +1,11 @@
 //! `globalfs node`: one process that hosts replicas.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use metadata::namespace::Genesis;
 use metadata::types::TimeNs;
@@ -12,7 +13,9 @@ use net::Role;
 use net::wan::Wan;
 use partition_replica::{ErrorClass, GroupInfo, Limits, Node, NodeConfig, NodeInfo, Timeouts};
 use serde_json::json;
+use tokio::runtime::Runtime;
 
+use super::collect::{self, Deleter, Sweep};
 use super::service::{self, Parent};
 use crate::args::Globals;
 use crate::config::{Cluster, find};
@@ -64,7 +67,9 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
     let listen = config.listen;
     let runtime = service::runtime()?;
     let signals = service::Signals::install(&runtime)?;
-    let node = Node::start(config).map_err(start_failure)?;
+    let data = config.data_dir.clone();
+    let mut node = Node::start(config).map_err(start_failure)?;
+    collect(&cluster, args, &mut node, &runtime, &data)?;
     service::announce(&json!({ "node": args.name, "listen": listen, "pid": std::process::id() }));
     tracing::info!(node = args.name, %listen, "ready");
     let failure = loop {
@@ -82,6 +87,18 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
         Some(failure) => Err(Failure::new(Exit::Failed, format!("node {} has stopped: {failure}", args.name))),
         None => Ok(Exit::Done),
     }
+}
+
+fn collect(cluster: &Cluster, args: &NodeArgs, node: &mut Node, runtime: &Runtime, data: &Path) -> Result {
+    let me = cluster.node(&args.name)?;
+    let deleter = Deleter::new(cluster, me, runtime.handle().clone());
+    node.collect(deleter.clone(), collect::times(cluster)).map_err(start_failure)?;
+    if let Some(sweep) = Sweep::of(cluster, me, &deleter, data) {
+        let handle = runtime.handle().clone();
+        let run = move || handle.block_on(sweep.run());
+        std::thread::Builder::new().name("sweep".into()).spawn(run).context("starting the sweep")?;
+    }
+    Ok(())
 }
 
 fn start_failure(error: partition_replica::Error) -> Failure {
@@ -119,7 +136,7 @@ fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
         genesis: genesis(cluster),
         identity: cluster.identity(Role::Node, &node.name)?,
         wan: wan(cluster)?,
-        limits: limits(memory, cluster.groups.len()),
+        limits: Limits { log_bytes_max: cluster.limits.node_log.0, ..limits(memory, cluster.groups.len()) },
         timeouts: Timeouts {
             election: cluster.timeouts.election,
             heartbeat: cluster.timeouts.election / 10,

@@ -165,8 +165,29 @@ fn as_tables(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> Stri
         text.push_str(&format!("\n{}\n", bold("unfinished multi-group commands")));
         text.push_str(&unfinished_table(cluster, &unfinished).render());
     }
+    text.push_str(&remarks(nodes));
     for view in groups.iter().filter(|view| !view.digests_agree) {
         text.push_str(&red(&format!("group {}: the voters' states differ\n", view.group.name)));
+    }
+    text
+}
+
+/// What else nodes have to say.
+fn remarks(nodes: &[Seen<'_>]) -> String {
+    let mut text = String::new();
+    for node in nodes {
+        let Ok(status) = &node.answer else { continue };
+        if let Some(problem) = &status.storage.log_problem {
+            text.push_str(&format!("\n{}: {}\n", node.name, yellow(problem)));
+        }
+        let Some(collector) = &status.collector else { continue };
+        if collector.waiting > 0 || collector.problem.is_some() {
+            let (waiting, collected) = (collector.waiting, collector.collected);
+            text.push_str(&format!("\n{}: {waiting} blobs wait for their deletion, {collected} deleted\n", node.name));
+        }
+        if let Some(problem) = &collector.problem {
+            text.push_str(&yellow(&format!("{}: collection of blobs: {problem}\n", node.name)));
+        }
     }
     text
 }

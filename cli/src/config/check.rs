@@ -25,11 +25,16 @@ const CREATED_MAX_S: u64 = 9_000_000_000;
 const PATH_LEN_MAX: usize = 4095;
 
 const NODE_MEMORY: RangeInclusive<u64> = 32 << 20..=1 << 40;
+/// At least what two segments and the next one take.
+const NODE_LOG: RangeInclusive<u64> = 96 << 20..=1 << 44;
+const RATE_MAX: u32 = 100_000;
 const CLIENT_MEMORY: RangeInclusive<u64> = 16 << 20..=1 << 40;
 const INLINE: RangeInclusive<u64> = 0..=64 << 10;
 const CACHE: RangeInclusive<u64> = 0..=1 << 50;
 const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
 const ELECTION: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
+const COLLECT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(90 * 86_400);
+const STRAY: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(365 * 86_400);
 const SESSION: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
 pub(super) fn checked(source: &Source<'_>) -> Checked<Cluster> {
@@ -230,6 +235,9 @@ fn limits(source: &Source<'_>, raw: file::Limits) -> Checked<Limits> {
     };
     Ok(Limits {
         node_memory: within("node_memory", raw.node_memory, default.node_memory, NODE_MEMORY)?,
+        node_log: within("node_log", raw.node_log, default.node_log, NODE_LOG)?,
+        collect_rate: rate(source, "collect_rate", raw.collect_rate, 1, default.collect_rate)?,
+        sweep_rate: rate(source, "sweep_rate", raw.sweep_rate, 0, default.sweep_rate)?,
         client_memory: within("client_memory", raw.client_memory, default.client_memory, CLIENT_MEMORY)?,
         inline: within("inline", raw.inline, default.inline, INLINE)?,
         cache: within("cache", raw.cache, default.cache, CACHE)?,
@@ -251,7 +259,17 @@ fn timeouts(source: &Source<'_>, raw: file::Timeouts) -> Checked<Timeouts> {
         deadline: within("deadline", raw.deadline, default.deadline, DEADLINE)?,
         election: within("election", raw.election, default.election, ELECTION)?,
         session: within("session", raw.session, default.session, SESSION)?,
+        collect: within("collect", raw.collect, default.collect, COLLECT)?,
+        stray: within("stray", raw.stray, default.stray, STRAY)?,
     })
+}
+
+fn rate(source: &Source<'_>, key: &str, value: Option<Spanned<u32>>, least: u32, default: u32) -> Checked<u32> {
+    let Some(value) = value else { return Ok(default) };
+    if (least..=RATE_MAX).contains(value.get_ref()) {
+        return Ok(value.into_inner());
+    }
+    Err(source.error(value.span(), format!("`{key}` = {} is not between {least} and {RATE_MAX}", value.get_ref())))
 }
 
 fn name(source: &Source<'_>, kind: &str, name: &Spanned<String>) -> Checked {

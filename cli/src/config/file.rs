@@ -84,9 +84,12 @@ pub(super) struct Tls {
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     pub node_memory: Option<Spanned<ByteSize>>,
+    pub node_log: Option<Spanned<ByteSize>>,
     pub client_memory: Option<Spanned<ByteSize>>,
     pub inline: Option<Spanned<ByteSize>>,
     pub cache: Option<Spanned<ByteSize>>,
+    pub collect_rate: Option<Spanned<u32>>,
+    pub sweep_rate: Option<Spanned<u32>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -95,6 +98,8 @@ pub(super) struct Timeouts {
     pub deadline: Option<Spanned<TimeSpan>>,
     pub election: Option<Spanned<TimeSpan>>,
     pub session: Option<Spanned<TimeSpan>>,
+    pub collect: Option<Spanned<TimeSpan>>,
+    pub stray: Option<Spanned<TimeSpan>>,
 }
 
 #[derive(Default, Deserialize)]

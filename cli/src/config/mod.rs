@@ -124,12 +124,18 @@ pub struct Volume {
 pub struct Limits {
     /// Memory of a node.
     pub node_memory: ByteSize,
+    /// A node's log, beyond which it says that it is too long.
+    pub node_log: ByteSize,
     /// Memory of a mount: caches and buffers.
     pub client_memory: ByteSize,
     /// Longest file whose bytes travel in the metadata.
     pub inline: ByteSize,
     /// A mount's blobs on local disk.
     pub cache: ByteSize,
+    /// Unreferenced blobs that a node deletes per second.
+    pub collect_rate: u32,
+    /// Objects of its bucket that a region looks at per second for such that nothing ever referred to; 0: none.
+    pub sweep_rate: u32,
 }
 
 /// Times.
@@ -141,6 +147,10 @@ pub struct Timeouts {
     pub election: Duration,
     /// How long a silent mount keeps its session.
     pub session: Duration,
+    /// How long a blob stays after nothing refers to it any more.
+    pub collect: Duration,
+    /// How long a blob stays that nothing has referred to yet.
+    pub stray: Duration,
 }
 
 impl Default for Volume {
@@ -153,9 +163,12 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             node_memory: ByteSize(256 << 20),
+            node_log: ByteSize(1 << 30),
             client_memory: ByteSize(256 << 20),
             inline: ByteSize(4 << 10),
             cache: ByteSize(1 << 30),
+            collect_rate: 100,
+            sweep_rate: 0,
         }
     }
 }
@@ -166,6 +179,8 @@ impl Default for Timeouts {
             deadline: Duration::from_secs(30),
             election: Duration::from_secs(2),
             session: Duration::from_secs(60),
+            collect: Duration::from_secs(600),
+            stray: Duration::from_secs(86_400),
         }
     }
 }

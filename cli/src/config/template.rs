@@ -186,6 +186,11 @@ fn rest(out: &mut String, plan: &Plan) {
     put!(out, "[limits]");
     put!(out, "# Memory of a node, whatever the number of files.");
     put!(out, "node_memory = \"{}\"", limits.node_memory);
+    put!(
+        out,
+        "# A node's log on disk: beyond it `globalfs status` says what keeps it (as a rule a voter that is away)."
+    );
+    put!(out, "node_log = \"{}\"", limits.node_log);
     put!(out, "# Memory of a mount for caches and buffers.");
     put!(out, "client_memory = \"{}\"", limits.client_memory);
     put!(
@@ -195,6 +200,14 @@ fn rest(out: &mut String, plan: &Plan) {
     put!(out, "inline = \"{}\"", limits.inline);
     put!(out, "# A mount's cache of blobs on its local disk; 0 turns it off.");
     put!(out, "cache = \"{}\"", limits.cache);
+    put!(out, "# Blobs that a node deletes per second, at most, once nothing refers to them any more.");
+    put!(out, "collect_rate = {}", limits.collect_rate);
+    put!(
+        out,
+        "# Objects of its bucket that a region looks at per second, to find those that were uploaded and never referred to;"
+    );
+    put!(out, "# 0 turns it off.");
+    put!(out, "sweep_rate = {}", limits.sweep_rate);
     put!(out, "");
     put!(out, "[timeouts]");
     put!(out, "# How long a call on a mount waits for nodes or buckets before it fails with ETIMEDOUT or EIO.");
@@ -203,6 +216,10 @@ fn rest(out: &mut String, plan: &Plan) {
     put!(out, "election = \"{}\"", TimeSpan(times.election));
     put!(out, "# How long a mount that is not heard of keeps its locks and open files.");
     put!(out, "session = \"{}\"", TimeSpan(times.session));
+    put!(out, "# How long a blob stays in its bucket after nothing refers to it any more: readers may still be at it.");
+    put!(out, "collect = \"{}\"", TimeSpan(times.collect));
+    put!(out, "# How long a blob stays that was uploaded and never referred to (see sweep_rate).");
+    put!(out, "stray = \"{}\"", TimeSpan(times.stray));
     put!(out, "");
     put!(
         out,
