@@ -86,6 +86,8 @@ pub struct Client {
     pub open_sequences: BTreeSet<u64>,
     /// Groups in which its session is registered, as far as it knows.
     pub registered: BTreeSet<GroupId>,
+    /// A group has forgotten its session at least once.
+    pub was_expired: bool,
     /// Who is primary, as far as it knows.
     pub primaries: BTreeMap<GroupId, ReplicaId>,
     /// Where it reads.
@@ -131,6 +133,7 @@ impl Client {
             next_sequence: 1,
             open_sequences: BTreeSet::new(),
             registered: BTreeSet::new(),
+            was_expired: false,
             primaries: BTreeMap::new(),
             readers: BTreeMap::new(),
             connections: BTreeMap::new(),

@@ -12,6 +12,7 @@ use crate::desk::{Answer, Ask, AskId};
 use crate::network::End;
 use crate::options::MS;
 use crate::planted::Bug;
+use crate::replica::STALE;
 use crate::world::{Event, World};
 
 impl World {
@@ -389,6 +390,10 @@ impl World {
                 self.fail(number, ask, attempt, false);
             }
             Reply::UnknownSession { group } => self.session_lost(number, ask, group),
+            // Its session ended and began anew behind this sequence: what became of it, nobody can tell.
+            Reply::Invalid(why) if why == STALE && self.clients[number].was_expired => {
+                self.answer(number, ask, Answer::Outcome(None));
+            }
             Reply::UnknownGroup { .. } | Reply::Invalid(_) | Reply::Alive | Reply::Status(_) => {
                 self.violate(format!("client {number} was told by {node}: {body:?}"));
             }
@@ -458,6 +463,7 @@ impl World {
     /// executed: then nobody can know.
     fn session_lost(&mut self, number: usize, ask: AskId, group: GroupId) {
         let client = &mut self.clients[number];
+        client.was_expired = true;
         client.registered.remove(&group);
         let Some(pending) = client.pending.get_mut(&ask) else { return };
         let (uncertain, command) = (pending.uncertain, pending.command.take());

@@ -23,6 +23,8 @@ use crate::options::MS;
 use crate::planted::Bug;
 use crate::view::{PendingRead, View};
 
+/// What a client is told of a sequence below its session's floor.
+pub const STALE: &str = "the client has acknowledged this sequence already";
 /// Entries applied in one write of the store.
 const APPLY_BATCH_MAX: usize = 64;
 /// So long a request waits before its client must ask again.
@@ -548,7 +550,7 @@ fn declined(group: GroupId, reason: Decline) -> Reply {
 fn refused(rejection: Rejection) -> Reply {
     match rejection.reason {
         Refusal::UnknownSession => Reply::UnknownSession { group: rejection.by },
-        Refusal::StaleSequence => Reply::Invalid("the client has acknowledged this sequence already".into()),
+        Refusal::StaleSequence => Reply::Invalid(STALE.into()),
         Refusal::BeyondWindow => Reply::Invalid("too many sequences are not acknowledged".into()),
         Refusal::IdReused => Reply::Invalid("the command's id was used for something else".into()),
     }

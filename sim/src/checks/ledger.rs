@@ -243,7 +243,7 @@ fn touched(op: &FsOp, outcome: &Outcome) -> Vec<ReadOp> {
         | FsOp::RemoveXattr { node, .. }
         | FsOp::SetPlacement { dir: node, .. } => inodes.push(node.ino),
         FsOp::ReleaseOrphans { inodes: released, .. } => inodes.extend(released),
-        FsOp::Lock { .. } | FsOp::Collected { .. } => {}
+        _ => {}
     }
     if let Ok(Done::Node { attr, .. }) = outcome {
         inodes.push(attr.ino);

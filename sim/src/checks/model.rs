@@ -354,7 +354,7 @@ impl Named {
             | FsOp::RemoveXattr { node, .. }
             | FsOp::Lock { node, .. }
             | FsOp::SetPlacement { dir: node, .. } => named.nodes.push(*node),
-            FsOp::ReleaseOrphans { .. } | FsOp::Collected { .. } => {}
+            _ => {}
         }
         named
     }
