@@ -6,7 +6,7 @@ use multicast::ids::{GroupId, SessionId};
 
 use crate::error::Error;
 use crate::op::LockRange;
-use crate::ops::{Piece, conflict, moves, pieces_from};
+use crate::ops::{Piece, conflict, moves, open_locks, pieces_from};
 use crate::outcome::{Errno, OpError};
 use crate::read::{ListEntry, ReadAnswer, ReadOp, ReadResult};
 use crate::rows::{self, BlobRow, Counters, DirentRow, InodeRow, ListingRow, LockRow, Source};
@@ -50,6 +50,8 @@ pub fn read<S: Store + ?Sized>(store: &S, group: GroupId, op: &ReadOp) -> Result
     match step {
         Ok(answer) => Ok(Ok(answer)),
         Err(Stop::Refused(refusal)) => Ok(Err(refusal.error)),
+        // Reads have no parts.
+        Err(Stop::Unfinished) => Ok(Err(OpError::Errno(Errno::Busy))),
         Err(Stop::Failed(error)) => Err(error),
     }
 }
@@ -153,7 +155,8 @@ impl<S: Store + ?Sized> Reader<'_, S> {
         }
         let content = match self.whole_inline(&row)? {
             Some(bytes) => Content::Inline(bytes),
-            None => self.pieces(ino, offset, offset.saturating_add(len))?,
+            // What lies behind the end may be on its way out.
+            None => self.pieces(ino, offset, offset.saturating_add(len).min(row.attr.size))?,
         };
         Ok(ReadAnswer::Content { attr: Box::new(row.attr), content })
     }
@@ -168,6 +171,9 @@ impl<S: Store + ?Sized> Reader<'_, S> {
         }
         let mut whole = BytesMut::new();
         for piece in pieces_from(self.store, row.attr.ino, 0, usize::MAX)? {
+            if piece.start >= row.attr.size {
+                break;
+            }
             let Source::Inline(bytes) = piece.source else { return Ok(None) };
             if piece.end > INLINE_WHOLE_MAX {
                 return Ok(None);
@@ -234,7 +240,7 @@ impl<S: Store + ?Sized> Reader<'_, S> {
 
     fn test_lock(&self, ino: InodeId, flock: bool, wanted: LockRow) -> Step<ReadAnswer> {
         self.inode(ino)?;
-        let held: Vec<LockRow> = rows::read(self.store, &keys::locks(ino, flock))?.unwrap_or_default();
+        let held: Vec<LockRow> = open_locks(self.store, &keys::locks(ino, flock))?;
         let found: Option<(SessionId, u32, _, LockRange)> =
             conflict(&held, &wanted).map(|lock| (lock.session, lock.pid, lock.kind, lock.range));
         Ok(ReadAnswer::Lock(found))

@@ -7,6 +7,7 @@
 //! | home | that the inode exists, and where | removal, moves between groups | |
 //! | parent (directory) | a directory's place in the tree | its removal, renames to another parent, moves | |
 //! | locks | byte-range locks | lock operations | |
+//! | transfer (directory) | how far its entries were copied ahead to another group | steps of its transfer, moves | |
 //! | births (group, shard) | the numbers of inodes that are born here at the wish of another group | such creations | |
 
 use std::collections::BTreeMap;
@@ -56,6 +57,12 @@ pub fn key_locks(ino: InodeId) -> Key {
 #[must_use]
 pub fn key_births(group: GroupId, shard: BirthShard) -> Key {
     key(6, u64::from(group.0), &[shard.0])
+}
+
+/// How far a directory's entries were copied ahead to another group.
+#[must_use]
+pub fn key_transfer(dir: InodeId) -> Key {
+    key(7, dir.0, &[])
 }
 
 fn key(tag: u8, id: u64, name: &[u8]) -> Key {
@@ -162,9 +169,18 @@ impl FsOp {
                     footprint.whole(group, node.ino);
                     if node.kind == FileKind::Directory {
                         footprint.touch(group, key_parent(node.ino), Mode::Write);
+                        footprint.touch(group, key_transfer(node.ino), Mode::Write);
                     }
                 }
             }
+            FsOp::StageMove { dir, to, .. } => {
+                // While a step is on its way no entry may change; but readers need not wait.
+                footprint.touch(dir.home, key_inode(dir.ino), Mode::Read);
+                for group in [dir.home, *to] {
+                    footprint.touch(group, key_transfer(dir.ino), Mode::Write);
+                }
+            }
+            FsOp::CancelMove { home, dir } => footprint.touch(*home, key_transfer(*dir), Mode::Write),
             FsOp::Collected { home, .. } => {
                 footprint.0.entry(*home).or_default();
             }

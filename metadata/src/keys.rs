@@ -23,6 +23,12 @@
 //! | 12 | births | shard | the last number of an inode born here at the wish of another group |
 //! | 13 | retired | writer, origin | [`Retired`](crate::rows::Retired) |
 //! | 14 | moves | | [`Moves`](crate::rows::Moves) |
+//! | 15 | unfinished | | [`Unfinished`](crate::rows::Unfinished); there if anything goes in steps |
+//! | 16 | grave | ino | [`Grave`](crate::rows::Grave) |
+//! | 17 | closing session | session | the first inode whose holders were not looked at |
+//! | 18 | departing directory | ino | [`Departing`](crate::rows::Departing) |
+//! | 19 | stale copy | directory, cookie | |
+//! | 1a | arriving directory | ino | [`Arriving`](crate::rows::Arriving) |
 //!
 //! Extents are keyed by their end: the one that covers an offset is the first that ends behind it, and no backward scan is
 //! needed. Kinds from 40 on are free for whoever shares the store.
@@ -50,6 +56,11 @@ pub(crate) const DOUBTFUL: u8 = 0x10;
 pub(crate) const FORWARD: u8 = 0x11;
 pub(crate) const BIRTHS: u8 = 0x12;
 pub(crate) const RETIRED: u8 = 0x13;
+pub(crate) const GRAVE: u8 = 0x16;
+pub(crate) const CLOSING: u8 = 0x17;
+pub(crate) const DEPARTING: u8 = 0x18;
+pub(crate) const STALE_COPY: u8 = 0x19;
+pub(crate) const ARRIVING: u8 = 0x1a;
 
 pub(crate) fn volume() -> Vec<u8> {
     vec![0x01]
@@ -151,6 +162,20 @@ pub(crate) fn births(shard: u8) -> Vec<u8> {
 pub(crate) fn numbered(kind: u8, sequence: u64) -> Vec<u8> {
     let mut key = vec![kind];
     key.extend_from_slice(&sequence.to_be_bytes());
+    key
+}
+
+pub(crate) fn unfinished() -> Vec<u8> {
+    vec![0x15]
+}
+
+pub(crate) fn closing(session: SessionId) -> Vec<u8> {
+    numbered(CLOSING, session.0)
+}
+
+pub(crate) fn stale_copy(dir: InodeId, cookie: u64) -> Vec<u8> {
+    let mut key = of_inode(STALE_COPY, dir);
+    key.extend_from_slice(&cookie.to_be_bytes());
     key
 }
 

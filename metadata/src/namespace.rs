@@ -19,6 +19,9 @@ use crate::validate::validate;
 use crate::verdict::{self, Contribution, Rank, Step, Stop};
 use crate::{codec, keys, rows};
 
+/// Most rows that one entry of the log makes or removes beyond what it says itself; the rest goes in steps.
+pub const STEP_ROWS_MAX: usize = 2048;
+
 /// What executed updates changed, for those who cache it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -44,6 +47,7 @@ pub struct Namespace<S> {
     pub(crate) failure: Option<Error>,
     /// While an update may still be refused after it has written: what was there before.
     pub(crate) undo: Option<Undo>,
+    pub(crate) step_rows: usize,
 }
 
 impl<S: StoreMut> Namespace<S> {
@@ -53,7 +57,13 @@ impl<S: StoreMut> Namespace<S> {
         if volume.group != group {
             return Err(Error::OtherGroup { found: volume.group, expected: group });
         }
-        Ok(Namespace { group, volume, store, changes: Changes::default(), failure: None, undo: None })
+        let (changes, step_rows) = (Changes::default(), STEP_ROWS_MAX);
+        Ok(Namespace { group, volume, store, changes, failure: None, undo: None, step_rows })
+    }
+
+    /// Smaller steps than [`STEP_ROWS_MAX`], for tests: the same on all replicas of all groups.
+    pub fn set_step_rows(&mut self, rows: usize) {
+        self.step_rows = rows;
     }
 
     /// What this group has to say to a command of several groups: its part of the verdict, and what the others need to
@@ -82,11 +92,15 @@ impl<S: StoreMut> Namespace<S> {
         contributions: &BTreeMap<GroupId, Bytes>,
     ) -> Bytes {
         let outcome = self.run(now, is_contended, command, contributions);
+        let drained = self.drain();
+        self.settle(drained);
         self.settle(outcome.map(|outcome| codec::encode_outcome(&outcome)))
     }
 
     /// A session was registered in this group.
     pub fn session_opened(&mut self, session: SessionId) {
+        let done = self.finish_closing(session);
+        self.settle(done);
         let done = self.put(keys::session(session), Vec::new());
         self.settle(done);
     }
@@ -95,6 +109,8 @@ impl<S: StoreMut> Namespace<S> {
     pub fn session_closed(&mut self, session: SessionId) {
         let done = self.forget_session(session);
         self.settle(done);
+        let drained = self.drain();
+        self.settle(drained);
     }
 
     /// What was changed since the last call.
@@ -196,7 +212,10 @@ impl<S: StoreMut> Namespace<S> {
                 self.apply_remove(*parent, name, *target, session, holder, &joint)?
             }
             FsOp::Rename { .. } => return self.apply_rename(op, session, &joint),
-            FsOp::MoveInode { parent, name, node, to } => self.apply_move(*parent, name, *node, *to, &joint)?,
+            FsOp::MoveInode { parent, name, node, to } => {
+                return Ok((self.apply_move(*parent, name, *node, *to, &joint)?, false));
+            }
+            FsOp::StageMove { .. } => self.apply_stage(op, &joint)?,
             FsOp::SetAttr { .. }
             | FsOp::Write { .. }
             | FsOp::SetXattr { .. }
@@ -204,6 +223,7 @@ impl<S: StoreMut> Namespace<S> {
             | FsOp::Lock { .. }
             | FsOp::ReleaseOrphans { .. }
             | FsOp::SetPlacement { .. }
+            | FsOp::CancelMove { .. }
             | FsOp::Collected { .. } => None,
         };
         // A contribution that lacks what its group owes can only come from a group that disagrees on the rules.
@@ -219,7 +239,8 @@ impl<S: StoreMut> Namespace<S> {
             FsOp::Unlink { parent, name, target, .. } => self.check_unlink(*parent, name, *target, &mut part)?,
             FsOp::Rmdir { parent, name, target, .. } => self.check_rmdir(*parent, name, *target, &mut part)?,
             FsOp::Rename { .. } => self.check_rename(op, &mut part)?,
-            FsOp::MoveInode { parent, name, node, .. } => self.check_move(*parent, name, *node, &mut part)?,
+            FsOp::MoveInode { parent, name, node, to } => self.check_move(*parent, name, *node, *to, &mut part)?,
+            FsOp::StageMove { .. } => self.check_stage(op, &mut part)?,
             FsOp::SetAttr { .. }
             | FsOp::Write { .. }
             | FsOp::SetXattr { .. }
@@ -227,6 +248,7 @@ impl<S: StoreMut> Namespace<S> {
             | FsOp::Lock { .. }
             | FsOp::ReleaseOrphans { .. }
             | FsOp::SetPlacement { .. }
+            | FsOp::CancelMove { .. }
             | FsOp::Collected { .. } => {}
         }
         if !part.refusals.is_empty() {
@@ -247,17 +269,24 @@ impl<S: StoreMut> Namespace<S> {
             FsOp::ReleaseOrphans { inodes, .. } => self.release_orphans(session, inodes),
             FsOp::SetPlacement { dir, placement } => self.set_placement(now, *dir, *placement),
             FsOp::Collected { blobs, .. } => self.collected(blobs),
+            FsOp::CancelMove { dir, .. } => self.cancel_move(*dir),
             FsOp::Create { .. }
             | FsOp::Link { .. }
             | FsOp::Unlink { .. }
             | FsOp::Rmdir { .. }
             | FsOp::Rename { .. }
+            | FsOp::StageMove { .. }
             | FsOp::MoveInode { .. } => Err(Stop::errno(Rank::Malformed, Errno::Malformed)),
         };
         let before = self.undo.take().unwrap_or_default();
         match step {
             Ok(done) => Ok(Ok(done)),
             Err(Stop::Failed(error)) => Err(error),
+            Err(Stop::Unfinished) => {
+                let touched = op.destinations().into_iter().flat_map(|destination| destination.footprint);
+                self.changes.keys.extend(touched.filter(|(_, mode)| mode.changes()).map(|(key, _)| key));
+                Ok(Err(OpError::Stale(Vec::new())))
+            }
             Err(Stop::Refused(refusal)) => {
                 for (key, value) in before.into_iter().rev() {
                     match value {
@@ -399,6 +428,7 @@ fn is_joint(op: &FsOp) -> bool {
         | FsOp::Unlink { .. }
         | FsOp::Rmdir { .. }
         | FsOp::Rename { .. }
+        | FsOp::StageMove { .. }
         | FsOp::MoveInode { .. } => true,
         FsOp::SetAttr { .. }
         | FsOp::Write { .. }
@@ -407,6 +437,7 @@ fn is_joint(op: &FsOp) -> bool {
         | FsOp::Lock { .. }
         | FsOp::ReleaseOrphans { .. }
         | FsOp::SetPlacement { .. }
+        | FsOp::CancelMove { .. }
         | FsOp::Collected { .. } => false,
     }
 }

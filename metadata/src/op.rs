@@ -324,6 +324,24 @@ pub enum FsOp {
         /// The blobs.
         blobs: Vec<crate::types::BlobId>,
     },
+    /// Copies some entries of a directory to a group, ahead of a [`FsOp::MoveInode`] that could not take all at once.
+    StageMove {
+        /// The directory.
+        dir: NodeRef,
+        /// The group.
+        to: GroupId,
+        /// Names the transfer: any number, the same in all its steps.
+        transfer: u64,
+        /// The last cookie that was copied; zero begins.
+        after: u64,
+    },
+    /// Ends what a transfer of a directory left in one group.
+    CancelMove {
+        /// The group.
+        home: GroupId,
+        /// The directory.
+        dir: InodeId,
+    },
 }
 
 impl FsOp {
@@ -348,6 +366,8 @@ impl FsOp {
             | FsOp::ReleaseOrphans { .. }
             | FsOp::SetPlacement { .. }
             | FsOp::MoveInode { .. }
+            | FsOp::StageMove { .. }
+            | FsOp::CancelMove { .. }
             | FsOp::Collected { .. } => Vec::new(),
         }
     }

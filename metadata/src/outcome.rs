@@ -147,6 +147,13 @@ pub enum Done {
         /// See [`Done::directories`].
         directories: Vec<Attr>,
     },
+    /// Entries were copied ahead.
+    Staged {
+        /// Up to this cookie.
+        upto: u64,
+        /// There are no more for now.
+        end: bool,
+    },
 }
 
 impl Done {
@@ -156,7 +163,7 @@ impl Done {
     #[must_use]
     pub fn directories(&self) -> &[Attr] {
         match self {
-            Done::Nothing => &[],
+            Done::Nothing | Done::Staged { .. } => &[],
             Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. } => {
                 directories
             }
@@ -165,7 +172,7 @@ impl Done {
 
     pub(crate) fn with_directories(mut self, exact: Vec<Attr>) -> Self {
         match &mut self {
-            Done::Nothing => {}
+            Done::Nothing | Done::Staged { .. } => {}
             Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. } => {
                 *directories = exact;
             }

@@ -145,6 +145,56 @@ pub struct Moves {
     pub arrived: u64,
 }
 
+/// What is left of something that is gone, and goes in steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Grave {
+    /// A deleted inode's content and xattrs.
+    Inode(Box<InodeRow>),
+    /// A file's content behind this offset, which was cut off.
+    Content {
+        /// The offset.
+        from: u64,
+    },
+    /// The entries of a directory that is not here.
+    Entries,
+    /// What was noted of a directory's entries for a transfer that has ended.
+    StaleCopies,
+}
+
+/// How much goes in steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// Graves and closing sessions.
+    pub count: u64,
+}
+
+/// How far a directory's entries were copied ahead of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// In which transfer.
+    pub transfer: u64,
+    /// Up to this cookie.
+    pub upto: u64,
+}
+
+/// A directory whose entries are copied ahead to another group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departing {
+    /// The group.
+    pub to: GroupId,
+    /// How far.
+    pub copied: Copied,
+    /// How many of them have changed since.
+    pub stale: u64,
+}
+
+/// A directory whose entries were copied here ahead of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arriving {
+    /// How far.
+    pub copied: Copied,
+}
+
 /// Encodes a row's value.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     postcard::to_extend(value, vec![ROW_VERSION]).expect("a row in memory always encodes")

@@ -16,6 +16,8 @@ pub const BATCH_MAX: usize = 1024;
 pub const XATTR_NAME_BYTES_MAX: usize = 255;
 /// Longest xattr value, in bytes.
 pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
+/// Most xattrs of one inode.
+pub const XATTRS_MAX: u32 = 1024;
 /// All xattrs of one inode, names and values, in bytes.
 pub const XATTRS_BYTES_MAX: u32 = 256 << 10;
 
@@ -66,6 +68,11 @@ pub(crate) fn validate(op: &FsOp) -> Result<(), Errno> {
         FsOp::ReleaseOrphans { inodes, .. } => batch(inodes.len()),
         FsOp::Collected { blobs, .. } => batch(blobs.len()),
         FsOp::SetPlacement { dir, .. } => directory(*dir),
+        FsOp::StageMove { dir, to, .. } => {
+            directory(*dir)?;
+            if dir.home == *to { Err(Errno::Invalid) } else { Ok(()) }
+        }
+        FsOp::CancelMove { .. } => Ok(()),
         FsOp::MoveInode { parent, name, node, to } => {
             directory(*parent)?;
             entry_name(name)?;

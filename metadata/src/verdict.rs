@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::outcome::{Errno, Fact, OpError};
-use crate::rows::{DirentRow, ExtentRow, InodeRow};
-use crate::types::{Attr, InodeId, TimeNs};
+use crate::rows::{Copied, DirentRow, ExtentRow, InodeRow};
+use crate::types::{Attr, Dirent, InodeId, TimeNs};
 
 /// In what order refusals count: the first in this list decides, whichever group has it. What holds whatever the client
 /// guessed comes before what says that a guess is out of date, and that before what follows from the guesses.
@@ -48,6 +48,8 @@ pub(crate) struct Refusal {
 pub(crate) enum Stop {
     /// The update is refused.
     Refused(Refusal),
+    /// Only a part was done, and stays done: the client asks again.
+    Unfinished,
     /// The store failed.
     Failed(Error),
 }
@@ -59,6 +61,11 @@ impl Stop {
 
     pub(crate) fn stale(fact: Fact) -> Self {
         Stop::Refused(Refusal { rank: Rank::Stale, error: OpError::Stale(vec![fact]) })
+    }
+
+    /// Not yet: the client asks again.
+    pub(crate) fn again() -> Self {
+        Stop::Refused(Refusal { rank: Rank::Stale, error: OpError::Stale(Vec::new()) })
     }
 }
 
@@ -78,6 +85,10 @@ pub(crate) fn note<T>(refusals: &mut Vec<Refusal>, step: Step<T>) -> Result<Opti
         Err(Stop::Failed(error)) => Err(error),
         Err(Stop::Refused(refusal)) => {
             refusals.push(refusal);
+            Ok(None)
+        }
+        Err(Stop::Unfinished) => {
+            refusals.push(Refusal { rank: Rank::Stale, error: OpError::Stale(Vec::new()) });
             Ok(None)
         }
     }
@@ -101,6 +112,20 @@ pub(crate) struct Facts {
     pub(crate) nodes: Vec<Attr>,
     /// All there is of inodes that may move.
     pub(crate) freight: Vec<Freight>,
+    /// Entries of a directory that are copied ahead of it.
+    pub(crate) chunk: Option<Chunk>,
+    /// How far a directory's entries have arrived ahead of it.
+    pub(crate) ahead: Option<Copied>,
+}
+
+/// Entries in the order of their cookies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    pub(crate) entries: Vec<(Bytes, DirentRow)>,
+    /// The last cookie.
+    pub(crate) upto: u64,
+    /// There are no more.
+    pub(crate) end: bool,
 }
 
 /// What new entries take over from their directory.
@@ -120,8 +145,12 @@ pub(crate) struct Freight {
     pub(crate) extents: Vec<(u64, ExtentRow)>,
     pub(crate) target: Option<Bytes>,
     pub(crate) xattrs: Vec<(Bytes, Bytes)>,
-    /// A directory's entries.
+    /// A directory's entries, but for those that were copied ahead.
     pub(crate) entries: Vec<(Bytes, DirentRow)>,
+    /// How far they were.
+    pub(crate) copied: Option<Copied>,
+    /// What has become of some of those, by their cookies.
+    pub(crate) corrected: Vec<(u64, Option<(Bytes, Dirent)>)>,
 }
 
 impl Facts {
@@ -142,6 +171,8 @@ impl Facts {
         self.parents.extend(other.parents);
         self.nodes.extend(other.nodes);
         self.freight.extend(other.freight);
+        self.chunk = self.chunk.take().or(other.chunk);
+        self.ahead = self.ahead.or(other.ahead);
     }
 }
 

@@ -164,6 +164,7 @@ fn reads() -> Vec<ReadOp> {
         ReadOp::TestLock { ino, owner: 1, flock: false, range, kind: LockKind::Read, session: S },
         ReadOp::Usage,
         ReadOp::Garbage { limit: 5 },
+        ReadOp::BlobsInUse { blobs: vec![source().blob] },
     ]
 }
 
@@ -187,6 +188,11 @@ fn answers() -> Vec<ReadAnswer> {
         ReadAnswer::Lock(Some((S, 1, LockKind::Write, LockRange { start: 0, end: 1 }))),
         ReadAnswer::Usage { inodes: 1, bytes: 2 },
         ReadAnswer::Garbage(vec![source().blob]),
+        ReadAnswer::BlobsInUse {
+            used: vec![source().blob],
+            garbage: vec![source().blob],
+            moves: metadata::rows::Moves { departed: 1, arrived: 2 },
+        },
     ]
 }
 

@@ -7,7 +7,8 @@ use multicast::ids::{GroupId, SessionId};
 use super::Violation;
 use crate::error::Error;
 use crate::rows::{
-    self, BlobRow, COOKIE_RESERVED_MAX, Counters, DirentRow, ExtentRow, InodeRow, ListingRow, LockRow, Source,
+    self, BlobRow, COOKIE_RESERVED_MAX, Counters, Departing, DirentRow, ExtentRow, Grave, InodeRow, ListingRow,
+    LockRow, Source,
 };
 use crate::store::{Store, row_hash, stored_digest};
 use crate::types::{BlobId, FileKind, InodeId};
@@ -31,6 +32,12 @@ pub(super) struct GroupRows {
     locked: BTreeSet<(SessionId, InodeId, bool)>,
     blobs: BTreeMap<Vec<u8>, BlobRow>,
     doubtful: BTreeMap<u64, BlobId>,
+    graves: BTreeMap<InodeId, Grave>,
+    closing: BTreeSet<SessionId>,
+    departing: BTreeMap<InodeId, Departing>,
+    arriving: BTreeSet<InodeId>,
+    stale_copies: BTreeMap<InodeId, u64>,
+    unfinished: u64,
     counters: Counters,
     digest_stored: u128,
     digest: u128,
@@ -48,6 +55,7 @@ impl GroupRows {
                 }
             }
         }
+        all.bury();
         Ok(all)
     }
 
@@ -69,6 +77,12 @@ impl GroupRows {
             locked: BTreeSet::new(),
             blobs: BTreeMap::new(),
             doubtful: BTreeMap::new(),
+            graves: BTreeMap::new(),
+            closing: BTreeSet::new(),
+            departing: BTreeMap::new(),
+            arriving: BTreeSet::new(),
+            stale_copies: BTreeMap::new(),
+            unfinished: 0,
             counters: Counters::default(),
             digest_stored: 0,
             digest: 0,
@@ -103,12 +117,36 @@ impl GroupRows {
             keys::FORWARD => drop(self.forwards.insert(ino?, rows::decode(key, value)?)),
             keys::BIRTHS => {}
             keys::RETIRED => drop(rows::decode::<rows::Retired>(key, value)?),
+            keys::GRAVE => drop(self.graves.insert(ino?, rows::decode(key, value)?)),
+            keys::CLOSING => drop(self.closing.insert(SessionId(number(1)?))),
+            keys::DEPARTING => drop(self.departing.insert(ino?, rows::decode(key, value)?)),
+            keys::ARRIVING => drop(self.arriving.insert(ino?)),
+            keys::STALE_COPY => *self.stale_copies.entry(ino?).or_default() += 1,
+            _ if key == keys::unfinished() => self.unfinished = rows::decode::<rows::Unfinished>(key, value)?.count,
             _ if key == keys::moves() => drop(rows::decode::<rows::Moves>(key, value)?),
             _ if key == keys::counters() => self.counters = rows::decode(key, value)?,
             _ if key == keys::volume() => drop(rows::decode::<rows::Volume>(key, value)?),
             _ => return Err(corrupt()),
         }
         Ok(())
+    }
+
+    /// Takes away what goes in steps and nobody sees: rows of inodes that are not here.
+    fn bury(&mut self) {
+        let unseen: BTreeSet<InodeId> = self
+            .graves
+            .iter()
+            .filter(|(_, grave)| matches!(grave, Grave::Entries))
+            .map(|(ino, _)| *ino)
+            .chain(self.arriving.iter().copied())
+            .collect();
+        self.dirents.retain(|(dir, _), _| !unseen.contains(dir));
+        self.listings.retain(|(dir, _), _| !unseen.contains(dir));
+        for (ino, grave) in &self.graves {
+            if let Grave::Inode(_) = grave {
+                self.xattrs.remove(ino);
+            }
+        }
     }
 
     pub(super) fn check(&self, found: &mut Vec<Violation>) {
@@ -125,6 +163,38 @@ impl GroupRows {
         self.check_orphans(&mut note);
         self.check_locks(&mut note);
         self.check_counters(&mut note);
+        self.check_steps(&mut note);
+    }
+
+    fn check_steps(&self, note: &mut impl FnMut(String)) {
+        let count = self.graves.len() + self.closing.len();
+        if self.unfinished != count as u64 {
+            note(format!("{} unfinished, but {count}", self.unfinished));
+        }
+        for (ino, grave) in &self.graves {
+            let is_here = self.inodes.contains_key(ino);
+            if is_here != matches!(grave, Grave::Content { .. } | Grave::StaleCopies) {
+                note(format!("inode {ino} has the wrong grave {grave:?}"));
+            }
+            let extents = || self.extents.get(ino).map_or(0, Vec::len) as u64;
+            if let Grave::Inode(row) = grave
+                && row.extents != extents()
+            {
+                note(format!("the grave of {ino} miscounts its extents"));
+            }
+        }
+        for ino in self.arriving.iter().filter(|ino| self.inodes.contains_key(ino)) {
+            note(format!("directory {ino} is here and arriving"));
+        }
+        for (ino, departing) in &self.departing {
+            if self.stale_copies.get(ino).copied().unwrap_or_default() != departing.stale {
+                note(format!("directory {ino} miscounts its stale copies"));
+            }
+        }
+        let noted = self.stale_copies.keys();
+        for ino in noted.filter(|ino| !self.departing.contains_key(ino) && !self.graves.contains_key(ino)) {
+            note(format!("stale copies of {ino}, which does not depart"));
+        }
     }
 
     fn check_inode(&self, row: &InodeRow, note: &mut impl FnMut(String)) {
@@ -199,7 +269,8 @@ impl GroupRows {
                     }
                 }
             }
-            if matches!(extent.source, Source::Blob(_) | Source::Inline(_)) && *end > row.attr.size {
+            let is_cut = matches!(self.graves.get(&ino), Some(Grave::Content { from }) if *end > *from);
+            if matches!(extent.source, Source::Blob(_) | Source::Inline(_)) && *end > row.attr.size && !is_cut {
                 note(format!("inode {ino} has bytes behind its end"));
             }
         }
@@ -232,7 +303,8 @@ impl GroupRows {
 
     /// Rows of inodes that are not here.
     fn check_strays(&self, note: &mut impl FnMut(String)) {
-        let of_files = self.extents.keys();
+        let is_buried = |ino: &&InodeId| matches!(self.graves.get(ino), Some(Grave::Inode(_)));
+        let of_files = self.extents.keys().filter(|ino| !is_buried(ino));
         let of_any = self.targets.keys().chain(self.xattrs.keys()).chain(self.orphans.keys());
         let locks = self.locks.keys().map(|(ino, _)| ino);
         for ino in of_files.chain(of_any).chain(locks).filter(|ino| !self.inodes.contains_key(ino)) {
@@ -248,10 +320,14 @@ impl GroupRows {
             if !holders.is_sorted_by(|a, b| a < b) {
                 note(format!("orphan {ino} has holders out of order"));
             }
-            if holders.iter().any(|holder| !self.sessions.contains(holder)) {
+            if holders.iter().any(|holder| !self.is_known(*holder)) {
                 note(format!("orphan {ino} is held by a session that is not known"));
             }
         }
+    }
+
+    fn is_known(&self, session: SessionId) -> bool {
+        self.sessions.contains(&session) || self.closing.contains(&session)
     }
 
     fn check_locks(&self, note: &mut impl FnMut(String)) {
@@ -259,10 +335,12 @@ impl GroupRows {
         for ((ino, flock), held) in &self.locks {
             for (at, lock) in held.iter().enumerate() {
                 locked.insert((lock.session, *ino, *flock));
-                if lock.range.start > lock.range.end || !self.sessions.contains(&lock.session) {
+                if lock.range.start > lock.range.end || !self.is_known(lock.session) {
                     note(format!("inode {ino} has a wrong lock"));
                 }
-                if crate::ops::conflict(&held[at + 1..], lock).is_some() {
+                let open: Vec<LockRow> =
+                    held[at + 1..].iter().filter(|lock| !self.closing.contains(&lock.session)).copied().collect();
+                if !self.closing.contains(&lock.session) && crate::ops::conflict(&open, lock).is_some() {
                     note(format!("inode {ino} has locks that exclude each other"));
                 }
             }
@@ -273,7 +351,11 @@ impl GroupRows {
     }
 
     fn check_counters(&self, note: &mut impl FnMut(String)) {
-        let bytes: u64 = self.inodes.values().map(|row| row.attr.allocated).sum();
+        let buried = self.graves.values().map(|grave| match grave {
+            Grave::Inode(row) => row.attr.allocated,
+            Grave::Content { .. } | Grave::Entries | Grave::StaleCopies => 0,
+        });
+        let bytes: u64 = self.inodes.values().map(|row| row.attr.allocated).chain(buried).sum();
         if (self.counters.inodes, self.counters.bytes) != (self.inodes.len() as u64, bytes) {
             note(format!("{:?}, but {} inodes and {bytes} bytes", self.counters, self.inodes.len()));
         }

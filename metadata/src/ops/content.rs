@@ -80,31 +80,37 @@ impl<'n, S: StoreMut> FileEdit<'n, S> {
 
     /// Makes a range a hole.
     pub(crate) fn clear(&mut self, start: u64, end: u64) -> Result<(), Error> {
-        if self.row.extents == 0 {
-            return Ok(());
-        }
+        self.clear_some(start, end, usize::MAX).map(drop)
+    }
+
+    /// As [`FileEdit::clear`], from the range's start on, but takes at most `limit` pieces. How many: if fewer, then all.
+    pub(crate) fn clear_some(&mut self, start: u64, end: u64, limit: usize) -> Result<usize, Error> {
         let mut from = start;
-        loop {
-            let page = pieces_from(&self.namespace.store, self.row.attr.ino, from, PAGE)?;
-            let full = page.len() == PAGE;
+        let mut taken = 0;
+        while self.row.extents > 0 && taken < limit {
+            let wanted = PAGE.min(limit - taken);
+            let page = pieces_from(&self.namespace.store, self.row.attr.ino, from, wanted)?;
+            let is_last = page.len() < wanted;
             for piece in page {
                 if piece.start >= end {
-                    return Ok(());
+                    return Ok(taken);
                 }
                 from = piece.end;
                 self.take(&piece)?;
+                taken += 1;
                 if piece.start < start {
                     self.add(piece.cut(piece.start, start))?;
                 }
                 if piece.end > end {
                     self.add(piece.cut(end, piece.end))?;
-                    return Ok(());
+                    return Ok(taken);
                 }
             }
-            if !full {
-                return Ok(());
+            if is_last {
+                break;
             }
         }
+        Ok(taken)
     }
 
     /// Puts one piece in the place of what a range held.

@@ -72,6 +72,7 @@ impl<S: StoreMut> Namespace<S> {
     pub(super) fn repoint_entry(&mut self, parent: InodeId, name: &[u8], node: Dirent) -> Result<(), Error> {
         let key = keys::dirent(parent, name);
         let row: DirentRow = self.read(&key)?.ok_or(Error::CorruptRow { key })?;
+        self.note_stale_copy(parent, row.cookie)?;
         self.put_entry(parent, name, DirentRow { node, ..row })
     }
 
@@ -84,6 +85,7 @@ impl<S: StoreMut> Namespace<S> {
         self.put_inode(&dir)?;
         let key = keys::dirent(parent, name);
         let Some(row) = self.read::<DirentRow>(&key)? else { return Err(Error::CorruptRow { key }) };
+        self.note_stale_copy(parent, row.cookie)?;
         self.remove(&key)?;
         self.remove(&keys::listing(parent, row.cookie))
     }

@@ -7,7 +7,7 @@ use multicast::ids::GroupId;
 
 use crate::error::Error;
 use crate::namespace::Namespace;
-use crate::rows::{BlobRow, DirentRow, ExtentRow, InodeRow, ListingRow, Source};
+use crate::rows::{BlobRow, ExtentRow, InodeRow, Source};
 use crate::store::{Row, StoreMut};
 use crate::types::{Attr, BlobId, FileKind, InodeId};
 use crate::verdict::Freight;
@@ -15,31 +15,34 @@ use crate::{keys, rows};
 
 /// Most extents of a file that moves at once.
 pub const MOVE_EXTENTS_MAX: u64 = 1024;
-/// Most entries of a directory that moves at once.
-pub const MOVE_ENTRIES_MAX: u64 = 8192;
 /// Most bytes of xattrs of an inode that moves at once.
 pub const MOVE_XATTR_BYTES_MAX: u32 = 64 << 10;
 
 impl<S: StoreMut> Namespace<S> {
     /// Everything about an inode that could move: if it has one name, no locks, and is not too big.
-    pub(super) fn freight(&self, ino: InodeId) -> Result<Option<Freight>, Error> {
+    pub(super) fn freight(&self, ino: InodeId, to: GroupId) -> Result<Option<Freight>, Error> {
         let row = self.owned_inode(ino)?;
         if !self.is_movable(&row)? {
             return Ok(None);
         }
         let extents = self.all_extents(ino, row.extents)?;
-        let mut freight = Freight { row, extents, target: None, xattrs: Vec::new(), entries: Vec::new() };
+        let mut freight = Freight {
+            row,
+            extents,
+            target: None,
+            xattrs: Vec::new(),
+            entries: Vec::new(),
+            copied: None,
+            corrected: Vec::new(),
+        };
         freight.target = self.read(&keys::of_inode(keys::SYMLINK, ino))?;
         if freight.row.attr.xattrs > 0 {
             for (key, value) in self.rows_of(keys::XATTR, ino)? {
                 freight.xattrs.push((Bytes::copy_from_slice(&key[9..]), Bytes::from(value)));
             }
         }
-        if freight.row.attr.kind == FileKind::Directory {
-            for (key, value) in self.rows_of(keys::DIRENT, ino)? {
-                let entry: DirentRow = rows::decode(&key, &value)?;
-                freight.entries.push((Bytes::copy_from_slice(&key[9..]), entry));
-            }
+        if freight.row.attr.kind == FileKind::Directory && self.load_entries(&mut freight, to)?.is_none() {
+            return Ok(None);
         }
         Ok(Some(freight))
     }
@@ -47,9 +50,9 @@ impl<S: StoreMut> Namespace<S> {
     fn is_movable(&self, row: &InodeRow) -> Result<bool, Error> {
         let attr = &row.attr;
         let bounded = if attr.kind == FileKind::Directory {
-            attr.size <= MOVE_ENTRIES_MAX && attr.nlink > 0
+            attr.nlink > 0
         } else {
-            row.extents <= MOVE_EXTENTS_MAX && attr.nlink == 1
+            row.extents <= MOVE_EXTENTS_MAX && attr.nlink == 1 && self.grave(attr.ino)?.is_none()
         };
         // Sessions that hold locks need not be known where the inode would go.
         let mut locked = false;
@@ -80,10 +83,13 @@ impl<S: StoreMut> Namespace<S> {
         if !blobs.is_empty() {
             self.note_departure()?;
         }
-        for kind in [keys::SYMLINK, keys::XATTR, keys::DIRENT, keys::LISTING] {
+        for kind in [keys::SYMLINK, keys::XATTR] {
             for (key, _) in self.rows_of(kind, ino)? {
                 self.remove(&key)?;
             }
+        }
+        if row.attr.kind == FileKind::Directory {
+            self.drop_entries(ino, row.attr.size)?;
         }
         self.remove(&keys::inode(ino))?;
         self.put(keys::of_inode(keys::FORWARD, ino), rows::encode(&to))?;
@@ -110,10 +116,8 @@ impl<S: StoreMut> Namespace<S> {
         for (name, value) in &freight.xattrs {
             self.put(keys::xattr(ino, name), value.to_vec())?;
         }
-        for (name, entry) in &freight.entries {
-            self.put(keys::dirent(ino, name), rows::encode(entry))?;
-            let listing = ListingRow { name: name.clone(), node: entry.node };
-            self.put(keys::listing(ino, entry.cookie), rows::encode(&listing))?;
+        if attr.kind == FileKind::Directory {
+            self.unload_entries(freight)?;
         }
         self.remove(&keys::of_inode(keys::FORWARD, ino))?;
         self.put_inode(&InodeRow { attr, ..freight.row.clone() })?;

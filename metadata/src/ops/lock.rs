@@ -7,7 +7,7 @@ use crate::namespace::Namespace;
 use crate::op::{FsOp, LockKind, LockRange};
 use crate::outcome::{Done, Errno, OpError};
 use crate::rows::LockRow;
-use crate::store::StoreMut;
+use crate::store::{Store, StoreMut};
 use crate::types::InodeId;
 use crate::verdict::{Rank, Refusal, Step, Stop};
 use crate::{keys, rows};
@@ -29,7 +29,8 @@ impl<S: StoreMut> Namespace<S> {
                 return Err(Stop::errno(Rank::Limit, Errno::NoLocks));
             }
             let wanted = LockRow { range: *range, session, owner: *owner, kind, pid: *pid };
-            if let Some(LockRow { session, pid, kind, range, .. }) = conflict(&held, &wanted) {
+            if let Some(LockRow { session, pid, kind, range, .. }) = conflict(&open_locks(&self.store, &key)?, &wanted)
+            {
                 let error = OpError::LockHeld { session, pid, kind, range };
                 return Err(Stop::Refused(Refusal { rank: Rank::Gone, error }));
             }
@@ -61,6 +62,21 @@ impl<S: StoreMut> Namespace<S> {
         let key = keys::locks(ino, flock);
         if held.is_empty() { self.remove(&key) } else { self.put(key, rows::encode(&held)) }
     }
+}
+
+/// The locks of one space on one inode; those of closed sessions that are not drained yet do not count.
+pub(crate) fn open_locks<S: Store + ?Sized>(store: &S, key: &[u8]) -> Result<Vec<LockRow>, Error> {
+    let mut held: Vec<LockRow> = rows::read(store, key)?.unwrap_or_default();
+    if !held.is_empty() && store.get(&keys::unfinished())?.is_some() {
+        let mut open = Vec::with_capacity(held.len());
+        for lock in held {
+            if store.get(&keys::closing(lock.session))?.is_none() {
+                open.push(lock);
+            }
+        }
+        held = open;
+    }
+    Ok(held)
 }
 
 /// The first lock of another owner that is in the way.

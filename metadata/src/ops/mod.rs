@@ -6,15 +6,17 @@ mod content;
 mod create;
 mod entry;
 mod freight;
+mod grave;
 mod link;
 mod lock;
 mod orphan;
 mod placement;
 mod rename;
 mod setattr;
+mod transfer;
 mod write;
 mod xattr;
 
 pub(crate) use collect::moves;
 pub(crate) use content::{Piece, pieces_from};
-pub(crate) use lock::conflict;
+pub(crate) use lock::{conflict, open_locks};

@@ -7,13 +7,11 @@ use crate::error::Error;
 use crate::footprint::{key_home, key_inode, key_locks};
 use crate::namespace::Namespace;
 use crate::outcome::Done;
-use crate::rows::{InodeRow, LockRow};
+use crate::rows::{Grave, InodeRow, LockRow};
 use crate::store::StoreMut;
 use crate::types::{FileKind, InodeId};
 use crate::verdict::Step;
 use crate::{keys, rows};
-
-const PAGE: usize = 256;
 
 impl<S: StoreMut> Namespace<S> {
     /// An inode has lost its last name: every session may hold it open, the one that took the name only if it says so.
@@ -21,7 +19,7 @@ impl<S: StoreMut> Namespace<S> {
         let mut holders = self.sessions()?;
         holders.retain(|known| *known != session || holder == Some(session));
         if holders.is_empty() {
-            return self.delete_inode(row);
+            return self.delete_inode(row, self.step_rows);
         }
         self.put_inode(&row)?;
         self.changes.orphans.push(row.attr.ino);
@@ -29,13 +27,14 @@ impl<S: StoreMut> Namespace<S> {
     }
 
     pub(crate) fn release_orphans(&mut self, session: SessionId, inodes: &[InodeId]) -> Step<Done> {
+        let at_once = self.step_rows / inodes.len().max(1);
         for &ino in inodes {
-            self.release_orphan(session, ino)?;
+            self.release_orphan(session, ino, at_once)?;
         }
         Ok(Done::Nothing)
     }
 
-    fn release_orphan(&mut self, session: SessionId, ino: InodeId) -> Result<(), Error> {
+    pub(super) fn release_orphan(&mut self, session: SessionId, ino: InodeId, at_once: usize) -> Result<(), Error> {
         let key = keys::of_inode(keys::ORPHAN, ino);
         let Some(mut holders) = self.read::<Vec<SessionId>>(&key)? else { return Ok(()) };
         let Ok(at) = holders.binary_search(&session) else { return Ok(()) };
@@ -45,19 +44,30 @@ impl<S: StoreMut> Namespace<S> {
         }
         self.remove(&key)?;
         let row = self.owned_inode(ino)?;
-        self.delete_inode(row)?;
+        self.delete_inode(row, at_once)?;
         self.changes.keys.extend([key_inode(ino), key_home(ino), key_locks(ino)]);
         Ok(())
     }
 
-    /// Removes every row of an inode that has no name and no holder.
-    fn delete_inode(&mut self, row: InodeRow) -> Result<(), Error> {
+    /// Removes an inode that has no name and no holder; if it has more rows than may go at once, they go in steps.
+    fn delete_inode(&mut self, row: InodeRow, at_once: usize) -> Result<(), Error> {
         let ino = row.attr.ino;
         for flock in [false, true] {
             self.drop_locks(ino, flock)?;
         }
         if row.attr.kind == FileKind::Symlink {
             self.remove(&keys::of_inode(keys::SYMLINK, ino))?;
+        }
+        self.remove(&keys::inode(ino))?;
+        self.account(-1, 0)?;
+        let departing = keys::of_inode(keys::DEPARTING, ino);
+        let was_departing = row.attr.kind == FileKind::Directory && self.store.get(&departing)?.is_some();
+        if was_departing {
+            self.remove(&departing)?;
+        }
+        let rows = row.extents.saturating_add(u64::from(row.attr.xattrs));
+        if was_departing || rows > at_once as u64 || self.grave(ino)?.is_some() {
+            return self.bury(ino, &Grave::Inode(Box::new(row)));
         }
         if row.attr.xattrs > 0 {
             for (key, _) in self.rows_of(keys::XATTR, ino)? {
@@ -69,8 +79,7 @@ impl<S: StoreMut> Namespace<S> {
             edit.clear(0, u64::MAX)?;
             edit.finish()?;
         }
-        self.remove(&keys::inode(ino))?;
-        self.account(-1, 0)
+        Ok(())
     }
 
     fn drop_locks(&mut self, ino: InodeId, flock: bool) -> Result<(), Error> {
@@ -89,25 +98,11 @@ impl<S: StoreMut> Namespace<S> {
     }
 
     pub(crate) fn forget_session(&mut self, session: SessionId) -> Result<(), Error> {
-        self.remove(&keys::session(session))?;
-        let prefix = keys::locked_by(session);
-        for (key, _) in self.store.scan(&prefix, &prefix, usize::MAX)? {
-            let ino = keys::number_at(&key, 9).map(InodeId).ok_or_else(|| Error::CorruptRow { key: key.clone() })?;
-            let flock = key.last() == Some(&1);
-            self.remove_session_locks(session, ino, flock)?;
-            self.changes.keys.push(key_locks(ino));
+        let key = keys::session(session);
+        if self.store.get(&key)?.is_none() {
+            return Ok(());
         }
-        let mut from = vec![keys::ORPHAN];
-        loop {
-            let page = self.store.scan(&[keys::ORPHAN], &from, PAGE)?;
-            for (key, _) in &page {
-                let ino = keys::number_at(key, 1).map(InodeId).ok_or_else(|| Error::CorruptRow { key: key.clone() })?;
-                self.release_orphan(session, ino)?;
-            }
-            match page.last() {
-                Some((key, _)) if page.len() == PAGE => from = [key.as_slice(), &[0]].concat(),
-                _ => return Ok(()),
-            }
-        }
+        self.remove(&key)?;
+        self.begin_closing(session)
     }
 }

@@ -2,9 +2,10 @@
 
 use multicast::ids::GroupId;
 
+use super::transfer::is_copied_alike;
 use crate::error::Error;
 use crate::namespace::{Namespace, touch_changed};
-use crate::outcome::{Done, Fact};
+use crate::outcome::{Done, Errno, Fact, OpError, Outcome};
 use crate::store::StoreMut;
 use crate::types::{FileKind, NodeRef, TimeNs};
 use crate::verdict::{Contribution, Joint, Step, Stop, note};
@@ -25,11 +26,16 @@ impl<S: StoreMut> Namespace<S> {
         parent: NodeRef,
         name: &[u8],
         node: NodeRef,
+        to: GroupId,
         part: &mut Contribution,
     ) -> Result<(), Error> {
         if parent.home == self.group {
             let checked = self.directory(parent).and_then(|_| self.check_name(parent.ino, name, node));
             note(&mut part.refusals, checked)?;
+        }
+        if to == self.group {
+            let checked = self.arrived_ahead(node.ino);
+            part.facts.ahead = note(&mut part.refusals, checked)?.flatten();
         }
         if node.home != self.group {
             return Ok(());
@@ -39,7 +45,7 @@ impl<S: StoreMut> Namespace<S> {
         if !part.refusals.is_empty() {
             return Ok(());
         }
-        match self.freight(node.ino)? {
+        match self.freight(node.ino, to)? {
             Some(freight) => part.facts.freight.push(freight),
             // It has other names or locks, or is too big to move at once.
             None => {
@@ -56,8 +62,12 @@ impl<S: StoreMut> Namespace<S> {
         node: NodeRef,
         to: GroupId,
         joint: &Joint,
-    ) -> Result<Option<Done>, Error> {
-        let Some(freight) = joint.facts.freight(node.ino) else { return Ok(None) };
+    ) -> Result<Outcome, Error> {
+        let Some(freight) = joint.facts.freight(node.ino) else { return Ok(Err(OpError::Errno(Errno::Malformed))) };
+        if !is_copied_alike(freight, joint.facts.ahead) {
+            // Of two transfers, or of one that was given up in one of the groups.
+            return Ok(Err(OpError::Errno(Errno::Busy)));
+        }
         let mut attr = freight.row.attr.clone();
         attr.home = to;
         if attr.kind != FileKind::Directory {
@@ -72,6 +82,6 @@ impl<S: StoreMut> Namespace<S> {
         if to == self.group {
             self.arrive(freight, attr.clone())?;
         }
-        Ok(Some(Done::node(attr)))
+        Ok(Ok(Done::node(attr)))
     }
 }

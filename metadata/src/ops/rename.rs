@@ -202,7 +202,7 @@ impl<S: StoreMut> Namespace<S> {
         if to == self.group || is_directory(node) || !part.refusals.is_empty() {
             return Ok(());
         }
-        part.facts.freight.extend(self.freight(node.ino)?);
+        part.facts.freight.extend(self.freight(node.ino, to)?);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use super::content::FileEdit;
 use crate::namespace::{Namespace, touch_changed, touch_modified};
 use crate::op::{SetAttr, SetTime};
 use crate::outcome::{Done, Errno};
-use crate::rows::InodeRow;
+use crate::rows::{Grave, InodeRow};
 use crate::store::StoreMut;
 use crate::types::{Attr, FileKind, NodeRef, TimeNs};
 use crate::verdict::{Rank, Step, Stop};
@@ -39,10 +39,19 @@ impl<S: StoreMut> Namespace<S> {
 
     fn truncate(&mut self, row: InodeRow, size: u64) -> Step<InodeRow> {
         let before = row.attr.size;
+        let (ino, limit) = (row.attr.ino, self.step_rows);
+        if size > before {
+            self.check_cut(&row, size)?;
+        }
         let mut edit = FileEdit::new(self, row);
         // Not only what is cut off: also what was preallocated behind the end.
-        edit.clear(size, u64::MAX)?;
+        let taken = edit.clear_some(size, u64::MAX, limit)?;
         let mut row = edit.finish()?;
+        if taken == limit {
+            self.bury(ino, &Grave::Content { from: size })?;
+        } else {
+            self.unbury(ino)?;
+        }
         row.attr.size = size;
         row.attr.data_version += u64::from(size != before);
         Ok(row)

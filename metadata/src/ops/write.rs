@@ -1,15 +1,18 @@
 //! New content: write(2), fallocate(2), copy_file_range(2).
 
-use super::content::FileEdit;
+use super::content::{FileEdit, pieces_from};
 use super::setattr::{kill_privileges, require_file};
 use crate::keys;
 use crate::namespace::{Namespace, touch_changed, touch_modified};
 use crate::op::{Change, FsOp, WriteAt};
 use crate::outcome::{Done, Errno, Fact};
-use crate::rows::{BlobRow, Source};
+use crate::rows::{BlobRow, InodeRow, Source};
 use crate::store::StoreMut;
 use crate::types::{BlobId, FILE_BYTES_MAX, TimeNs};
 use crate::verdict::{Rank, Step, Stop};
+
+/// Steps' worth of pieces that one write may replace.
+const WRITE_STEPS: usize = 8;
 
 impl<S: StoreMut> Namespace<S> {
     pub(crate) fn write(&mut self, now: TimeNs, op: &FsOp) -> Step<Done> {
@@ -27,6 +30,9 @@ impl<S: StoreMut> Namespace<S> {
         for change in changes {
             size = size.max(self.check_change(base, change)?);
         }
+        let reach = changes.iter().map(|change| change.range()).map(|(offset, len)| base.saturating_add(offset + len));
+        self.check_cut(&row, reach.max().unwrap_or(0).max(size))?;
+        let row = self.make_room(row, base, changes)?;
         let mut edit = FileEdit::new(self, row);
         for change in changes {
             apply_change(&mut edit, base, change)?;
@@ -52,6 +58,35 @@ impl<S: StoreMut> Namespace<S> {
         self.put_inode(&row)?;
         let appended_at = (*at == WriteAt::End).then_some(base);
         Ok(Done::Node { attr: Box::new(row.attr), appended_at, directories: Vec::new() })
+    }
+
+    /// Clears what the changes replace if that might be much; if it is too much, only a part.
+    fn make_room(&mut self, mut row: InodeRow, base: u64, changes: &[Change]) -> Step<InodeRow> {
+        let limit = self.step_rows.saturating_mul(WRITE_STEPS);
+        if row.extents < limit as u64 {
+            return Ok(row);
+        }
+        let mut left = limit;
+        for change in changes {
+            let (offset, len) = change.range();
+            let (start, end) = (base + offset, base + offset + len);
+            if matches!(change, Change::Allocate { .. }) {
+                let pieces = pieces_from(&self.store, row.attr.ino, start, limit)?;
+                if pieces.len() == limit && pieces.last().is_some_and(|piece| piece.end < end) {
+                    return Err(Stop::errno(Rank::Limit, Errno::NotSupported));
+                }
+                continue;
+            }
+            let mut edit = FileEdit::new(self, row);
+            left -= edit.clear_some(start, end, left)?;
+            row = edit.finish()?;
+            if left == 0 {
+                row.attr.data_version += 1;
+                self.put_inode(&row)?;
+                return Err(Stop::Unfinished);
+            }
+        }
+        Ok(row)
     }
 
     /// How long the file must be for a change, which must be possible.

@@ -8,7 +8,7 @@ use crate::op::XattrCondition;
 use crate::outcome::{Done, Errno};
 use crate::store::StoreMut;
 use crate::types::{NodeRef, TimeNs};
-use crate::validate::XATTRS_BYTES_MAX;
+use crate::validate::{XATTRS_BYTES_MAX, XATTRS_MAX};
 use crate::verdict::{Rank, Step, Stop};
 
 impl<S: StoreMut> Namespace<S> {
@@ -30,7 +30,7 @@ impl<S: StoreMut> Namespace<S> {
         }
         let freed = before.as_ref().map_or(0, |before| stored_bytes(name, before));
         let bytes = row.xattr_bytes.saturating_sub(freed).saturating_add(stored_bytes(name, value));
-        if bytes > XATTRS_BYTES_MAX {
+        if bytes > XATTRS_BYTES_MAX || (before.is_none() && row.attr.xattrs >= XATTRS_MAX) {
             return Err(Stop::errno(Rank::Limit, Errno::NoSpace));
         }
         row.xattr_bytes = bytes;

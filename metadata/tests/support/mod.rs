@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use metadata::codec::{decode_outcome, encode_op};
-use metadata::namespace::{Genesis, genesis, read};
+use metadata::namespace::{Genesis, STEP_ROWS_MAX, genesis, read};
 use metadata::op::{Change, FsOp, NewNode, WriteAt};
-use metadata::outcome::{Done, OpError, Outcome};
+use metadata::outcome::{Done, Fact, OpError, Outcome};
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
 use metadata::types::{Attr, FileKind, InodeId, NodeRef, TimeNs};
 use metadata::{Changes, MemStore, Namespace, Overlay};
@@ -27,12 +27,22 @@ pub struct Cluster {
     /// What the last command changed, by group.
     pub changes: BTreeMap<GroupId, Changes>,
     pub now: i64,
+    /// How much one entry does beyond what it says.
+    pub step_rows: usize,
     sequence: u64,
+    transfer: u64,
 }
 
 impl Cluster {
     pub fn new(groups: u16) -> Self {
-        let mut cluster = Cluster { stores: BTreeMap::new(), changes: BTreeMap::new(), now: 1000, sequence: 0 };
+        let mut cluster = Cluster {
+            stores: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            now: 1000,
+            step_rows: STEP_ROWS_MAX,
+            sequence: 0,
+            transfer: 0,
+        };
         for group in (0..groups).map(GroupId) {
             let first = Genesis { inline_bytes_max: INLINE_BYTES_MAX, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1000) };
             let mut store = MemStore::new();
@@ -49,6 +59,7 @@ impl Cluster {
     pub fn on<T>(&mut self, group: GroupId, run: impl FnOnce(&mut Namespace<Overlay<'_, MemStore>>) -> T) -> T {
         let store = &self.stores[&group];
         let mut namespace = Namespace::open(group, Overlay::new(store).unwrap()).unwrap();
+        namespace.set_step_rows(self.step_rows);
         let result = run(&mut namespace);
         assert_eq!(namespace.failure(), None);
         self.changes.insert(group, namespace.take_changes());
@@ -109,6 +120,67 @@ impl Cluster {
         }
         assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]), "every group answers alike");
         outcomes.swap_remove(0)
+    }
+
+    /// As a client does it: asks again when told to, and copies ahead what does not move at once.
+    pub fn submit_patiently(&mut self, session: SessionId, op: &FsOp) -> Outcome {
+        for round in 0..10_000 {
+            let outcome = self.submit(session, op);
+            match (&outcome, op) {
+                (Err(OpError::Stale(facts)), _) if facts.is_empty() => {}
+                (Err(OpError::Stale(facts)), FsOp::MoveInode { node, to, .. })
+                    if node.kind == FileKind::Directory && matches!(facts.as_slice(), [Fact::Attr(_)]) =>
+                {
+                    // It may have locks: then no copying ahead will help.
+                    if round > 8 || !self.stage(session, *node, *to) {
+                        self.cancel(session, *node, *to);
+                        return outcome;
+                    }
+                }
+                _ => return outcome,
+            }
+        }
+        panic!("{op:?} never ends")
+    }
+
+    /// Copies a directory's entries ahead; false if it may not be.
+    fn stage(&mut self, session: SessionId, dir: NodeRef, to: GroupId) -> bool {
+        let mut after = 0;
+        for _ in 0..10_000 {
+            if after == 0 {
+                self.transfer = self.sequence;
+            }
+            match self.submit(session, &FsOp::StageMove { dir, to, transfer: self.transfer, after }) {
+                Ok(Done::Staged { end: true, .. }) => return true,
+                Ok(Done::Staged { upto, .. }) => after = upto,
+                Err(OpError::Stale(facts)) if facts.is_empty() => {}
+                Err(OpError::Errno(metadata::outcome::Errno::Busy)) if dir != ROOT => {
+                    self.cancel(session, dir, to);
+                    after = 0;
+                }
+                _ => return false,
+            }
+        }
+        panic!("{dir:?} is never copied")
+    }
+
+    fn cancel(&mut self, session: SessionId, dir: NodeRef, to: GroupId) {
+        for home in [dir.home, to] {
+            self.submit(session, &FsOp::CancelMove { home, dir: dir.ino }).unwrap();
+        }
+    }
+
+    /// Nothing is left to later steps.
+    pub fn drain(&mut self) {
+        for home in self.groups() {
+            for _ in 0..100_000 {
+                if self.stores[&home].rows().all(|(key, _)| key != [0x15]) {
+                    break;
+                }
+                let nothing = FsOp::ReleaseOrphans { home, inodes: Vec::new() };
+                self.submit(SessionId(0), &nothing).unwrap();
+            }
+        }
     }
 
     /// The directories that an outcome tells of are as the group has them, and all that live there and whose entries
@@ -218,7 +290,7 @@ pub fn take_directories(outcome: &mut Outcome) -> Vec<Attr> {
         Ok(Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. }) => {
             std::mem::take(directories)
         }
-        Ok(Done::Nothing) | Err(_) => Vec::new(),
+        Ok(Done::Nothing | Done::Staged { .. }) | Err(_) => Vec::new(),
     }
 }
 

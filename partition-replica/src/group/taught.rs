@@ -37,11 +37,13 @@ pub fn keys(group: GroupId, op: &FsOp, done: &Done) -> Vec<Key> {
         | FsOp::ReleaseOrphans { .. }
         | FsOp::SetPlacement { .. }
         | FsOp::MoveInode { .. }
+        | FsOp::StageMove { .. }
+        | FsOp::CancelMove { .. }
         | FsOp::Collected { .. } => {}
     }
     let is_kept = |attr: &Attr| attr.home == group && attr.nlink > 0;
     let kept = match done {
-        Done::Nothing => None,
+        Done::Nothing | Done::Staged { .. } => None,
         Done::Node { attr, .. } | Done::Removed { attr, .. } => Some(attr).filter(|attr| is_kept(attr)),
         // Of a renamed directory this is not the last word.
         Done::Renamed { attr, .. } => Some(attr).filter(|attr| is_kept(attr) && attr.kind != FileKind::Directory),
@@ -53,7 +55,7 @@ pub fn keys(group: GroupId, op: &FsOp, done: &Done) -> Vec<Key> {
 /// Drops what the outcome says of directories.
 pub fn forget_directories(done: &mut Done) {
     match done {
-        Done::Nothing => {}
+        Done::Nothing | Done::Staged { .. } => {}
         Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. } => {
             directories.clear();
         }
