@@ -250,11 +250,11 @@ fn drive(core: &mut Core, absurd: &mut Absurd, now: u64, machine: &mut Lenient) 
                     let last = if absurd.0.chance(800) { Position::default() } else { absurd.position() };
                     core.handle_message(Time(now), to, Message::Promise { ballot, last });
                 }
-                Output::Send { to, message: Message::Append { ballot, previous, entries, .. } } if to.0 == OWN => {
-                    if absurd.0.chance(700) {
-                        let matched = LogIndex(previous.index.0 + entries.len() as u64);
-                        core.handle_message(Time(now), to, Message::Appended { ballot, matched });
-                    }
+                Output::Send { to, message: Message::Append { ballot, previous, entries, .. } }
+                    if to.0 == OWN && absurd.0.chance(700) =>
+                {
+                    let matched = LogIndex(previous.index.0 + entries.len() as u64);
+                    core.handle_message(Time(now), to, Message::Appended { ballot, matched });
                 }
                 Output::ReadLog { .. } => {
                     let (after, ballot) = (absurd.index(), absurd.ballot());
