@@ -168,7 +168,9 @@ impl View {
             return Some(read);
         }
         if let Ok(answer) = &mut result {
-            answer.detach(|key| front.blocks(&[key], read.effects));
+            // What is attached must not be older than effects that the rest of the answer may show.
+            let effects = read.effects.max(front.dependencies.effects(self.group));
+            answer.detach(|key| front.blocks(&[key], effects));
             keys.extend(answer.attached());
         }
         self.note(&read, &keys, front);
@@ -537,6 +539,45 @@ pub(super) mod tests {
         let told = taken(&client);
         assert!(told[0] == "session at 3" && told[1].contains("Unavailable"), "{told:?}");
         assert_eq!(view.figures().0, 1);
+    }
+
+    #[test]
+    fn attributes_that_an_effect_behind_the_state_is_about_to_change_are_not_attached() {
+        let Fixture { view, .. } = &fixture(&Limits::default());
+        let root = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: GROUP };
+        let (name, node) = (bytes::Bytes::from_static(b"f"), NewNode::File);
+        let op = FsOp::Create { parent: root, name, node, mode: 0o644, uid: 0, gid: 0, home: GROUP };
+        let command = Command {
+            id: CommandId { session: SessionId(1), sequence: 1 },
+            acknowledged_below: 1,
+            clock: VectorClock::new(),
+            destinations: op.destinations(),
+            payload: metadata::codec::encode_op(&op),
+        };
+        let mut namespace = Namespace::open(GROUP, Overlay::new(&view.state).unwrap()).unwrap();
+        let outcome = namespace.execute(TimeNs(2), &command, &BTreeMap::new());
+        let Ok(Ok(Done::Node { attr, .. })) = metadata::codec::decode_outcome(&outcome) else { panic!("not created") };
+        view.state.write(namespace.into_store().into_writes(), &[], LogIndex(4)).unwrap();
+        advance(view, 5, &[(metadata::footprint::key_inode(attr.ino), 5)], &[]);
+
+        let client = Client::test(1);
+        let attached = |request| {
+            let op = ReadOp::ReadDir { dir: InodeId::ROOT, after: 0, limit: 10, plus: true };
+            let later = Instant::now() + Duration::from_secs(60);
+            // Has seen nothing of it itself.
+            view.serve(PendingRead { op, effects: LogIndex(0), ..read(&client, request, 0, later) });
+            match client.taken().pop() {
+                Some(ToClient::Reply {
+                    body: Reply::Read { result: Ok(ReadAnswer::Entries { entries, .. }), .. }, ..
+                }) => entries[0].attr.is_some(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(attached(1));
+        let mut step = view.advance();
+        step.front.dependencies.advance_effects(GROUP, LogIndex(5));
+        step.finish();
+        assert!(!attached(2), "what the state depends on has been executed elsewhere");
     }
 
     #[test]
