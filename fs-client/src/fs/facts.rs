@@ -50,6 +50,11 @@ impl Facts {
         self.tries == 0
     }
 
+    /// True when there is no more time.
+    pub fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
     /// Learns from a refusal, or gives the application's answer.
     pub async fn learn(&mut self, table: &Table, error: OpError) -> FsResult<()> {
         match error {

@@ -1,6 +1,7 @@
 //! Names: lookup, create, link, unlink, rename.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use metadata::op::{Ancestor, FsOp, NewNode, RenameMode};
@@ -17,6 +18,11 @@ use crate::errno::Errno;
 const DEPTH_MAX: usize = 16_384;
 /// A name that is replaced while it is looked up is looked up again so often.
 const LOOKUPS_MAX: u32 = 8;
+
+/// So often a directory that goes on changing is copied ahead of its move.
+const STAGE_ROUNDS_MAX: u32 = 8;
+/// Before a transfer is tried again that another one's remains were in the way of.
+const STAGE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What [`Fs::create`] makes.
 #[derive(Clone, Debug)]
@@ -335,6 +341,7 @@ impl Fs {
     /// Moves the inode of a name to another group; false if it is there already.
     pub async fn move_inode(self: &Arc<Self>, parent: NodeRef, name: &Bytes, to: GroupId) -> FsResult<bool> {
         let mut facts = self.facts();
+        let (transfer, mut after, mut rounds) = (crate::session::random(), 0, 0);
         loop {
             let (node, _) = self.find(parent, name, &facts).await?.ok_or(Errno::ENOENT)?;
             let node = facts.at_home(node);
@@ -350,7 +357,37 @@ impl Fs {
             }
             if facts.attr_refused && facts.at_home(node).home == node.home {
                 // It has other links or locks, or is too large to move in one step.
-                return Err(Errno::EBUSY);
+                if node.kind != FileKind::Directory || rounds == STAGE_ROUNDS_MAX {
+                    return Err(Errno::EBUSY);
+                }
+                rounds += 1;
+                facts.attr_refused = false;
+                after = self.copy_ahead(node, to, transfer, after).await?;
+            }
+        }
+    }
+
+    /// Copies a directory's entries to another group ahead of it, from where that was left; up to which cookie.
+    async fn copy_ahead(&self, dir: NodeRef, to: GroupId, transfer: u64, mut after: u64) -> FsResult<u64> {
+        let mut facts = self.facts();
+        let mut is_cleared = false;
+        loop {
+            match self.update(FsOp::StageMove { dir, to, transfer, after }, &mut facts).await {
+                Ok(Some(Done::Staged { upto, end: true })) => return Ok(upto),
+                // Each step has a deadline of its own.
+                Ok(Some(Done::Staged { upto, .. })) => (after, facts, is_cleared) = (upto, self.facts(), false),
+                Ok(Some(_)) => return Err(Errno::EIO),
+                Ok(None) => {}
+                // What another transfer has left, or this one, if it lost its way.
+                Err(Errno::EBUSY) if !is_cleared => {
+                    for home in [dir.home, to] {
+                        self.update(FsOp::CancelMove { home, dir: dir.ino }, &mut facts).await?;
+                    }
+                    (after, is_cleared) = (0, true);
+                }
+                // The old copy goes in steps.
+                Err(Errno::EBUSY) if !facts.is_late() => tokio::time::sleep(STAGE_PAUSE).await,
+                Err(errno) => return Err(errno),
             }
         }
     }

@@ -570,7 +570,7 @@ fn jitter() -> f64 {
 }
 
 /// A number that no other client draws.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     // The standard library seeds its hashers from the system's generator.
     let id = RandomState::new().hash_one(std::process::id());
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
