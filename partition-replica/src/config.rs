@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// One node's view of the cluster.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// This node's number: the identity of all its replicas. A node whose disk was lost gets a new one.
+    /// This node's number: the identity of all its replicas. A node whose disk was lost must not use it again.
     pub number: ReplicaId,
     /// Where log and state live.
     pub data_dir: PathBuf,

@@ -45,7 +45,9 @@ pub enum Error {
         problem: String,
     },
     /// What is on disk is not what was written.
-    #[error("{file} at offset {offset}: {problem}; restore this node from its peers under a new number")]
+    #[error(
+        "{file} at offset {offset}: {problem}; keep this node stopped, the group's other voters go on without it (see \"A node whose disk is lost or damaged\" in docs/operations.md)"
+    )]
     Corrupt {
         /// The file.
         file: String,
@@ -55,15 +57,24 @@ pub enum Error {
         problem: String,
     },
     /// A write to the log or its flush failed: what is on disk is not known any more, so the node must not go on.
-    #[error("the write-ahead log failed at {file}: {source}")]
+    #[error(
+        "the write-ahead log failed at {file}: {source}; nothing was acknowledged that is not on disk. Make room or look at the disk, then start the node again"
+    )]
     LogFailed {
         /// The file.
         file: String,
         /// Why.
         source: io::Error,
     },
+    /// The state store's files are not what was written.
+    #[error(
+        "the state store is damaged: {0}; keep this node stopped, the group's other voters go on without it (see \"A node whose disk is lost or damaged\" in docs/operations.md)"
+    )]
+    CorruptState(String),
     /// The state store failed.
-    #[error("the state store failed: {0}")]
+    #[error(
+        "the state store failed: {0}; what was acknowledged is in the log. Make room or look at the disk, then start the node again"
+    )]
     State(String),
     /// The state of a group makes no sense.
     #[error("the state of group {group} is damaged: {problem}")]
@@ -112,7 +123,10 @@ impl Error {
         match self {
             Error::Locked { .. } | Error::Stopping => ErrorClass::Retry,
             Error::File { .. } | Error::ForeignData { .. } | Error::Config(_) | Error::Net(_) => ErrorClass::Caller,
-            Error::Corrupt { .. } | Error::DamagedState { .. } | Error::NotInitialised { .. } => ErrorClass::Corrupt,
+            Error::Corrupt { .. }
+            | Error::CorruptState(_)
+            | Error::DamagedState { .. }
+            | Error::NotInitialised { .. } => ErrorClass::Corrupt,
             Error::LogFailed { .. } | Error::State(_) | Error::Thread { .. } => ErrorClass::Fatal,
         }
     }

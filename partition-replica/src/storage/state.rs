@@ -365,7 +365,10 @@ fn family_name(group: GroupId) -> String {
 }
 
 fn failed(error: rocksdb::Error) -> Error {
-    Error::State(error.to_string())
+    match error.kind() {
+        rocksdb::ErrorKind::Corruption => Error::CorruptState(error.into_string()),
+        _ => Error::State(error.into_string()),
+    }
 }
 
 #[cfg(test)]
@@ -435,6 +438,75 @@ mod tests {
 }
 
 #[cfg(test)]
+mod damage {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use super::*;
+
+    const GROUP: GroupId = GroupId(1);
+
+    fn fill(folder: &Path) {
+        let db = StateDb::open(folder, &[GROUP], 16 << 20).unwrap();
+        let state = db.group(GROUP).unwrap();
+        for number in 0..2000u32 {
+            let row = (number.to_be_bytes().to_vec(), Some(vec![number as u8; 100]));
+            state.write(WriteSet::from([row]), &[], LogIndex(u64::from(number) + 1)).unwrap();
+        }
+        state.flush(LogIndex(2000)).unwrap();
+        db.stop_background_work();
+    }
+
+    /// Every row, or why not.
+    fn rows(folder: &Path) -> Result<usize> {
+        let db = StateDb::open(folder, &[GROUP], 16 << 20)?;
+        let state = db.group(GROUP)?;
+        let mut found = 0;
+        for number in 0..2000u32 {
+            let value = state.row(&number.to_be_bytes())?;
+            assert!(value.is_none_or(|value| value == vec![number as u8; 100]), "another value than was written");
+            found += 1;
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn state_with_a_flipped_bit_in_a_table_is_an_error_that_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        fill(folder.path());
+        let tables = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut tables = tables.filter(|path| path.extension().is_some_and(|end| end == "sst"));
+        let table = tables.next().unwrap();
+        let good = fs::read(&table).unwrap();
+        for part in 1..10 {
+            let mut bad = good.clone();
+            bad[good.len() * part / 10] ^= 0x10;
+            fs::write(&table, bad).unwrap();
+            let Err(error) = rows(folder.path()) else { continue };
+            assert_eq!(error.class(), crate::error::ErrorClass::Corrupt, "{error}");
+            assert!(error.to_string().contains("keep this node stopped"), "{error}");
+        }
+        fs::write(&table, &good[..good.len() / 2]).unwrap();
+        assert!(rows(folder.path()).is_err(), "half a table");
+        fs::write(&table, good).unwrap();
+        assert_eq!(rows(folder.path()).unwrap(), 2000);
+    }
+
+    #[test]
+    fn applied_index_that_is_no_number_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = StateDb::open(folder.path(), &[GROUP], 16 << 20).unwrap();
+        let state = db.group(GROUP).unwrap();
+        for bytes in [&b""[..], b"1234567", b"123456789"] {
+            let mut options = WriteOptions::default();
+            options.disable_wal(true);
+            state.db.put_cf_opt(&state.family().unwrap(), APPLIED, bytes, &options).unwrap();
+            assert!(matches!(state.applied_index(), Err(Error::DamagedState { .. })));
+        }
+    }
+}
+
+#[cfg(test)]
 mod measure {
     #![allow(clippy::unwrap_used)]
     use std::collections::BTreeMap;
@@ -448,6 +520,68 @@ mod measure {
     use multicast::ids::{CommandId, SessionId, VectorClock};
 
     use super::*;
+
+    fn resident_bytes() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    /// Inodes, and the memory beyond what the process had before. `INODES` and `MEMORY` (MiB) choose others.
+    #[test]
+    #[ignore = "a measurement"]
+    fn measure_memory_of_many_inodes() {
+        let number = |name, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+        let (inodes, memory): (usize, usize) = (number("INODES", 400_000), number("MEMORY", 32) << 20);
+        let folder = tempfile::tempdir().unwrap();
+        let group = GroupId::GLOBAL;
+        let db = StateDb::open(folder.path(), &[group], memory).unwrap();
+        let state = db.group(group).unwrap();
+        let before = resident_bytes();
+        let mut overlay = Overlay::new(&state).unwrap();
+        let start = Genesis { inline_bytes_max: 4096, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) };
+        genesis(&mut overlay, group, &start).unwrap();
+        state.write(overlay.into_writes(), &[], LogIndex(0)).unwrap();
+        let parent = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: group };
+        let mut most = 0;
+        for batch in 0..inodes / 500 {
+            let mut namespace = Namespace::open(group, Overlay::new(&state).unwrap()).unwrap();
+            for count in 0..500 {
+                let name = format!("file-{batch}-{count}").into();
+                let (node, home) = (NewNode::File, group);
+                let op = FsOp::Create { parent, name, node, mode: 0o644, uid: 0, gid: 0, home };
+                let command = Command {
+                    id: CommandId { session: SessionId(1), sequence: 1 },
+                    acknowledged_below: 0,
+                    clock: VectorClock::new(),
+                    destinations: op.destinations(),
+                    payload: codec::encode_op(&op),
+                };
+                let outcome = namespace.execute(TimeNs(5), &command, &BTreeMap::new());
+                assert!(codec::decode_outcome(&outcome).unwrap().is_ok());
+            }
+            state.write(namespace.into_store().into_writes(), &[], LogIndex(batch as u64 + 1)).unwrap();
+            // Reads all over the place fill the caches.
+            for inode in (1..=batch as u64 * 500).step_by(1009) {
+                let op = metadata::read::ReadOp::GetAttr { ino: InodeId(inode) };
+                metadata::answer::read(&state, group, &op).unwrap().unwrap();
+            }
+            most = most.max(resident_bytes() - before);
+            if batch % 100 == 99 {
+                let figures = db.figures();
+                println!(
+                    "{} inodes: {} MiB beyond the start, cache {} MiB, buffers {} MiB, rows {} MiB, on disk {} MiB",
+                    (batch + 1) * 500,
+                    (resident_bytes() - before) >> 20,
+                    figures.cache_bytes >> 20,
+                    figures.buffer_bytes >> 20,
+                    state.rows.weight() >> 20,
+                    figures.disk_bytes >> 20,
+                );
+            }
+        }
+        // Besides the setting: the allocator's slack, compactions' buffers, tables' handles.
+        assert!(most < memory * 3 / 2 + (48 << 20), "{} MiB for a setting of {}", most >> 20, memory >> 20);
+    }
 
     #[test]
     #[ignore = "a measurement"]

@@ -7,6 +7,9 @@ use multicast::ids::{Ballot, GroupId, LogIndex};
 
 use super::format::WalRecord;
 
+/// Beyond what any log reaches; indexes can be counted up from here without another look.
+const INDEX_MAX: LogIndex = LogIndex(u64::MAX >> 1);
+
 /// One log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogEntry {
@@ -124,6 +127,15 @@ impl GroupLog {
 
     /// Takes a record in that is on disk; the error says why it cannot follow what is here.
     pub fn apply(&mut self, record: &WalRecord, position: Position, cache_bytes_max: usize) -> Result<(), String> {
+        let far = match record {
+            WalRecord::Append { index, .. } => *index,
+            WalRecord::Truncate { from, .. } => *from,
+            WalRecord::HardState { committed, .. } => *committed,
+            WalRecord::Trim { through, .. } => *through,
+        };
+        if far > INDEX_MAX {
+            return Err(format!("no log has an entry {far}"));
+        }
         match record {
             WalRecord::Append { index, ballot, bytes, .. } => {
                 self.append(*index, *ballot, position)?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use multicast::ids::{Ballot, GroupId, LogIndex, ReplicaId};
 use parking_lot::Mutex;
+use proptest::prelude::*;
 
 use super::recovery::recover;
 use super::writer::{Tables, Writer};
@@ -307,6 +308,57 @@ fn work_until_failure(disk: &SimDisk, steps: usize, random: &mut Random) -> (Opt
         }
     }
     (None, history)
+}
+
+/// Records of a batch with a right checksum, whatever they are.
+fn record(kind: u8, group: u16, index: u64, round: u64) -> WalRecord {
+    let group = GroupId(group);
+    match kind {
+        0 => WalRecord::Truncate { group, from: LogIndex(index) },
+        1 => WalRecord::HardState { group, promised: ballot(round), committed: LogIndex(index) },
+        2 => WalRecord::Trim { group, through: LogIndex(index), ballot: ballot(round) },
+        _ => {
+            WalRecord::Append { group, index: LogIndex(index), ballot: ballot(round), bytes: Bytes::from_static(b"x") }
+        }
+    }
+}
+
+fn disk_with(records: &[u8]) -> SimDisk {
+    let disk = SimDisk::default();
+    let header = format::SegmentHeader { number: 1, salt: 5, stamp: STAMP }.encode();
+    let file = disk.create("log-0000000000000001", &header, SEGMENT_BYTES).unwrap();
+    let mut batch = vec![0; format::BATCH_HEADER_LEN];
+    batch.extend_from_slice(records);
+    format::BatchHeader::seal(&mut batch, 5, 1);
+    file.write_at(format::SEGMENT_HEADER_LEN, &batch).unwrap();
+    disk
+}
+
+proptest! {
+    #[test]
+    fn log_of_any_records_is_read_or_refused(
+        steps in proptest::collection::vec((0u8..6, 0u16..2, prop_oneof![4 => 0u64..8, 1 => any::<u64>()], 0u64..3), 0..30)
+    ) {
+        let mut bytes = Vec::new();
+        for (kind, group, index, round) in steps {
+            record(kind, group, index, round).encode(&mut bytes);
+        }
+        let _ = recover(&disk_with(&bytes), &config(SEGMENT_BYTES));
+    }
+
+    #[test]
+    fn log_of_any_bytes_with_a_right_checksum_is_read_or_refused(
+        bytes in proptest::collection::vec(prop_oneof![0u8..6, any::<u8>()], 0..400)
+    ) {
+        let _ = recover(&disk_with(&bytes), &config(SEGMENT_BYTES));
+    }
+
+    #[test]
+    fn log_of_any_bytes_is_refused_or_empty(bytes in proptest::collection::vec(any::<u8>(), 1..2000)) {
+        let disk = SimDisk::default();
+        disk.create("log-0000000000000001", &bytes, SEGMENT_BYTES).unwrap();
+        prop_assert!(recover(&disk, &config(SEGMENT_BYTES)).is_err());
+    }
 }
 
 fn appended(disk: &SimDisk, count: u64) {
