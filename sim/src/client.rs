@@ -10,8 +10,9 @@ use std::task::{Context, Waker};
 
 use metadata::op::FsOp;
 use multicast::command::{Command, Destination};
-use multicast::ids::{GroupId, ReplicaId, SessionId, VectorClock};
+use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 
+use crate::cache::Cache;
 use crate::desk::{Ask, AskId, Desk, Hands};
 use crate::rng::Rnd;
 use crate::workload::Application;
@@ -34,8 +35,10 @@ pub struct Expect {
     pub attempt: u64,
     /// Registers the session in this group.
     pub opens: Option<GroupId>,
-    /// What the client had seen of the group when it asked.
-    pub asked_at: u64,
+    /// Asks for the stream of this group.
+    pub subscribes: Option<GroupId>,
+    /// Of which effects in the group the client knew when it asked.
+    pub effects: LogIndex,
 }
 
 /// An ask under way.
@@ -88,6 +91,8 @@ pub struct Client {
     pub registered: BTreeSet<GroupId>,
     /// A group has forgotten its session at least once.
     pub was_expired: bool,
+    /// What it may answer by itself.
+    pub cache: Cache,
     /// Who is primary, as far as it knows.
     pub primaries: BTreeMap<GroupId, ReplicaId>,
     /// Where it reads.
@@ -104,8 +109,6 @@ pub struct Client {
     pub next_blob: u64,
     /// Operations that it will still begin.
     pub left: u64,
-    /// Its chance.
-    pub rnd: Rc<RefCell<Rnd>>,
     /// Its desk.
     pub desk: Rc<RefCell<Desk>>,
     /// Its applications.
@@ -125,7 +128,7 @@ impl Client {
     ) -> Client {
         let rnd = Rc::new(RefCell::new(rnd));
         let desk: Rc<RefCell<Desk>> = Rc::default();
-        let hands = Hands { desk: Rc::clone(&desk), rnd: Rc::clone(&rnd) };
+        let hands = Hands { desk: Rc::clone(&desk), rnd };
         Client {
             number,
             session,
@@ -134,6 +137,7 @@ impl Client {
             open_sequences: BTreeSet::new(),
             registered: BTreeSet::new(),
             was_expired: false,
+            cache: Cache::default(),
             primaries: BTreeMap::new(),
             readers: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -142,7 +146,6 @@ impl Client {
             pending: BTreeMap::new(),
             next_blob: 1,
             left: operations,
-            rnd,
             desk,
             application: application(hands),
             tasks: Vec::new(),
@@ -178,10 +181,5 @@ impl Client {
     #[must_use]
     pub fn acknowledged_below(&self) -> u64 {
         self.open_sequences.first().copied().unwrap_or(self.next_sequence)
-    }
-
-    /// Draws.
-    pub fn draw<T>(&self, draw: impl FnOnce(&mut Rnd) -> T) -> T {
-        draw(&mut self.rnd.borrow_mut())
     }
 }

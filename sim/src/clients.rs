@@ -2,10 +2,12 @@
 
 use metadata::codec;
 use metadata::protocol::{Position, Reply, Request, ToClient, ToNode};
+use metadata::read::ReadResult;
 use metadata::types::BlobId;
 use multicast::command::Command;
-use multicast::ids::{CommandId, GroupId, ReplicaId};
+use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId};
 
+use crate::cache::Answered;
 use crate::checks::ledger::Seen;
 use crate::client::{Connection, Expect, Pending};
 use crate::desk::{Answer, Ask, AskId};
@@ -82,6 +84,9 @@ impl World {
             }
             Ask::Read { group, .. } => {
                 self.ledger.seen.push(Seen::Asked { client: number, ask: id });
+                if let Some(answer) = self.cached(number, id, &ask) {
+                    return self.answer(number, id, answer);
+                }
                 (*group, Vec::new())
             }
             Ask::Update(op) => {
@@ -101,6 +106,31 @@ impl World {
         };
         self.clients[number].pending.insert(id, pending);
         self.try_ask(number, id);
+    }
+
+    /// What the client can answer by itself. Some questions are asked all the same.
+    fn cached(&mut self, number: usize, id: AskId, ask: &Ask) -> Option<Answer> {
+        let Ask::Read { group, op, linearizable: false } = ask else { return None };
+        let client = &self.clients[number];
+        let (answer, index) = client.cache.answer(*group, op, &client.clock, self.bug)?;
+        if self.rnd.chance(200) {
+            return None;
+        }
+        let result = Ok(answer);
+        self.trace.line(self.now, || format!("c{number} answers itself as of {index} of {group}: {op:?}: {result:?}"));
+        let (since, group, op) = (self.now, *group, op.clone());
+        let seen = Seen::Read {
+            ask: id,
+            since,
+            client: number,
+            group,
+            op,
+            result: result.clone(),
+            index,
+            linearizable: false,
+        };
+        self.ledger.seen.push(seen);
+        Some(Answer::Read(result))
     }
 
     fn upload(&mut self, number: usize) -> BlobId {
@@ -139,8 +169,8 @@ impl World {
         let (attempt, group, session) = (pending.attempt, pending.group, client.session);
         let unregistered = pending.destinations.iter().map(|destination| destination.group);
         let unregistered = unregistered.into_iter().find(|group| !client.registered.contains(group));
-        let asked_at = client.clock.index(group).0;
-        let expect = Expect { ask: id, attempt, opens: None, asked_at };
+        let effects = client.clock.effects(group);
+        let expect = Expect { ask: id, attempt, opens: None, subscribes: None, effects };
         if let Some(group) = unregistered {
             let request = Request::OpenSession { group, session, label: String::new() };
             let node = self.primary(number, group);
@@ -153,6 +183,9 @@ impl World {
                 None if linearizable => self.primary(number, group),
                 None => self.reader(number, group),
             };
+            if !linearizable && elsewhere.is_none() {
+                self.subscribe(number, node, group);
+            }
             self.request(number, node, expect, Request::Read { group, session, clock, linearizable, op });
         } else {
             let command = self.command(number, id);
@@ -161,6 +194,20 @@ impl World {
         }
         let patience = self.rnd.range(800, 3_000) * MS;
         self.after(patience, Event::TimedOut { client: number, ask: id, attempt });
+    }
+
+    /// Asks a replica for the stream of a group, unless it comes from there. In front of the read that may be cached.
+    fn subscribe(&mut self, number: usize, node: ReplicaId, group: GroupId) {
+        let connection = self.connection(number, node);
+        let client = &mut self.clients[number];
+        if client.cache.listens(group, node, connection) {
+            return;
+        }
+        client.cache.ask_stream(group, node, connection);
+        let session = client.session;
+        let expect =
+            Expect { ask: AskId::MAX, attempt: 0, opens: None, subscribes: Some(group), effects: LogIndex::ZERO };
+        self.request(number, node, expect, Request::Subscribe { group, session });
     }
 
     /// The command of an update: its id stays the same over all tries.
@@ -185,7 +232,7 @@ impl World {
         if let Some(pending) = client.pending.get_mut(&id) {
             pending.command = Some(command.clone());
         }
-        let submitted = Seen::Submitted { at: self.now, client: number, update: id, id: command.id };
+        let submitted = Seen::Submitted { client: number, update: id, id: command.id };
         self.ledger.seen.push(submitted);
         command
     }
@@ -263,6 +310,7 @@ impl World {
             return;
         }
         client.connections.remove(&node);
+        client.cache.lose(node, connection);
         client.primaries.retain(|_, primary| *primary != node);
         client.readers.retain(|_, reader| *reader != node);
         let lost: Vec<(u64, Expect)> = client
@@ -346,9 +394,12 @@ impl World {
         let Some(found) = client.connections.get_mut(&node).filter(|found| found.number == connection) else { return };
         found.up = true;
         match message {
-            ToClient::Event(_) => {}
+            ToClient::Event(event) => client.cache.apply(node, connection, &event),
             ToClient::Reply { request, body } => {
                 let Some((expect, _, _)) = client.requests.remove(&request) else { return };
+                if let (Some(group), Reply::Session(position)) = (expect.subscribes, &body) {
+                    return client.cache.begin_stream(group, node, connection, position.index);
+                }
                 let current = client.pending.get(&expect.ask).is_some_and(|found| found.attempt == expect.attempt);
                 if current {
                     self.reply(number, node, expect, body);
@@ -370,7 +421,10 @@ impl World {
                 self.try_ask(number, ask);
             }
             Reply::Updated { outcome, position, .. } => self.updated(number, node, ask, outcome, &position),
-            Reply::Read { result, position } => self.was_read(number, ask, result, &position),
+            Reply::Read { result, position } => {
+                self.fill(number, node, expect, &result, &position);
+                self.was_read(number, ask, result, &position);
+            }
             Reply::NotPrimary { group, primary } => {
                 let client = &mut self.clients[number];
                 let news = primary.is_some() && primary != client.primaries.get(&group).copied();
@@ -413,6 +467,17 @@ impl World {
         let clock = &mut self.clients[number].clock;
         clock.merge(&position.dependencies);
         clock.advance(group, position.index);
+        let client = &mut self.clients[number];
+        client.cache.depend(&client.clock, self.bug);
+    }
+
+    fn fill(&mut self, number: usize, node: ReplicaId, expect: Expect, result: &ReadResult, position: &Position) {
+        let client = &mut self.clients[number];
+        let Some(connection) = client.connections.get(&node).map(|found| found.number) else { return };
+        let Some(pending) = client.pending.get(&expect.ask) else { return };
+        let Some((op, false)) = read_of(&pending.ask) else { return };
+        let read = Answered { op: &op, result, as_of: position.index };
+        client.cache.fill((node, connection), pending.group, expect.effects, read);
     }
 
     fn updated(
@@ -446,7 +511,6 @@ impl World {
         let seen = Seen::Read {
             ask,
             since,
-            at: self.now,
             client: number,
             group,
             op,

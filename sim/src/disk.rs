@@ -15,6 +15,8 @@ use crate::rng::Rnd;
 pub struct LogImage {
     /// The highest ballot promised.
     pub promised: Ballot,
+    /// The entries up to here were known to be committed.
+    pub committed: LogIndex,
     /// Entries, dense.
     pub entries: BTreeMap<LogIndex, Entry>,
 }
@@ -23,6 +25,7 @@ pub struct LogImage {
 #[derive(Clone, Debug)]
 enum LogRecord {
     Promise(GroupId, Ballot),
+    Committed(GroupId, LogIndex),
     VoidFrom(GroupId, LogIndex),
     Append(GroupId, Entry),
     /// Entries below this index are gone.
@@ -52,7 +55,9 @@ impl Disk {
     pub fn write(&mut self, group: GroupId, token: u64, writes: Writes) {
         let mut records = Vec::with_capacity(writes.append.len() + 2);
         records.extend(writes.promised.map(|ballot| LogRecord::Promise(group, ballot)));
+        records.extend(writes.committed.map(|(_, index)| LogRecord::Committed(group, index)));
         records.extend(writes.truncate_from.map(|from| LogRecord::VoidFrom(group, from)));
+        records.extend(writes.rewrite.into_iter().map(|entry| LogRecord::Append(group, entry)));
         records.extend(writes.append.into_iter().map(|entry| LogRecord::Append(group, entry)));
         self.submit(Batch { tells: Some((group, token)), records });
     }
@@ -146,6 +151,10 @@ fn apply(images: &mut BTreeMap<GroupId, LogImage>, record: &LogRecord) {
         LogRecord::Promise(group, ballot) => {
             let image = images.entry(*group).or_default();
             image.promised = image.promised.max(*ballot);
+        }
+        LogRecord::Committed(group, index) => {
+            let image = images.entry(*group).or_default();
+            image.committed = image.committed.max(*index);
         }
         LogRecord::VoidFrom(group, from) => {
             images.entry(*group).or_default().entries.split_off(from);

@@ -2,6 +2,7 @@
 //!
 //! A run is a function of its seed. [`run::run`] plays one.
 
+mod cache;
 pub mod campaign;
 mod checks;
 mod client;

@@ -67,6 +67,15 @@ impl World {
         self.trace.event(now, 2, u64::from(id.0), &[]);
     }
 
+    /// A node crashes, and is back soon.
+    pub(crate) fn crash_again(&mut self, id: ReplicaId, life: u64) {
+        if self.faulty && self.alive(id, life).is_some() {
+            self.crash(id, "just after a promise");
+            let down = self.rnd.range(1, 100) * MS;
+            self.after(down, Event::Start { node: id });
+        }
+    }
+
     /// A message between replicas arrives.
     pub(crate) fn deliver(&mut self, from: Address, to: Address, bytes: &[u8]) {
         self.trace.event(self.now, 3, u64::from(to.0.0) << 32 | u64::from(to.1.0), bytes);
@@ -151,6 +160,11 @@ impl World {
         let (group, id) = address;
         match act {
             Act::Persist(token, writes) => {
+                if writes.promised.is_some() && self.faulty && self.rnd.chance(self.options.faults.crash_after_promise)
+                {
+                    let delay = self.rnd.range(1, 30) * MS;
+                    self.after(delay, Event::Crash { node: id, life });
+                }
                 let Some(node) = self.nodes.get_mut(&id) else { return };
                 node.disk.write(group, token, writes);
                 if self.bug == Some(Bug::AcknowledgeBeforeFlush) {
@@ -163,10 +177,8 @@ impl World {
             }
             Act::Send(to, message) => self.send(address, to, &message),
             Act::Tell(client, connection, message) => self.tell(id, client, connection, &message),
-            Act::ReadLog(from, bytes_max) => {
-                let delay = self.rnd.below(2 * MS);
-                self.after(delay, Event::LogRead { node: id, life, group, from, bytes_max });
-            }
+            // At once, as the node does: trimming does not come in between.
+            Act::ReadLog(from, bytes_max) => self.log_read(address, life, from, bytes_max),
             Act::Note(what) => self.trace.line(self.now, || format!("{group}/{id}: {what}")),
             Act::Violation(what) => self.violate(what),
         }

@@ -88,6 +88,8 @@ pub struct Faults {
     pub crash: EveryMs,
     /// Nodes crash between two steps of one turn: so many turns of a million.
     pub crash_in_turn: u64,
+    /// Nodes crash just after they have promised, of a thousand promises: that is when most is at stake.
+    pub crash_after_promise: u64,
     /// Nodes stay down for so long, at most.
     pub down_ms_max: u64,
     /// Nodes are frozen.
@@ -217,6 +219,7 @@ fn draw_timing(rnd: &mut Rnd, widest_ms: u64) -> Timing {
         silence_ms: *rnd.pick(&[2_000, 5_000]),
         return_ms: *rnd.pick(&[0, 2_000, 10_000]),
         forget_ms: *rnd.pick(&[50, 200, 1_000]),
+        ..Timing::default()
     }
 }
 
@@ -248,6 +251,7 @@ impl Faults {
             jitter_percent: 10 + some(&[30, 90]),
             crash: some(&[500, 1_500, 4_000]),
             crash_in_turn: some(&[200, 2_000]),
+            crash_after_promise: some(&[100, 400]),
             down_ms_max: 200 + some(&[1_000, 5_000]),
             pause: some(&[1_000, 4_000]),
             pause_ms_max: 500 + some(&[3_000, 8_000]),

@@ -36,8 +36,12 @@ pub enum Bug {
     OwnTime,
     /// A replica applies one committed command in a hundred twice.
     ExecuteTwice,
-    /// Invalidations are sent behind the replies that depend on them.
-    InvalidateAfterReply,
+    /// A stream's position runs ahead of its invalidations.
+    InvalidateLate,
+    /// A client answers from its cache although the stream has not reached its clock.
+    CacheBehindClock,
+    /// A client keeps what it cached of a group when it learns of effects of commands prepared there.
+    CachePastEffects,
     /// The collector deletes blobs that are still referred to.
     CollectReferenced,
 }

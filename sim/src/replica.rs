@@ -6,10 +6,9 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use metadata::namespace::{Genesis, genesis};
 use metadata::protocol::{Position, Reply, Request, ToClient};
-use metadata::read::ReadOp;
-use metadata::types::{BlobId, TimeNs};
+use metadata::types::TimeNs;
 use metadata::{MemStore, Namespace, Overlay, WriteSet, codec};
-use multicast::command::Command;
+use multicast::command::{Command, Key};
 use multicast::core::{Core, Durable, SessionChange};
 use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId};
 use multicast::record::Rejection;
@@ -97,6 +96,8 @@ pub struct Live {
     barriers: VecDeque<(LogIndex, PendingRead)>,
     heard: BTreeMap<SessionId, u64>,
     ready_since: Option<u64>,
+    /// The planted bug: what was changed and nobody told.
+    late: Vec<Key>,
     /// A turn is scheduled.
     pub woken: bool,
     /// When the timer that is set goes off.
@@ -143,7 +144,9 @@ impl Replica {
         self.config.seed = self.config.seed.wrapping_add(1);
         let view = View::new(group, &order, parked_ns, self.bug);
         let flushed = order.applied();
-        let core = Core::new(now, self.config.clone(), durable, order).map_err(|error| error.to_string())?;
+        let core = Core::new(now, self.config.clone(), durable, order);
+        let mut core = core.map_err(|error| error.to_string())?;
+        core.restore_committed(image.committed);
         self.live = Some(Live {
             core,
             store,
@@ -157,6 +160,7 @@ impl Replica {
             barriers: VecDeque::new(),
             heard: BTreeMap::new(),
             ready_since: None,
+            late: Vec::new(),
             woken: false,
             timer: None,
             acts: Vec::new(),
@@ -248,17 +252,6 @@ impl Replica {
             live.core.truncate_below(keep);
             keep
         })
-    }
-
-    /// Blobs of this group that nothing refers to.
-    #[must_use]
-    pub fn garbage(&self) -> Vec<BlobId> {
-        let Some(live) = &self.live else { return Vec::new() };
-        let answer = metadata::answer::read(&live.store, self.group(), &ReadOp::Garbage { limit: 100 });
-        match answer {
-            Ok(Ok(metadata::read::ReadAnswer::Garbage(blobs))) => blobs,
-            _ => Vec::new(),
-        }
     }
 }
 
@@ -352,14 +345,15 @@ impl Live {
         let order = self.core.order();
         self.view.front.primary = self.core.primary();
         self.view.advance(order);
-        if bug != Some(Bug::InvalidateAfterReply) {
-            self.view.publish(&changes.keys, &changes.orphans, &mut self.acts);
+        let mut changed = std::mem::take(&mut self.late);
+        if bug == Some(Bug::InvalidateLate) {
+            self.late.clone_from(&changes.keys);
+        } else {
+            changed.extend(&changes.keys);
         }
+        self.view.publish(&changed, &changes.orphans, &mut self.acts);
         for applied in batch {
             self.settle(group, applied);
-        }
-        if bug == Some(Bug::InvalidateAfterReply) {
-            self.view.publish(&changes.keys, &changes.orphans, &mut self.acts);
         }
         self.view.serve_parked(now, &self.store, &mut self.acts);
         self.serve_barriers(now);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use bytes::Bytes;
 use multicast::Config;
-use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId};
+use multicast::ids::{GroupId, ReplicaId, SessionId};
 
 use crate::checks::ledger::Ledger;
 use crate::client::Client;
@@ -53,14 +53,14 @@ pub enum Event {
     Timer { node: ReplicaId, life: u64, group: GroupId },
     /// A flush of a node's log is done.
     Flushed { node: ReplicaId, life: u64 },
-    /// A read of a node's log is done.
-    LogRead { node: ReplicaId, life: u64, group: GroupId, from: LogIndex, bytes_max: usize },
     /// A replica's store is flushed.
     StoreFlushed { node: ReplicaId, life: u64, group: GroupId },
     /// A node tidies up.
     Housekeep { node: ReplicaId, life: u64 },
     /// A node's process starts.
     Start { node: ReplicaId },
+    /// A node crashes.
+    Crash { node: ReplicaId, life: u64 },
     /// Some fault begins.
     Fault(FaultKind),
     /// A link works again.
@@ -267,13 +267,13 @@ impl World {
             | Event::Turn { node, .. }
             | Event::Timer { node, .. }
             | Event::Flushed { node, .. }
-            | Event::LogRead { node, .. }
             | Event::StoreFlushed { node, .. }
             | Event::Housekeep { node, .. } => *node,
             Event::Connected { .. }
             | Event::ToClient { .. }
             | Event::Lost { .. }
             | Event::Start { .. }
+            | Event::Crash { .. }
             | Event::Fault(_)
             | Event::Heal { .. }
             | Event::EndFaults
@@ -297,12 +297,10 @@ impl World {
             Event::Turn { node, life, group } => self.turn(node, life, group),
             Event::Timer { node, life, group } => self.timer(node, life, group),
             Event::Flushed { node, life } => self.flushed(node, life),
-            Event::LogRead { node, life, group, from, bytes_max } => {
-                self.log_read((group, node), life, from, bytes_max);
-            }
             Event::StoreFlushed { node, life, group } => self.store_flushed(node, life, group),
             Event::Housekeep { node, life } => self.housekeep(node, life),
             Event::Start { node } => self.start(node),
+            Event::Crash { node, life } => self.crash_again(node, life),
             Event::Fault(kind) => self.fault(kind),
             Event::Heal { from, to } => {
                 self.trace.line(self.now, || format!("{from} -> {to} works again"));

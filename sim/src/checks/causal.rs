@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use metadata::op::{FsOp, RenameMode};
 use metadata::outcome::{Errno, OpError};
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
 use multicast::command::{Key, Mode};
 use multicast::ids::GroupId;
 
 use super::history::{History, footprint};
-use super::ledger::{Ledger, Seen, place};
+use super::ledger::{Execution, Ledger, Seen, place};
 
 /// A set of commands.
 #[derive(Clone, Debug, Default)]
@@ -121,7 +122,7 @@ impl<'a> Causes<'a> {
                     if mode != Mode::Add {
                         saw[number].extend(before.iter().copied());
                     }
-                    if execution.outcome.is_ok() && mode.changes() {
+                    if mode.changes() && has_changed(execution) {
                         changes.entry((group, key)).or_default().push((execution.index.0, number));
                         if mode == Mode::Write {
                             before.clear();
@@ -180,6 +181,17 @@ impl<'a> Causes<'a> {
         debug_assert!(self.history.ids.len() == self.saw.len(), "one list of causes per command");
         seen.collect()
     }
+}
+
+/// False if it was refused, or had nothing to do: two names of one inode stay.
+fn has_changed(execution: &Execution) -> bool {
+    let idle = match &*execution.op {
+        FsOp::Rename { source, target: Some(target), mode, .. } => {
+            source.ino == target.ino && *mode != RenameMode::NoReplace
+        }
+        _ => false,
+    };
+    execution.outcome.is_ok() && !idle
 }
 
 impl Ledger {

@@ -52,8 +52,6 @@ pub struct Execution {
 pub enum Seen {
     /// It sent a command for the first time.
     Submitted {
-        /// When.
-        at: u64,
         /// Who.
         client: usize,
         /// Which update of the client's; tries under several ids share it.
@@ -87,8 +85,6 @@ pub enum Seen {
         ask: u64,
         /// When it asked.
         since: u64,
-        /// When it was answered.
-        at: u64,
         /// Who.
         client: usize,
         /// By which group.
@@ -204,12 +200,6 @@ impl Ledger {
     #[must_use]
     pub fn reads(&self) -> u64 {
         self.seen.iter().filter(|seen| matches!(seen, Seen::Read { .. })).count() as u64
-    }
-
-    /// How far any replica of the group has come.
-    #[must_use]
-    pub fn last(&self, group: GroupId) -> LogIndex {
-        self.last.get(&group).copied().unwrap_or_default()
     }
 }
 
