@@ -985,3 +985,137 @@ mod placement {
         assert_eq!(chain, Ok(ReadAnswer::Ancestors(vec![(ROOT, ROOT.ino)])));
     }
 }
+
+mod steps {
+    use super::*;
+
+    #[test]
+    fn directory_of_twenty_thousand_entries_moves_while_it_changes() {
+        let mut cluster = cluster(2);
+        let dir = cluster.mkdir(S, ROOT, "d");
+        let files: Vec<NodeRef> = (0..20_000).map(|at| cluster.mkfile(S, dir, &format!("f{at}"))).collect();
+        let to = GroupId(1);
+        let mut after = 0;
+        for step in 0.. {
+            let Done::Staged { upto, end } =
+                cluster.submit(S, &FsOp::StageMove { dir, to, transfer: 7, after }).unwrap()
+            else {
+                panic!()
+            };
+            after = upto;
+            // Nobody sees it there, and its updates go on here: on what was copied and on what was not.
+            let ask = ReadOp::Lookup { parent: dir.ino, name: name("f0") };
+            assert_eq!(cluster.read(to, &ask), Err(OpError::Errno(Errno::StaleHandle)));
+            cluster.submit(S, &unlink(dir, &format!("f{step}"), files[step], false)).unwrap();
+            cluster.mkfile(S, dir, &format!("f{step}"));
+            cluster.submit(S, &unlink(dir, &format!("f{}", 19_000 + step), files[19_000 + step], false)).unwrap();
+            if end {
+                assert!((5..20).contains(&step), "{step} steps");
+                break;
+            }
+        }
+        let page = |cluster: &Cluster, home, after| match cluster
+            .read(home, &ReadOp::ReadDir { dir: dir.ino, after, limit: 1000, plus: false })
+        {
+            Ok(ReadAnswer::Entries { entries, .. }) => entries,
+            other => panic!("{other:?}"),
+        };
+        let list = |cluster: &Cluster, home| {
+            let mut all = page(cluster, home, 0);
+            loop {
+                let more = page(cluster, home, all.last().unwrap().cookie);
+                if more.is_empty() {
+                    return all;
+                }
+                all.extend(more);
+            }
+        };
+        let before = list(&cluster, dir.home);
+        let op = FsOp::MoveInode { parent: ROOT, name: name("d"), node: dir, to };
+        cluster.submit(S, &op).unwrap();
+        assert_eq!(list(&cluster, to), before, "the same names under the same cookies");
+        cluster.check();
+        // Its entries leave their old home in steps; it may come back when they are gone.
+        let rows = cluster.stores[&GroupId(0)].rows().count();
+        assert!(rows > 30_000, "{rows}");
+        let back = FsOp::MoveInode { parent: ROOT, name: name("d"), node: NodeRef { home: to, ..dir }, to: dir.home };
+        cluster.submit_patiently(S, &back).unwrap();
+        assert_eq!(list(&cluster, dir.home), before);
+        cluster.drain();
+        cluster.check();
+    }
+
+    #[test]
+    fn file_of_many_extents_is_deleted_cut_and_punched_in_steps() {
+        let mut cluster = cluster(1);
+        cluster.step_rows = 16;
+        let put = |cluster: &mut Cluster, entry: &str, first: u64| {
+            let file = cluster.mkfile(S, ROOT, entry);
+            let changes = (0..1000).map(|at| put_blob(at * 20, 10, first + at)).collect();
+            cluster.write(S, file, changes).unwrap();
+            cluster.drain();
+            file
+        };
+        let rows = |cluster: &Cluster| cluster.stores[&GroupId(0)].rows().count();
+        let deleted = put(&mut cluster, "deleted", 1);
+        let before = rows(&cluster);
+        cluster.submit(S, &unlink(ROOT, "deleted", deleted, false)).unwrap();
+        assert!(before - rows(&cluster) < 50, "one entry removes a bounded number of rows");
+        assert_eq!(
+            cluster.read(GroupId(0), &ReadOp::GetAttr { ino: deleted.ino }),
+            Err(OpError::Errno(Errno::StaleHandle))
+        );
+        cluster.check();
+        cluster.drain();
+        assert_eq!(garbage(&cluster, 0).len(), 1000);
+
+        let cut = put(&mut cluster, "cut", 2001);
+        let to = |size| FsOp::SetAttr { node: cut, set: SetAttr { size: Some(size), ..SetAttr::default() } };
+        assert_eq!(node_of(&cluster.submit(S, &to(15))).size, 15);
+        let shown = Content::Extents {
+            extents: vec![Extent { offset: 0, len: 10, source: Some(range(2001, 0)) }],
+            more: false,
+        };
+        assert_eq!(content(&cluster, cut), shown, "what is cut off is seen by nobody");
+        cluster.check();
+        assert_eq!(cluster.submit(S, &to(500)), Err(OpError::Stale(Vec::new())), "it must be gone first");
+        cluster.submit_patiently(S, &to(500)).unwrap();
+        assert_eq!(content(&cluster, cut), shown);
+        cluster.check();
+
+        let punched = put(&mut cluster, "punched", 4001);
+        let hole = write_op(punched, vec![Change::Hole { offset: 5, len: 19_000 }]);
+        assert_eq!(cluster.submit(S, &hole), Err(OpError::Stale(Vec::new())));
+        cluster.submit_patiently(S, &hole).unwrap();
+        assert_eq!(cluster.attr(punched).allocated, 500);
+        cluster.check();
+    }
+
+    #[test]
+    fn session_with_many_locks_and_orphans_ends_in_steps() {
+        let mut cluster = cluster(1);
+        cluster.open_session(OTHER);
+        cluster.step_rows = 16;
+        for at in 0..200 {
+            let file = cluster.mkfile(S, ROOT, &format!("f{at}"));
+            let range = LockRange { start: 0, end: 9 };
+            let lock = FsOp::Lock { node: file, owner: 1, flock: false, range, kind: Some(LockKind::Write), pid: 3 };
+            cluster.submit(OTHER, &lock).unwrap();
+            if at % 2 == 0 {
+                cluster.submit(S, &unlink(ROOT, &format!("f{at}"), file, false)).unwrap();
+            }
+        }
+        let before = cluster.stores[&GroupId(0)].rows().count();
+        cluster.close_session(OTHER);
+        assert!(before - cluster.stores[&GroupId(0)].rows().count() < 100);
+        cluster.check();
+        // What it had locked is free at once.
+        let last = cluster.lookup(ROOT, "f199").unwrap();
+        let range = LockRange { start: 0, end: 9 };
+        let lock = FsOp::Lock { node: last, owner: 1, flock: false, range, kind: Some(LockKind::Write), pid: 3 };
+        cluster.submit(S, &lock).unwrap();
+        cluster.drain();
+        cluster.check();
+        assert_eq!(cluster.read(GroupId(0), &ReadOp::Usage), Ok(ReadAnswer::Usage { inodes: 101, bytes: 0 }));
+    }
+}

@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use metadata::op::FsOp;
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
 use metadata::types::{FileKind, InodeId, NodeRef};
 use multicast::command::Command;
@@ -52,6 +53,10 @@ impl World {
             tree::compare(&self.cluster, &self.model, &self.planner.refs);
             self.check_locks();
         } else if let Some(Plan { session, op, effect }) = self.planner.plan(&self.model, dice) {
+            if matches!(op, FsOp::Rename { .. } | FsOp::MoveInode { .. }) {
+                // A file of which something is still to go stays home.
+                self.cluster.drain();
+            }
             let outcome = self.cluster.submit_patiently(session, &op);
             agree(&outcome, &effect(&mut self.model, self.cluster.now), &mut self.planner.refs);
             self.planner.follow(&self.model);

@@ -39,6 +39,10 @@ impl<S: StoreMut> Namespace<S> {
         }
         let mut row = edit.finish()?;
         if row.inline_bytes > self.volume.inline_bytes_max {
+            // Bytes that were cut off count until they are gone.
+            if self.grave(row.attr.ino)?.is_some() {
+                return Err(Stop::again());
+            }
             return Err(Stop::stale(Fact::Attr(Box::new(row.attr))));
         }
         if !changes.is_empty() || size != size_before {
