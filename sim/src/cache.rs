@@ -62,9 +62,12 @@ impl Cache {
 
     /// A connection is gone, and the streams on it.
     pub fn lose(&mut self, node: ReplicaId, connection: u64) {
-        let lost = self.streams.extract_if(.., |_, stream| (stream.node, stream.connection) == (node, connection));
-        let lost: Vec<GroupId> = lost.map(|(group, _)| group).collect();
-        lost.into_iter().for_each(|group| self.void(group));
+        let lost: Vec<GroupId> =
+            self.streams.keys().copied().filter(|&group| self.listens(group, node, connection)).collect();
+        for group in lost {
+            self.streams.remove(&group);
+            self.void(group);
+        }
     }
 
     fn void(&mut self, group: GroupId) {

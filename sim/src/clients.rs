@@ -1,9 +1,11 @@
 //! The world's side of clients: connections, requests, retries, answers; as the mount's engine does it.
 
+use std::collections::BTreeMap;
+
 use metadata::codec;
 use metadata::protocol::{Position, Reply, Request, ToClient, ToNode};
-use metadata::read::ReadResult;
-use metadata::types::BlobId;
+use metadata::read::{ReadAnswer, ReadOp, ReadResult};
+use metadata::types::{Attr, BlobId};
 use multicast::command::Command;
 use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId};
 
@@ -313,12 +315,12 @@ impl World {
         client.cache.lose(node, connection);
         client.primaries.retain(|_, primary| *primary != node);
         client.readers.retain(|_, reader| *reader != node);
-        let lost: Vec<(u64, Expect)> = client
-            .requests
-            .extract_if(.., |_, (_, at, on)| (*at, *on) == (node, connection))
-            .map(|(request, (expect, _, _))| (request, expect))
-            .collect();
-        for (_, expect) in lost {
+        let (lost, kept) = std::mem::take(&mut client.requests)
+            .into_iter()
+            .partition(|(_, (_, at, on))| (*at, *on) == (node, connection));
+        client.requests = kept;
+        let lost: BTreeMap<u64, (Expect, ReplicaId, u64)> = lost;
+        for (expect, _, _) in lost.into_values() {
             self.fail(number, expect.ask, expect.attempt, true);
         }
     }
@@ -383,7 +385,7 @@ impl World {
     }
 
     /// A node's message arrives.
-    pub(crate) fn to_client(&mut self, number: usize, node: ReplicaId, connection: u64, bytes: &[u8]) {
+    pub(crate) fn hear_node(&mut self, number: usize, node: ReplicaId, connection: u64, bytes: &[u8]) {
         self.trace.event(self.now, 7, number as u64, bytes);
         let message = match codec::decode_to_client(bytes) {
             Ok(message) => message,
@@ -519,6 +521,12 @@ impl World {
             linearizable,
         };
         self.ledger.seen.push(seen);
+        for attr in attached(&result) {
+            let (op, result) = (ReadOp::GetAttr { ino: attr.ino }, Ok(ReadAnswer::Attr(attr)));
+            let (client, index) = (number, position.index);
+            let seen = Seen::Read { ask, since, client, group, op, result, index, linearizable: false };
+            self.ledger.seen.push(seen);
+        }
         self.see(number, group, position);
         self.answer(number, ask, Answer::Read(result));
     }
@@ -539,6 +547,15 @@ impl World {
         } else {
             self.try_ask(number, ask);
         }
+    }
+}
+
+/// Attributes that came with names.
+fn attached(result: &ReadResult) -> Vec<Box<Attr>> {
+    match result {
+        Ok(ReadAnswer::Lookup(Some((_, Some(attr))))) => vec![attr.clone()],
+        Ok(ReadAnswer::Entries { entries, .. }) => entries.iter().filter_map(|entry| entry.attr.clone()).collect(),
+        _ => Vec::new(),
     }
 }
 

@@ -73,6 +73,10 @@ impl World {
             self.crash(id, "just after a promise");
             let down = self.rnd.range(1, 100) * MS;
             self.after(down, Event::Start { node: id });
+            if self.rnd.chance(500) {
+                // Whoever was cut off, such as the primary of before, is back at the same moment.
+                self.network.heal_all();
+            }
         }
     }
 
@@ -328,7 +332,7 @@ impl World {
     }
 
     /// A client's request arrives.
-    pub(crate) fn to_node(&mut self, client: usize, id: ReplicaId, connection: u64, bytes: &[u8]) {
+    pub(crate) fn hear_client(&mut self, client: usize, id: ReplicaId, connection: u64, bytes: &[u8]) {
         let now = self.now;
         self.trace.event(now, 6, u64::from(id.0), bytes);
         let request = match codec::decode_to_node(bytes) {

@@ -168,13 +168,12 @@ fn draw_delays(rnd: &mut Rnd, regions: usize) -> Vec<Vec<u64>> {
     let wide_us = *rnd.pick(&[2_000, 15_000, 40_000, 100_000]);
     let near_us = *rnd.pick(&[100, 500, 2_000]);
     let mut delays = vec![vec![near_us; regions]; regions];
-    for a in 0..regions {
-        for b in 0..a {
-            let delay = rnd.range(wide_us / 3, wide_us * 2);
-            delays[a][b] = delay;
-            // Ways differ a little by direction.
-            delays[b][a] = delay * rnd.range(90, 110) / 100;
-        }
+    let pairs = (0..regions).flat_map(|a| (0..a).map(move |b| (a, b)));
+    for (a, b) in pairs {
+        let delay = rnd.range(wide_us / 3, wide_us * 2);
+        delays[a][b] = delay;
+        // Ways differ a little by direction.
+        delays[b][a] = delay * rnd.range(90, 110) / 100;
     }
     delays
 }
@@ -208,6 +207,7 @@ fn draw_groups(rnd: &mut Rnd, regions: usize) -> Placed {
     (nodes, groups)
 }
 
+#[allow(clippy::needless_update, reason = "what is not drawn keeps its default, also what is added later")]
 fn draw_timing(rnd: &mut Rnd, widest_ms: u64) -> Timing {
     let election_timeout_ms = rnd.range(600, 1_500).max(widest_ms * 5);
     let resend_ms = rnd.range(300, 800).max(widest_ms * 3);

@@ -93,8 +93,13 @@ impl View {
 
     /// Ends the streams of a connection.
     pub fn unsubscribe(&mut self, client: usize, connection: u64) {
-        let ended = self.subscribers.extract_if(.., |_, subscriber| *subscriber == (client, connection));
-        let ended: BTreeSet<SessionId> = ended.map(|(session, _)| session).collect();
+        let ended: BTreeSet<SessionId> = self
+            .subscribers
+            .iter()
+            .filter(|(_, subscriber)| **subscriber == (client, connection))
+            .map(|(&session, _)| session)
+            .collect();
+        self.subscribers.retain(|session, _| !ended.contains(session));
         self.interest.retain(|(_, session)| !ended.contains(session));
     }
 
@@ -158,7 +163,12 @@ impl View {
             return Some(read);
         }
         if let Ok(answer) = &mut result {
-            answer.detach(|key| self.blocks(&[key], read.effects));
+            // What is attached must not be older than effects that the rest of the answer may show.
+            let mut effects = read.effects;
+            if self.bug != Some(Bug::AttachOldAttributes) {
+                effects = effects.max(self.front.dependencies.effects(self.group));
+            }
+            answer.detach(|key| self.blocks(&[key], effects));
             keys.extend(answer.attached());
         }
         if self.subscribers.get(&read.session) == Some(&(read.ticket.client, read.ticket.connection)) {

@@ -82,7 +82,7 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
                     })?;
                 }
                 // What came while the read was under way came beside it.
-                let past = asked.remove(&(*client, *ask)).unwrap_or_default();
+                let mut past = asked.remove(&(*client, *ask)).unwrap_or_default();
                 if let Some((key, missed)) = causes.misses(*group, op, index.0, |number| past.has(number)) {
                     return Err(format!(
                         "client {client} read {op:?} of {group} at {index} and missed its cause {} at {:?} ({key:?})",
@@ -101,7 +101,10 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
                 for number in causes.seen_by(*group, op, index.0) {
                     let closed = causes.close(number);
                     pasts.entry(*client).or_default().merge(&closed);
+                    past.merge(&closed);
                 }
+                // What is attached to the answer must fit to it.
+                asked.insert((*client, *ask), past);
             }
         }
     }
