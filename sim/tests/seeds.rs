@@ -54,7 +54,7 @@ fn fresh_seeds_are_clean() {
 }
 
 /// Within so many seeds from 1 each planted bug must be found.
-const SEEDS_PER_BUG: u64 = 500;
+const SEEDS_PER_BUG: u64 = 1_500;
 
 #[test]
 fn every_planted_bug_is_found() {
