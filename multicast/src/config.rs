@@ -48,6 +48,12 @@ pub struct Timing {
     pub return_ms: u64,
     /// Ids that every destination has finished are forgotten by a log record at most this often. Default 200.
     pub forget_ms: u64,
+    /// Another group's primary that asks how far this group is hears of its progress for so long. It asks again after half of
+    /// its own, if need be. Must exceed the resend interval, and should be the same everywhere. Default 10000.
+    pub subscription_ms: u64,
+    /// … but at most this often. Commands of clients that have just seen this group's state wait about so long elsewhere.
+    /// Default 10.
+    pub progress_ms: u64,
 }
 
 /// The most of each thing. Together they bound a core's memory to roughly `log_tail_bytes + in_flight_bytes × 2 +
@@ -77,6 +83,8 @@ pub struct Limits {
     pub log_entries_max: u64,
     /// How far the time that a primary gives may be ahead of what a quorum's clocks say, in milliseconds. Default 10000.
     pub skew_ms_max: u64,
+    /// Replicas of other groups that hear of this group's progress; more must ask each time. Default 256.
+    pub subscribers_max: usize,
 }
 
 impl Default for Timing {
@@ -89,6 +97,8 @@ impl Default for Timing {
             silence_ms: 5000,
             return_ms: 10_000,
             forget_ms: 200,
+            subscription_ms: 10_000,
+            progress_ms: 10,
         }
     }
 }
@@ -107,6 +117,7 @@ impl Default for Limits {
             log_bytes_max: 4 << 30,
             log_entries_max: 16 << 20,
             skew_ms_max: 10_000,
+            subscribers_max: 256,
         }
     }
 }
@@ -161,6 +172,9 @@ impl Config {
         }
         if timing.resend_ms == 0 || timing.resend_ms_max < timing.resend_ms || timing.forget_ms == 0 {
             return fail("resend and forget intervals must not be zero, nor the longest below the first".to_owned());
+        }
+        if timing.progress_ms == 0 || timing.subscription_ms <= timing.resend_ms {
+            return fail("progress must not be told all the time, nor for less than the resend interval".to_owned());
         }
         if self.limits.command_bytes_max > COMMAND_BYTES_MAX {
             return fail(format!("commands of more than {COMMAND_BYTES_MAX} bytes do not fit the protocol"));

@@ -28,11 +28,12 @@ use crate::error::Error;
 use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId};
 use crate::log::Replicator;
 use crate::machine::Machine;
-use crate::message::Message;
+use crate::message::{Message, UNASKED};
 use crate::order::OrderState;
 use crate::output::{Applied, Decline, Event, Output};
 use crate::record::Entry;
 use crate::sequencer::{Sequencer, Turn};
+use crate::subscribers::Subscribers;
 use crate::time::Time;
 
 /// What the disk of a replica holds of its log.
@@ -64,6 +65,7 @@ pub struct Core {
     log: Replicator,
     /// While this replica is primary and has applied everything from before.
     sequencer: Option<Sequencer>,
+    subscribers: Subscribers,
     outputs: VecDeque<Output>,
 }
 
@@ -75,7 +77,8 @@ impl Core {
     pub fn new(now: Time, config: Config, durable: Durable, order: OrderState) -> Result<Self, Error> {
         config.check()?;
         let log = Replicator::new(now, &config, durable, order.applied())?;
-        Ok(Core { config, now, order, log, sequencer: None, outputs: VecDeque::new() })
+        let subscribers = Subscribers::new(&config);
+        Ok(Core { config, now, order, log, sequencer: None, subscribers, outputs: VecDeque::new() })
     }
 
     /// A message came. The connection must prove `from`; it is checked here against the configuration.
@@ -90,9 +93,8 @@ impl Core {
             return self.outputs.push_back(Output::Event(Event::IgnoredMessage { from, reason }));
         }
         if let Message::HowFar { question } = message {
-            let (committed, last) = (self.log.committed(), self.log.durable());
-            let message = Message::Reached { question, committed, last };
-            return self.outputs.push_back(Output::Send { to: from, message });
+            self.subscribers.subscribe(self.now, from, self.log.committed());
+            return self.outputs.push_back(Output::Send { to: from, message: self.reached(question) });
         }
         let is_command = matches!(message, Message::Propose { .. } | Message::Facts(_));
         if self.sequencer.is_some() {
@@ -161,14 +163,28 @@ impl Core {
 
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front().or_else(|| self.log.poll_output())
+        self.outputs.pop_front().or_else(|| self.log.poll_output()).or_else(|| self.tell_progress())
+    }
+
+    /// Tells who wants to know that more is committed.
+    fn tell_progress(&mut self) -> Option<Output> {
+        let due = self.subscribers.take_due(self.now, self.log.committed());
+        for to in due {
+            self.outputs.push_back(Output::Send { to, message: self.reached(UNASKED) });
+        }
+        self.outputs.pop_front()
+    }
+
+    fn reached(&self, question: u64) -> Message {
+        Message::Reached { question, committed: self.log.committed(), last: self.log.durable() }
     }
 
     /// When to call [`Core::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let sequencer = self.sequencer.as_ref().and_then(Sequencer::poll_timeout);
-        sequencer.into_iter().chain([self.log.poll_timeout()]).min()
+        let progress = self.subscribers.due(self.log.committed());
+        sequencer.into_iter().chain(progress).chain([self.log.poll_timeout()]).min()
     }
 
     /// Applies the next committed entry to the state, if there is one.

@@ -18,6 +18,7 @@ pub mod output;
 mod random;
 pub mod record;
 mod sequencer;
+mod subscribers;
 pub mod time;
 
 pub use crate::core::Core;

@@ -26,8 +26,8 @@
 //! | `Facts` | a destination, when a fact about a command is committed, or when asked | each fact in it, for ever |
 //! | `NotPrimary` | a replica that got either of these and is no primary | nothing; says who may be |
 //! | `Busy` | a primary that has no room for a proposed command | nothing; asks to be asked again soon |
-//! | `HowFar` | a primary whose client has seen more of a group than it knows of, to all voters of that group | nothing |
-//! | `Reached` | a voter, whatever it is in its group | all up to `committed` is; its disk has nothing behind `last` |
+//! | `HowFar` | a primary whose clients see ever more of a group, to all its voters: when one has seen more than is known, and now and then | nothing |
+//! | `Reached` | a voter, whatever it is in its group: at once, and for a while whenever more is committed | all up to `committed` is; its disk has nothing behind `last` |
 
 use std::sync::Arc;
 
@@ -44,6 +44,9 @@ pub const MESSAGE_VERSION: u8 = 2;
 
 /// The most bytes that one encoded message may have.
 pub const MESSAGE_BYTES_MAX: usize = 20 << 20;
+
+/// In place of a question's number: the sender tells by itself, so this is no answer to anything.
+pub const UNASKED: u64 = 0;
 
 /// One message. See the module's table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,14 +164,14 @@ pub enum Message {
         /// … and what its id is bound to.
         binding: u64,
     },
-    /// How far is your group's log?
+    /// How far is your group's log? And for a while from now on, please.
     HowFar {
-        /// To match answers.
+        /// To match answers. Not [`UNASKED`].
         question: u64,
     },
-    /// Answers `HowFar`.
+    /// Answers `HowFar`, or tells of progress to who has asked lately.
     Reached {
-        /// The question's.
+        /// The question's, or [`UNASKED`].
         question: u64,
         /// Committed up to here at least.
         committed: LogIndex,

@@ -170,9 +170,10 @@ impl Sequencer {
         if self.is_overloaded() || turn.order.session_is_full(&command) {
             return turn.decline(id, Decline::Overloaded);
         }
-        if proof == Proof::Wanted && !self.is_proven(turn, &command) {
-            self.hold_unproven(turn, command);
-        } else if command.is_multi_group() {
+        if proof == Proof::Wanted && !self.prove(turn, &command) {
+            return;
+        }
+        if command.is_multi_group() {
             self.begin_multi(turn, command);
         } else {
             self.take_single(turn, command);

@@ -25,6 +25,8 @@ pub(super) struct Peer {
     /// … and when any of them last said something of the kind.
     pub(super) reached_at: Time,
     pub(super) inquiry: Option<Inquiry>,
+    /// When its voters were last asked how far it is: they tell of progress for a while from then on.
+    pub(super) inquired_at: Option<Time>,
 }
 
 /// A question to all voters of a group: how far is your log?
@@ -48,6 +50,7 @@ impl Peer {
             reached: LogIndex::ZERO,
             reached_at: now,
             inquiry: None,
+            inquired_at: None,
         }
     }
 
@@ -73,6 +76,11 @@ impl Peer {
     /// Any two sets of so many of its voters share one.
     pub(super) fn quorum_size(&self) -> usize {
         self.voters.len() / 2 + 1
+    }
+
+    /// True if a question of so long ago, or none, is all that its voters got.
+    pub(super) fn last_inquired_before(&self, now: Time, interval_ms: u64) -> bool {
+        self.inquired_at.is_none_or(|inquired_at| now.ms_since(inquired_at) >= interval_ms)
     }
 
     /// Its primary spoke. True if what was asked of another should be asked of it at once.

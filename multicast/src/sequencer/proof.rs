@@ -6,6 +6,11 @@
 //! more, the primary asks all voters of that group. Whoever the client has read from is among them and probably near, so
 //! this takes no longer than a read there.
 //!
+//! Who is asked also tells of progress for a while, unasked (see [`crate::subscribers`]). A client that follows another
+//! group's state hears of it from a replica there, so this primary does, too, at about that time: while clients' claims
+//! move on it renews the question before the voters forget it, and the claims are proven when they come or with the next
+//! progress. What is told unasked proves, but never clips: it may have been said before the command came.
+//!
 //! What nobody can have seen is clipped: anybody's reading of an index means that a quorum had it on disk, so that of the
 //! voters of any quorum asked afterwards one has it. To clip such a claim loses no cause, and a client that came by it
 //! innocently (from a group that was deceived) is not punished. If no quorum answers, an honest client must not wait for
@@ -47,7 +52,18 @@ pub(super) struct Unproven {
 }
 
 impl Sequencer {
-    pub(super) fn is_proven(&self, turn: &Turn<'_>, command: &Command) -> bool {
+    /// True if the command may be logged as it is; otherwise it is held for now.
+    pub(super) fn prove(&mut self, turn: &mut Turn<'_>, command: &Arc<Command>) -> bool {
+        let is_proven = self.is_proven(turn, command);
+        if !is_proven {
+            self.hold_unproven(turn, Arc::clone(command));
+        }
+        // After the question that the command itself may need: an older one could not judge it.
+        self.stay_informed(turn, command);
+        is_proven
+    }
+
+    fn is_proven(&self, turn: &Turn<'_>, command: &Command) -> bool {
         self.claims(turn, command).next().is_none()
     }
 
@@ -64,7 +80,7 @@ impl Sequencer {
         })
     }
 
-    pub(super) fn hold_unproven(&mut self, turn: &mut Turn<'_>, command: Arc<Command>) {
+    fn hold_unproven(&mut self, turn: &mut Turn<'_>, command: Arc<Command>) {
         self.serial += 1;
         self.load.add(len_bytes(&command));
         let (id, serial, due) = (command.id, self.serial, turn.now.after_ms(self.timing.resend_ms.saturating_mul(2)));
@@ -72,7 +88,9 @@ impl Sequencer {
         let groups: Vec<GroupId> = self.claims(turn, &command).map(|(group, ..)| group).collect();
         self.unproven.insert(id, Unproven { command, serial, due });
         for group in groups {
-            if self.peers.get(&group).is_some_and(|peer| peer.inquiry.is_none()) {
+            let resend_ms = self.timing.resend_ms;
+            let is_open = |peer: &Peer| peer.inquiry.is_some() && !peer.last_inquired_before(turn.now, resend_ms);
+            if self.peers.get(&group).is_some_and(|peer| !is_open(peer)) {
                 self.inquire(turn, group);
             }
         }
@@ -84,11 +102,24 @@ impl Sequencer {
         Some(unproven)
     }
 
+    /// Asks in the background for what later commands will claim, while claims of a group move on. One that the group's state
+    /// depends on already is no sign of it: a client carries all that it has ever seen.
+    fn stay_informed(&mut self, turn: &mut Turn<'_>, command: &Command) {
+        let renew_ms = self.timing.subscription_ms / 2;
+        for (group, index) in command.clock.claims() {
+            let moves = index > turn.order.depends_on().index(group);
+            if moves && self.peers.get(&group).is_some_and(|peer| peer.last_inquired_before(turn.now, renew_ms)) {
+                self.inquire(turn, group);
+            }
+        }
+    }
+
     /// Asks all voters of a group, anew.
     fn inquire(&mut self, turn: &mut Turn<'_>, group: GroupId) {
         self.serial += 1;
         let question = self.serial;
         let Some(peer) = self.peers.get_mut(&group) else { return };
+        peer.inquired_at = Some(turn.now);
         peer.inquiry = Some(Inquiry { question, lasts: std::collections::BTreeMap::new() });
         for &voter in peer.voters() {
             turn.send((group, voter), Message::HowFar { question });
