@@ -522,7 +522,7 @@ impl World {
         };
         self.ledger.seen.push(seen);
         for attr in attached(&result) {
-            let (op, result) = (ReadOp::GetAttr { ino: attr.ino }, Ok(ReadAnswer::Attr(attr)));
+            let (op, result) = (ReadOp::GetAttr { ino: attr.ino }, Ok(ReadAnswer::Attr(Box::new(attr))));
             let (client, index) = (number, position.index);
             let seen = Seen::Read { ask, since, client, group, op, result, index, linearizable: false };
             self.ledger.seen.push(seen);
@@ -551,10 +551,12 @@ impl World {
 }
 
 /// Attributes that came with names.
-fn attached(result: &ReadResult) -> Vec<Box<Attr>> {
+fn attached(result: &ReadResult) -> Vec<Attr> {
     match result {
-        Ok(ReadAnswer::Lookup(Some((_, Some(attr))))) => vec![attr.clone()],
-        Ok(ReadAnswer::Entries { entries, .. }) => entries.iter().filter_map(|entry| entry.attr.clone()).collect(),
+        Ok(ReadAnswer::Lookup(Some((_, Some(attr))))) => vec![Attr::clone(attr)],
+        Ok(ReadAnswer::Entries { entries, .. }) => {
+            entries.iter().filter_map(|entry| entry.attr.as_deref().cloned()).collect()
+        }
         _ => Vec::new(),
     }
 }

@@ -24,8 +24,6 @@ pub enum Bug {
     ReadBehindClock,
     /// A replica reads past prepared commands of which the reader has seen the effect.
     ReadPastLocks,
-    /// Attributes that come with names are older than effects which the names show.
-    AttachOldAttributes,
     /// A refused update teaches the client's clock nothing.
     ForgetRefusal,
     /// The log is trimmed as soon as the store has flushed, whatever followers lack.

@@ -164,10 +164,7 @@ impl View {
         }
         if let Ok(answer) = &mut result {
             // What is attached must not be older than effects that the rest of the answer may show.
-            let mut effects = read.effects;
-            if self.bug != Some(Bug::AttachOldAttributes) {
-                effects = effects.max(self.front.dependencies.effects(self.group));
-            }
+            let effects = read.effects.max(self.front.dependencies.effects(self.group));
             answer.detach(|key| self.blocks(&[key], effects));
             keys.extend(answer.attached());
         }
