@@ -53,6 +53,9 @@ impl Fs {
 
     /// What a name stands for, if that may be answered without asking.
     pub fn lookup_cached(&self, parent: InodeId, name: &[u8]) -> Option<FsResult<Arc<Attr>>> {
+        if name.len() > NAME_BYTES_MAX {
+            return Some(Err(Errno::ENAMETOOLONG));
+        }
         let cache = self.volume.cache();
         match cache.dirent(self.table.home(parent), parent, name)? {
             Some(dirent) => cache.attr(dirent.home, dirent.ino).map(Ok),
