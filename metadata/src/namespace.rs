@@ -113,6 +113,12 @@ impl<S: StoreMut> Namespace<S> {
         self.settle(drained);
     }
 
+    /// Nothing happens but that time passes: goes on with what is done in steps.
+    pub fn tick(&mut self) {
+        let drained = self.drain();
+        self.settle(drained);
+    }
+
     /// What was changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
@@ -300,6 +306,11 @@ impl<S: StoreMut> Namespace<S> {
     }
 }
 
+/// How many inodes and closed sessions have rows that go in later steps.
+pub fn left_for_later(store: &(impl Store + ?Sized)) -> Result<u64, Error> {
+    Ok(rows::read(store, &keys::unfinished())?.map_or(0, |unfinished: rows::Unfinished| unfinished.count))
+}
+
 impl<S: StoreMut> Machine for Namespace<S> {
     fn contribute(&mut self, _context: &Context, command: &Command) -> Bytes {
         Namespace::contribute(self, command)
@@ -316,6 +327,10 @@ impl<S: StoreMut> Machine for Namespace<S> {
 
     fn session_closed(&mut self, _context: &Context, session: SessionId) {
         Namespace::session_closed(self, session);
+    }
+
+    fn tick(&mut self, _context: &Context) {
+        Namespace::tick(self);
     }
 }
 

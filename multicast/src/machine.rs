@@ -45,4 +45,7 @@ pub trait Machine {
 
     /// A session was closed or has expired in this group: what it held is free.
     fn session_closed(&mut self, context: &Context, session: SessionId);
+
+    /// The driver asked for an entry that says nothing but the time: a chance to go on with what takes many entries.
+    fn tick(&mut self, _context: &Context) {}
 }

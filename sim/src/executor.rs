@@ -61,4 +61,8 @@ impl<S: StoreMut> Machine for Executor<'_, S> {
     fn session_closed(&mut self, _context: &Context, session: SessionId) {
         self.namespace.session_closed(session);
     }
+
+    fn tick(&mut self, _context: &Context) {
+        self.namespace.tick();
+    }
 }

@@ -133,6 +133,7 @@ impl OrderState {
             Record::SessionClose { sessions, timestamp } => (self.apply_close(sessions, *timestamp, machine), None),
             Record::Tick { timestamp } => {
                 self.raise_clock(*timestamp);
+                machine.tick(&self.context(*timestamp));
                 (Change::Nothing, None)
             }
         };
