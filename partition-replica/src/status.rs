@@ -140,6 +140,9 @@ pub struct GroupStatus {
     pub parked_reads: usize,
     /// Commands executed since the start.
     pub executed: u64,
+    /// Deleted inodes and closed sessions of which something is still to be removed, in steps.
+    #[serde(default)]
+    pub removals_left: u64,
 }
 
 /// Voters note their digests at multiples of this index.

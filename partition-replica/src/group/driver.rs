@@ -10,7 +10,7 @@ use metadata::{Namespace, Overlay};
 use multicast::command::Key;
 use multicast::core::{Core, SessionChange};
 use multicast::ids::{GroupId, LogIndex};
-use multicast::{Applied, Change, Decline, Entry, Event, Output, Writes};
+use multicast::{Applied, Change, Decline, Entry, Event, Output, Time, Writes};
 
 use super::mailbox::{Input, Mailbox};
 use super::replies::Waiting;
@@ -30,6 +30,8 @@ const APPLY_BATCH_MAX: usize = 512;
 const ROUNDS_MAX: usize = 8;
 /// Digests kept for comparison.
 const DIGESTS_MAX: usize = 64;
+/// Between ticks that go on with what is left to be removed: whatever else executes goes on with it, too.
+const TICK_PAUSE: Duration = Duration::from_millis(20);
 /// The thread looks at its timers at least so often.
 const TURN_MAX: Duration = Duration::from_secs(1);
 
@@ -77,6 +79,8 @@ pub struct Driver {
     ready_since: Option<Instant>,
     digests: BTreeMap<u64, u128>,
     executed: u64,
+    /// When to see whether something is left to be removed, and to log a tick if so.
+    tick_at: Option<Time>,
     /// The turn ended before everything was done.
     more: bool,
     stop: bool,
@@ -92,6 +96,7 @@ impl Driver {
             ready_since: None,
             digests: BTreeMap::new(),
             executed: 0,
+            tick_at: None,
             more: true,
             stop: false,
             parts,
@@ -114,9 +119,8 @@ impl Driver {
             return Duration::ZERO;
         }
         let now = self.parts.clock.now();
-        let due =
-            self.parts.core.poll_timeout().map_or(TURN_MAX, |due| Duration::from_nanos(due.0.saturating_sub(now.0)));
-        due.min(TURN_MAX)
+        let due = self.parts.core.poll_timeout().into_iter().chain(self.tick_at).min();
+        due.map_or(TURN_MAX, |due| Duration::from_nanos(due.0.saturating_sub(now.0))).min(TURN_MAX)
     }
 
     fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<()> {
@@ -144,6 +148,10 @@ impl Driver {
         self.append_barrier(linearize);
         if self.parts.core.poll_timeout().is_some_and(|due| due <= now) {
             self.parts.core.handle_timeout(now);
+        }
+        if self.tick_at.is_some_and(|due| due <= now) {
+            self.tick_at = None;
+            self.go_on_removing(now)?;
         }
         // Applying lets the core say more, and what it says may let more be applied.
         self.more = true;
@@ -218,8 +226,12 @@ impl Driver {
         while self.digests.len() > DIGESTS_MAX {
             self.digests.pop_first();
         }
+        let is_left = metadata::namespace::left_for_later(namespace.store()).map_err(damaged)? > 0;
         let writes = namespace.into_store().into_writes();
         self.publish(batch, writes)?;
+        if is_left {
+            self.tick_soon(now);
+        }
         self.serve_barriers();
         Ok(true)
     }
@@ -291,6 +303,7 @@ impl Driver {
             Event::BecameReady { ballot } => {
                 tracing::info!(%group, ballot = ballot.round, "primary, up to date");
                 self.ready_since = Some(Instant::now());
+                self.tick_soon(self.parts.clock.now());
             }
             Event::BecameFollower { primary } => {
                 tracing::info!(%group, primary = primary.map(|primary| primary.0), "follower");
@@ -346,6 +359,21 @@ impl Driver {
         }
     }
 
+    fn tick_soon(&mut self, now: Time) {
+        if self.tick_at.is_none() && self.parts.core.is_ready() {
+            self.tick_at = Some(Time(now.0 + TICK_PAUSE.as_nanos() as u64));
+        }
+    }
+
+    /// What is removed in steps goes on in an idle group, too: its primary logs ticks until nothing is left.
+    fn go_on_removing(&mut self, now: Time) -> Result<()> {
+        let left = metadata::namespace::left_for_later(&self.parts.state);
+        if left.map_err(|error| Error::State(error.to_string()))? > 0 && self.parts.core.is_ready() {
+            self.parts.core.handle_tick(now);
+        }
+        Ok(())
+    }
+
     fn housekeep(&mut self) {
         for id in self.waiting.forget_old(Instant::now()) {
             self.parts.core.handle_withdraw(self.parts.clock.now(), id);
@@ -389,6 +417,7 @@ impl Driver {
         status.digests = self.digests.iter().map(|(&index, digest)| (index, format!("{digest:032x}"))).collect();
         (status.subscribers, status.interest_keys, status.parked_reads) = self.parts.view.figures();
         status.executed = self.executed;
+        status.removals_left = metadata::namespace::left_for_later(&self.parts.state).unwrap_or_default();
         status
     }
 }

@@ -568,7 +568,8 @@ pub(super) mod tests {
             view.serve(PendingRead { op, effects: LogIndex(0), ..read(&client, request, 0, later) });
             match client.taken().pop() {
                 Some(ToClient::Reply {
-                    body: Reply::Read { result: Ok(ReadAnswer::Entries { entries, .. }), .. }, ..
+                    body: Reply::Read { result: Ok(ReadAnswer::Entries { entries, .. }), .. },
+                    ..
                 }) => entries[0].attr.is_some(),
                 other => panic!("{other:?}"),
             }

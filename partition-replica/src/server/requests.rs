@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metadata::codec;
-use metadata::protocol::{Reply, Request, ToClient};
+use metadata::op::FsOp;
+use metadata::outcome::{Errno, OpError};
+use metadata::protocol::{Position, Reply, Request, ToClient};
 use metadata::read::ReadOp;
+use multicast::command::Command;
 use multicast::core::SessionChange;
 use multicast::ids::GroupId;
 use net::FrameReceiver;
@@ -138,6 +141,10 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
         }
         Request::Update { group, command } => {
             shared.keep_alives.note(command.id.session, Instant::now());
+            if names_unknown_group(shared, &command) {
+                let (outcome, position) = (Err(OpError::Errno(Errno::Invalid)), Position::default());
+                return ticket.reply(Reply::Updated { outcome, position, is_noted: false });
+            }
             to_thread(shared, group, ticket, |ticket| Input::Submit { command: Arc::new(command), ticket });
         }
         Request::Read { group, session, clock, linearizable, op } => {
@@ -166,6 +173,16 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
             });
         }
     }
+}
+
+/// Nothing may be placed where nothing can live: that does not depend on the state, so it is never logged.
+fn names_unknown_group(shared: &Shared, command: &Command) -> bool {
+    let is_unknown = |group: GroupId| shared.config.groups.iter().all(|known| known.id != group);
+    let placed = || match codec::decode_op(&command.payload) {
+        Ok(FsOp::SetPlacement { placement, .. }) => Some(placement),
+        _ => None,
+    };
+    command.groups().any(is_unknown) || (!command.is_multi_group() && placed().is_some_and(is_unknown))
 }
 
 fn find(shared: &Shared, group: GroupId, ticket: Ticket) -> Option<(&Group, Ticket)> {

@@ -70,6 +70,10 @@ fn node_shut_down_in_order_starts_where_it_ended() {
     let cluster = Cluster::start();
     let mut client = Client::open(&cluster, 1);
     let file = client.create(&cluster, ROOT, "a", NewNode::File, GroupId::GLOBAL);
+    // A majority is enough for an answer: the others have it when they have it.
+    wait_until("every replica has applied something", || {
+        (1..=3).all(|node| cluster.node(node).status().groups.iter().all(|group| group.applied_index > 0))
+    });
     for node in 1..=3 {
         cluster.shut_down(node);
     }

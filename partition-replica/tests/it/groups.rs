@@ -1,8 +1,8 @@
-use metadata::op::{FsOp, NewNode};
-use metadata::outcome::Done;
+use metadata::op::{Change, FsOp, NewNode, WriteAt};
+use metadata::outcome::{Done, Errno, OpError};
 use metadata::protocol::{Reply, Request};
 use metadata::read::{ReadAnswer, ReadOp};
-use metadata::types::InodeId;
+use metadata::types::{BlobId, BlobRange, InodeId};
 use multicast::ids::{GroupId, ReplicaId};
 
 use crate::client::{Client, ROOT};
@@ -109,6 +109,61 @@ fn linearizable_read_goes_through_the_primary_and_sees_others_updates_at_once() 
     let request = reader.read_request(GroupId::GLOBAL, ReadOp::Usage, true);
     let reply = reader.ask(&cluster, follower.unwrap(), request);
     assert!(matches!(reply, Some(Reply::NotPrimary { .. })), "{reply:?}");
+}
+
+#[test]
+fn nothing_is_placed_on_a_group_that_is_not_there() {
+    let cluster = Cluster::start();
+    let mut client = Client::open(&cluster, 1);
+    let nowhere = GroupId(77);
+    let invalid = Err(OpError::Errno(Errno::Invalid));
+    let placed = FsOp::Create {
+        parent: ROOT,
+        name: "placed".into(),
+        node: NewNode::Directory { placement: Some(nowhere) },
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        home: nowhere,
+    };
+    assert_eq!(client.update(&cluster, &placed), invalid);
+    assert_eq!(client.update(&cluster, &FsOp::SetPlacement { dir: ROOT, placement: nowhere }), invalid);
+    let node = client.create(&cluster, ROOT, "moved", NewNode::File, GroupId::GLOBAL);
+    let moved = FsOp::MoveInode { parent: ROOT, name: "moved".into(), node, to: nowhere };
+    assert_eq!(client.update(&cluster, &moved), invalid);
+    let to = FsOp::SetPlacement { dir: ROOT, placement: GroupId(3) };
+    assert!(client.update(&cluster, &to).is_ok());
+    cluster.check_digests();
+}
+
+#[test]
+fn what_is_removed_in_steps_goes_though_nobody_asks_for_anything() {
+    const EXTENTS: u64 = 4000;
+    let cluster = Cluster::start();
+    let mut client = Client::open(&cluster, 1);
+    let file = client.create(&cluster, ROOT, "fragments", NewNode::File, GroupId::GLOBAL);
+    for part in 0..3 {
+        let blob = |at: u64| {
+            let blob = BlobId { origin: 1, writer: 1, sequence: at };
+            let source = BlobRange { blob, blob_len: 10, crc32c: 1, start: 0 };
+            Change::Blob { offset: at * 20, len: 10, source, fresh: true }
+        };
+        let changes = (part * EXTENTS..(part + 1) * EXTENTS).map(blob).collect();
+        let at = WriteAt::Offsets;
+        let op = FsOp::Write { node: file, at, changes, size_min: 0, mtime: None, kill_privileges: false };
+        assert!(client.update(&cluster, &op).is_ok());
+    }
+    let unlink = FsOp::Unlink { parent: ROOT, name: "fragments".into(), target: file, keep_open: false };
+    assert!(client.update(&cluster, &unlink).is_ok());
+    let left = |node: u32| cluster.statuses(GroupId::GLOBAL)[&node].removals_left;
+    assert!(left(cluster.primary(GroupId::GLOBAL).unwrap().0) > 0, "too little to need steps");
+    wait_until("everything is removed everywhere", || (1..=3).all(|node| left(node) == 0));
+    cluster.check_digests();
+    // Then the group is as quiet as before.
+    let applied = || cluster.statuses(GroupId::GLOBAL).values().map(|status| status.applied_index).max();
+    let before = applied();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(applied(), before);
 }
 
 #[test]
