@@ -34,6 +34,11 @@ const MISCONFIGURED_CODES: [&str; 6] = [
     "MethodNotAllowed",
 ];
 
+/// What servers answer when there is no room, beside the status 507.
+const FULL_CODES: [&str; 2] = ["XMinioStorageFull", "InsufficientStorage"];
+/// What they answer when a limit set by a person is reached.
+const QUOTA_CODES: [&str; 3] = ["QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "BucketQuotaExceeded"];
+
 /// A folder or a bucket of an object store. Cheap to clone.
 #[derive(Clone)]
 pub struct Bucket {
@@ -263,12 +268,18 @@ pub(crate) enum FailureKind {
     Corrupt,
     /// An object of that name is there already.
     Exists,
+    /// It has no room: it says so at once, and will again until somebody makes some.
+    Full,
+    /// As [`FailureKind::Full`], by a limit that somebody has set.
+    OverQuota,
 }
 
 impl FailureKind {
     pub(crate) fn class(self) -> ErrorClass {
         match self {
-            FailureKind::Transient | FailureKind::Unreachable => ErrorClass::Retry,
+            FailureKind::Transient | FailureKind::Unreachable | FailureKind::Full | FailureKind::OverQuota => {
+                ErrorClass::Retry
+            }
             FailureKind::Missing => ErrorClass::Missing,
             FailureKind::Denied | FailureKind::Misconfigured => ErrorClass::Caller,
             FailureKind::Corrupt | FailureKind::Exists => ErrorClass::Corrupt,
@@ -314,6 +325,8 @@ impl Failure {
             FailureKind::Missing | FailureKind::Misconfigured => {
                 "create the bucket, or correct its name, `endpoint` or `region`"
             }
+            FailureKind::Full => "make room",
+            FailureKind::OverQuota => "make room, or raise the quota",
             FailureKind::Corrupt | FailureKind::Exists => {
                 "this is no dependable object store, or something between here and it changes the data"
             }
@@ -339,23 +352,31 @@ impl From<object_store::Error> for Failure {
             _ if MISCONFIGURED_CODES.contains(&code) => FailureKind::Misconfigured,
             E::NotFound { .. } => FailureKind::Missing,
             E::AlreadyExists { .. } | E::Precondition { .. } => FailureKind::Exists,
+            _ if QUOTA_CODES.contains(&code) => FailureKind::OverQuota,
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => FailureKind::Denied,
-            _ if is_permission_error(&error) => FailureKind::Denied,
-            _ => FailureKind::Transient,
+            _ if FULL_CODES.contains(&code) || text.contains("507 Insufficient Storage") => FailureKind::Full,
+            _ => system_failure(&error),
         };
         Failure { kind, reason: explain(&text), slow: false, cause: Some(Arc::new(error)) }
     }
 }
 
-fn is_permission_error(error: &(dyn std::error::Error + 'static)) -> bool {
+/// What the system said to a folder, if it did.
+fn system_failure(error: &(dyn std::error::Error + 'static)) -> FailureKind {
+    use std::io::ErrorKind;
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return matches!(io.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem);
+            return match io.kind() {
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => FailureKind::Denied,
+                ErrorKind::StorageFull => FailureKind::Full,
+                ErrorKind::QuotaExceeded => FailureKind::OverQuota,
+                _ => FailureKind::Transient,
+            };
         }
         cause = error.source();
     }
-    false
+    FailureKind::Transient
 }
 
 /// A store's error in one short line: of an XML answer its code and message, URLs without their queries (signatures).

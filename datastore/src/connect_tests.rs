@@ -95,3 +95,21 @@ fn errors_of_stores_are_shortened_and_stripped_of_queries() {
     assert!(explain(&"ü".repeat(1000)).chars().count() <= 301);
     assert_eq!(explain("</Code><Code>"), "</Code><Code>");
 }
+
+#[test]
+fn bucket_without_room_is_told_from_one_that_fails() {
+    let answer = |code: &str| {
+        let text = format!("Error performing PUT: <Error><Code>{code}</Code><Message>x</Message></Error>");
+        crate::bucket::Failure::from(object_store::Error::Generic { store: "S3", source: text.into() }).kind
+    };
+    assert_eq!(answer("XMinioStorageFull"), crate::bucket::FailureKind::Full);
+    assert_eq!(answer("QuotaExceeded"), crate::bucket::FailureKind::OverQuota);
+    assert_eq!(answer("SlowDown"), crate::bucket::FailureKind::Transient);
+    let system = |kind: std::io::ErrorKind| {
+        let source = std::io::Error::from(kind).into();
+        crate::bucket::Failure::from(object_store::Error::Generic { store: "folder", source }).kind
+    };
+    assert_eq!(system(std::io::ErrorKind::StorageFull), crate::bucket::FailureKind::Full);
+    assert_eq!(system(std::io::ErrorKind::QuotaExceeded), crate::bucket::FailureKind::OverQuota);
+    assert_eq!(system(std::io::ErrorKind::PermissionDenied), crate::bucket::FailureKind::Denied);
+}

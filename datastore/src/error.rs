@@ -104,6 +104,16 @@ pub enum Error {
         #[source]
         source: Option<Cause>,
     },
+    /// The bucket has no room for the blob. It is asked once: it answers so until somebody makes room.
+    #[error("bucket {url} is full: {reason}")]
+    Full {
+        /// The bucket.
+        url: String,
+        /// By a limit that somebody has set.
+        by_quota: bool,
+        /// What it said.
+        reason: String,
+    },
     /// No bucket gave the blob.
     #[error("cannot read blob {id}: {}", TriedList(tried))]
     Get {
@@ -173,7 +183,9 @@ impl Error {
             | Error::OutOfRange { .. }
             | Error::Abandoned { .. } => ErrorClass::Caller,
             Error::Conflict { .. } => ErrorClass::Corrupt,
-            Error::Cache { .. } | Error::BufferFull { .. } | Error::ShuttingDown { .. } => ErrorClass::Retry,
+            Error::Cache { .. } | Error::BufferFull { .. } | Error::Full { .. } | Error::ShuttingDown { .. } => {
+                ErrorClass::Retry
+            }
             Error::Unusable { class, .. }
             | Error::Put { class, .. }
             | Error::Get { class, .. }

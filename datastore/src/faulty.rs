@@ -41,6 +41,8 @@ pub enum Fault {
     LoseAnswer,
     /// Says that we may not.
     Deny,
+    /// Says that there is no room.
+    Full,
     /// Says that there is no such object.
     Lose,
     /// Does it, late.
@@ -150,6 +152,10 @@ impl Front {
             Some(Fault::Fail) => Err(injected()),
             Some(Fault::Deny) => {
                 Err(Error::PermissionDenied { path: "injected".to_owned(), source: "injected denial".into() })
+            }
+            Some(Fault::Full) => {
+                let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+                Err(Error::Generic { store: "faulty", source: full.into() })
             }
             Some(Fault::Lose) => Err(Error::NotFound { path: "injected".to_owned(), source: "injected loss".into() }),
             Some(Fault::Delay(delay)) => {

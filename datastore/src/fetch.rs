@@ -186,6 +186,8 @@ impl<'a> Source<'a> {
     fn hopeful(&self) -> bool {
         match self.last.as_ref().map(|failure| failure.kind) {
             None | Some(FailureKind::Transient | FailureKind::Unreachable) => true,
+            // No answer to a read, so no reason to give up.
+            Some(FailureKind::Full | FailureKind::OverQuota) => true,
             Some(FailureKind::Corrupt) => self.corrupt < CORRUPT_ATTEMPTS_MAX,
             Some(FailureKind::Missing | FailureKind::Denied | FailureKind::Misconfigured | FailureKind::Exists) => {
                 false

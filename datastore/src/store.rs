@@ -323,7 +323,11 @@ impl Shared {
                 FailureKind::Exists => {
                     return Err(Error::Conflict { id: blob.id, url: place.bucket.url().to_owned() });
                 }
-                FailureKind::Missing | FailureKind::Denied | FailureKind::Misconfigured => false,
+                FailureKind::Missing
+                | FailureKind::Denied
+                | FailureKind::Misconfigured
+                | FailureKind::Full
+                | FailureKind::OverQuota => false,
             };
             let next = Instant::now() + backoff.next_pause();
             if !again || next >= deadline {
@@ -433,9 +437,12 @@ impl Shared {
                     FailureKind::Unreachable => drop(permit),
                     // One bad blob says nothing about the others.
                     FailureKind::Corrupt => drop(permit),
-                    FailureKind::Missing | FailureKind::Denied | FailureKind::Misconfigured | FailureKind::Exists => {
-                        permit.answered()
-                    }
+                    FailureKind::Missing
+                    | FailureKind::Denied
+                    | FailureKind::Misconfigured
+                    | FailureKind::Exists
+                    | FailureKind::Full
+                    | FailureKind::OverQuota => permit.answered(),
                 }
             }
         }
@@ -554,6 +561,10 @@ impl Listing {
 }
 
 fn put_error(blob: &BlobRef, place: &Place, attempts: u32, started: Instant, failure: Failure) -> Error {
+    if let FailureKind::Full | FailureKind::OverQuota = failure.kind {
+        let by_quota = failure.kind == FailureKind::OverQuota;
+        return Error::Full { url: place.bucket.url().to_owned(), by_quota, reason: failure.reason };
+    }
     // A bucket that is not there is a configuration to correct, not a missing blob.
     let class = if failure.kind == FailureKind::Missing { ErrorClass::Caller } else { failure.kind.class() };
     Error::Put {

@@ -94,11 +94,13 @@ impl Uploader {
 
     /// Takes a blob and starts its upload. Returns its reference as soon as there is room in the buffer, long before it
     /// is uploaded: commit the reference only after [`Uploader::flush`]. A name must not be submitted twice.
+    ///
+    /// While the buffer is full, what failed in it is tried again; a bucket without room ends the waiting at once.
     pub async fn submit(&self, id: BlobId, data: Bytes) -> Result<BlobRef> {
         let shared = &self.shared;
         let blob = shared.store.describe(id, &data)?;
-        let room = Arc::clone(&shared.buffer).acquire_many_owned(blob.len_bytes);
-        let Ok(Ok(room)) = timeout(shared.config.submit_deadline, room).await else {
+        let room = timeout(shared.config.submit_deadline, self.room(blob.len_bytes)).await.unwrap_or(Ok(None))?;
+        let Some(room) = room else {
             let failed = self.status().failed;
             return Err(Error::BufferFull { bytes_max: shared.config.buffer_bytes_max, failed });
         };
@@ -109,6 +111,28 @@ impl Uploader {
         }
         self.start(blob, data);
         Ok(blob)
+    }
+
+    async fn room(&self, len_bytes: u32) -> Result<Option<OwnedSemaphorePermit>> {
+        let buffer = Arc::clone(&self.shared.buffer);
+        if let Ok(room) = Arc::clone(&buffer).try_acquire_many_owned(len_bytes) {
+            return Ok(Some(room));
+        }
+        let ids: Vec<BlobId> = self.shared.uploads.lock().keys().copied().collect();
+        self.retry(&ids);
+        let room = buffer.acquire_many_owned(len_bytes);
+        let full = async {
+            match self.flush(&ids).await {
+                Err(error @ Error::Full { .. }) => error,
+                // Whoever else has failed does so after a while only: there may be room meanwhile.
+                Ok(()) | Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            room = room => Ok(room.ok()),
+            error = full => Err(error),
+        }
     }
 
     /// Waits until the blobs are in the bucket. Reports the first failure (in the order of `ids`) after all of them

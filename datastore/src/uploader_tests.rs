@@ -126,3 +126,29 @@ fn runtime_that_shuts_down_fails_the_uploads() {
     let error = futures::executor::block_on(uploader.flush(&[blob.id])).unwrap_err();
     assert!(matches!(error, Error::ShuttingDown { .. }), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn bucket_without_room_is_told_at_once_and_taken_up_again_when_there_is_room() {
+    let config = UploaderConfig { buffer_bytes_max: 3000, ..UploaderConfig::default() };
+    let (uploader, store, faults) = uploader(config);
+    faults.always(Operation::Put, Some(Fault::Full));
+    let started = Instant::now();
+    let blobs: Vec<_> = (0..4).map(|sequence| blob(0, sequence, 1000)).collect();
+    let ids: Vec<BlobId> = blobs.iter().map(|(blob, _)| blob.id).collect();
+    for (blob, data) in &blobs[..3] {
+        uploader.submit(blob.id, data.clone()).await.unwrap();
+    }
+    let error = uploader.submit(ids[3], blobs[3].1.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::Full { by_quota: false, .. }), "{error}");
+    let error = uploader.flush(&ids[..3]).await.unwrap_err();
+    assert!(matches!(error, Error::Full { .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_millis(100), "nobody waits: {:?}", started.elapsed());
+    assert_eq!(uploader.status().failed, 3, "kept");
+    // Whoever waits for room brings the others along.
+    faults.heal();
+    uploader.submit(ids[3], blobs[3].1.clone()).await.unwrap();
+    uploader.flush(&ids).await.unwrap();
+    for (blob, data) in &blobs {
+        assert_eq!(store.get(blob, 0..1000).await.unwrap(), data);
+    }
+}
