@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::multi::Stage;
 use super::proof::INDEX_MAX;
-use super::{Sequencer, TIMESTAMP_MAX, Turn, len_bytes};
+use super::{Closing, Sequencer, TIMESTAMP_MAX, Turn, len_bytes};
 use crate::command::Command;
 use crate::ids::{CommandId, GroupId, ReplicaId, Timestamp};
 use crate::machine::CONTRIBUTION_BYTES_MAX;
@@ -20,6 +20,9 @@ use crate::record::{Contribution, Refusal, Rejection};
 
 /// Timestamps that overtook their command: kept for so many commands; what does not fit is asked for later.
 const EARLY_MAX: usize = 4096;
+
+/// Questions beyond this are asked again later.
+const CLOSING_MAX: usize = 1024;
 
 /// A foreign primary's proposals are taken beyond the limit for clients by this factor, as other groups wait for them.
 const FOREIGN_LOAD_FACTOR: usize = 2;
@@ -168,9 +171,8 @@ impl Sequencer {
     fn handle_facts_of_unknown(&mut self, turn: &mut Turn<'_>, from: (GroupId, ReplicaId), facts: &Facts) {
         let (id, binding) = (facts.id, facts.binding);
         if facts.closed {
-            // Whoever is through and asks was told all it needs; this group needs nothing either.
             if facts.ask {
-                turn.send(from, Message::Facts(closed(id, binding)));
+                self.close_unknown(turn, from, id, binding);
             }
             return;
         }
@@ -183,6 +185,39 @@ impl Sequencer {
             Standing::Settled if facts.ask => self.answer(turn, from, id, binding),
             Standing::New => self.keep_early(from.0, facts),
             _ => {}
+        }
+    }
+
+    /// Another group is through with something that is not under way here, and may forget it once this group needs nothing of it.
+    fn close_unknown(&mut self, turn: &mut Turn<'_>, from: (GroupId, ReplicaId), id: CommandId, binding: u64) {
+        let is_passed = match turn.order.standing(id, binding) {
+            Standing::Executed(_) | Standing::Rejected(_) => true,
+            // A later log says the same.
+            Standing::Refused(Refusal::StaleSequence | Refusal::IdReused) => true,
+            _ => false,
+        };
+        if is_passed {
+            return turn.send(from, Message::Facts(closed(id, binding)));
+        }
+        // Either it is long forgotten, or it was prepared under a newer primary, of which this one has not heard, and waits
+        // there for what the other group would forget. An entry that commits in this ballot tells.
+        if self.closing.len() < CLOSING_MAX {
+            self.handle_tick(turn);
+            self.closing.push_back(Closing { after: turn.log.last().index, to: from, id, binding });
+        }
+    }
+
+    /// Answers those who asked before an entry that is applied by now: this was the primary then.
+    pub(super) fn close_confirmed(&mut self, turn: &mut Turn<'_>) {
+        while let Some(closing) = self.closing.front() {
+            if closing.after > turn.order.applied() {
+                break;
+            }
+            if let Some(Closing { to, id, binding, .. }) = self.closing.pop_front()
+                && !self.multis.contains_key(&id)
+            {
+                turn.send(to, Message::Facts(closed(id, binding)));
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::command::Command;
 use crate::config::{COMMAND_BYTES_MAX, Config, Limits, Timing};
 use crate::core::{SessionChange, Unfinished};
 use crate::hash::BuildWordHasher;
-use crate::ids::{CommandId, GroupId, ReplicaId, Timestamp};
+use crate::ids::{CommandId, GroupId, LogIndex, ReplicaId, Timestamp};
 use crate::log::Replicator;
 use crate::message::Message;
 use crate::order::{OrderState, Standing};
@@ -65,6 +65,18 @@ pub(crate) struct Sequencer {
     timers: BTreeSet<(Time, CommandId)>,
     forgettable: Vec<CommandId>,
     forget_due: Option<Time>,
+    /// Questions of groups that are through with something unknown here.
+    closing: VecDeque<Closing>,
+}
+
+/// To be answered once it is sure that this was the primary when it was asked.
+#[derive(Debug)]
+struct Closing {
+    /// An entry that was appended after the question.
+    after: LogIndex,
+    to: (GroupId, ReplicaId),
+    id: CommandId,
+    binding: u64,
 }
 
 /// Commands taken and not executed.
@@ -133,6 +145,7 @@ impl Sequencer {
             timers: BTreeSet::new(),
             forgettable: Vec::new(),
             forget_due: None,
+            closing: VecDeque::new(),
         };
         sequencer.rebuild(turn);
         sequencer
@@ -229,6 +242,7 @@ impl Sequencer {
             }
             Change::Nothing | Change::SessionOpened(_) | Change::SessionsClosed(_) => {}
         }
+        self.close_confirmed(turn);
         self.run(turn);
     }
 
