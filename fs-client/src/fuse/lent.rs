@@ -12,12 +12,13 @@
 //!
 //! A notification of attributes alone takes no lock that a request may hold. But the kernel looks for the inode first, and
 //! waits for one that it is throwing away; that may wait for a read of the inode's pages, which is ours to answer. So files
-//! are notified by a thread, and answers wait for it with limited patience: an inode on its way out answers nobody.
+//! are notified by a thread, and answers wait for it. Their patience with a notification that is under way is limited, as
+//! an inode on its way out answers nobody; what waits behind it is then told by another thread.
 //!
 //! A kernel that does not know an inode cannot be told of it, and may just be about to learn of it from an answer of ours.
 //! So the answer that makes it known lends nothing; and should it have forgotten in between, it is told again later.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -45,8 +46,10 @@ const LENT_MAX: usize = 1 << 16;
 /// So long answers wait for a stream that is behind the clock.
 const STREAM_PATIENCE: Duration = Duration::from_millis(5);
 const PAUSE: Duration = Duration::from_millis(1);
-/// So long answers wait for the notifying thread.
-const THREAD_PATIENCE: Duration = Duration::from_millis(50);
+/// A notification that the kernel has not taken for so long is held up by the end of its inode: nobody waits for it.
+const TELL_PATIENCE: Duration = Duration::from_millis(100);
+/// Threads that are held up at once; then the others wait for them.
+const HELD_UP_MAX: usize = 32;
 /// How often marks are looked through, and lost streams are noticed while nobody asks anything.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// What the kernel did not know is told again after these pauses, each ten times the one before.
@@ -71,9 +74,8 @@ pub struct KernelCaches {
     queued: Condvar,
     /// Who is just telling the kernel without the thread.
     telling: AtomicUsize,
-    /// Numbers that the thread was given, and those that it is through with, in their order.
-    given: AtomicU64,
-    done: AtomicU64,
+    /// What the thread was given and is not through with.
+    untold: AtomicUsize,
     progress: Notify,
     /// Notifications sent, of attributes and of names.
     told: [AtomicU64; 2],
@@ -121,9 +123,35 @@ impl Taken {
 
 #[derive(Debug, Default)]
 struct Queue {
-    numbers: Vec<u64>,
+    /// The last that was handed out.
+    turn: u64,
+    waiting: VecDeque<Item>,
+    /// Under way, by turn, and since when.
+    going: BTreeMap<u64, Instant>,
     again: Vec<Again>,
+    held_up: usize,
     closed: bool,
+}
+
+/// A number to be told by the thread.
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    turn: u64,
+    number: u64,
+    /// Before the next try, should the kernel not know it.
+    pause: Duration,
+}
+
+impl Queue {
+    fn put(&mut self, number: u64, pause: Duration) {
+        self.turn += 1;
+        self.waiting.push_back(Item { turn: self.turn, number, pause });
+    }
+
+    /// The first that is not told.
+    fn first(&self) -> Option<u64> {
+        self.going.keys().next().copied().into_iter().chain(self.waiting.front().map(|item| item.turn)).min()
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -146,8 +174,7 @@ impl KernelCaches {
             queue: Mutex::default(),
             queued: Condvar::new(),
             telling: AtomicUsize::new(0),
-            given: AtomicU64::new(0),
-            done: AtomicU64::new(0),
+            untold: AtomicUsize::new(0),
             progress: Notify::new(),
             told: Default::default(),
         })
@@ -165,10 +192,14 @@ impl KernelCaches {
             }
         }
         self.cache.lend_to(Arc::new(Listener(Arc::downgrade(self))));
-        let caches = self.clone();
-        std::thread::Builder::new().name("fuse-lent".into()).spawn(move || caches.run())?;
+        self.start_thread()?;
         let _ = self.device.set(device);
         Ok(())
+    }
+
+    fn start_thread(self: &Arc<Self>) -> std::io::Result<()> {
+        let caches = self.clone();
+        std::thread::Builder::new().name("fuse-lent".into()).spawn(move || caches.run()).map(|_| ())
     }
 
     /// The kernel has let go.
@@ -222,11 +253,11 @@ impl KernelCaches {
         // The books first: who takes marks out of them is telling before that shows.
         self.groups.read().iter().all(|(group, lent)| lent.holds(self.cache.usable(*group)))
             && self.telling.load(Ordering::Acquire) == 0
-            && self.done.load(Ordering::Acquire) >= self.given.load(Ordering::Acquire)
+            && self.untold.load(Ordering::Acquire) == 0
     }
 
     /// Waits until that is so, or makes it so.
-    pub async fn settle(&self) {
+    pub async fn settle(self: &Arc<Self>) {
         if self.is_settled() {
             return;
         }
@@ -242,17 +273,31 @@ impl KernelCaches {
                 tokio::time::sleep(PAUSE).await;
             }
         }
-        let (until, given) = (now() + THREAD_PATIENCE, self.given.load(Ordering::Acquire));
-        while self.telling.load(Ordering::Acquire) > 0 || self.done.load(Ordering::Acquire) < given {
+        let given = self.queue.lock().turn;
+        while self.telling.load(Ordering::Acquire) > 0 || self.is_untold(given) {
             let progress = self.progress.notified();
-            if self.telling.load(Ordering::Acquire) > 0 || self.done.load(Ordering::Acquire) < given {
+            if self.telling.load(Ordering::Acquire) > 0 || self.is_untold(given) {
                 let _ = tokio::time::timeout(PAUSE, progress).await;
             }
-            if now() >= until {
-                tracing::debug!("the kernel is slow to take a notification");
-                return;
-            }
         }
+    }
+
+    /// True if something up to this turn must be waited for. Sees to it that what is held up holds up nothing else.
+    fn is_untold(self: &Arc<Self>, given: u64) -> bool {
+        let mut queue = self.queue.lock();
+        if queue.closed || queue.first().is_none_or(|first| first > given) {
+            return false;
+        }
+        let held_up = queue.going.iter().find(|(_, since)| since.elapsed() >= TELL_PATIENCE).map(|(turn, _)| *turn);
+        let Some(turn) = held_up else { return true };
+        if queue.held_up >= HELD_UP_MAX || self.start_thread().is_err() {
+            return false;
+        }
+        tracing::debug!("the kernel is slow to take a notification");
+        queue.going.remove(&turn);
+        queue.held_up += 1;
+        self.untold.fetch_sub(1, Ordering::AcqRel);
+        queue.first().is_some_and(|first| first <= given)
     }
 
     fn lent(&self, group: GroupId) -> Arc<Lent> {
@@ -294,8 +339,8 @@ impl KernelCaches {
         let (files, others): (Vec<Mark>, Vec<Mark>) = marks.into_iter().partition(|mark| mark.is_file);
         if !files.is_empty() {
             let mut queue = self.queue.lock();
-            queue.numbers.extend(files.iter().map(|mark| mark.number));
-            self.given.fetch_add(files.len() as u64, Ordering::AcqRel);
+            files.iter().for_each(|mark| queue.put(mark.number, AGAIN_FIRST));
+            self.untold.fetch_add(files.len(), Ordering::AcqRel);
             drop(queue);
             self.queued.notify_one();
         }
@@ -357,35 +402,13 @@ impl KernelCaches {
     /// The thread.
     fn run(&self) {
         let mut swept = Instant::now();
-        loop {
-            let (numbers, again) = {
-                let mut queue = self.queue.lock();
-                if queue.closed {
-                    return;
-                }
-                if queue.numbers.is_empty() {
-                    let next = queue.again.iter().map(|again| again.due).min();
-                    let until = (swept + SWEEP_INTERVAL).min(next.unwrap_or(swept + SWEEP_INTERVAL));
-                    self.queued.wait_until(&mut queue, until);
-                }
-                let now = Instant::now();
-                let (due, later) = queue.again.drain(..).partition(|again| again.due <= now);
-                queue.again = later;
-                (std::mem::take(&mut queue.numbers), Vec::<Again>::from(due))
-            };
-            for &number in &numbers {
-                if !self.tell(number) {
-                    self.tell_again(Again { number, due: Instant::now() + AGAIN_FIRST, pause: AGAIN_FIRST });
-                }
-            }
-            if !numbers.is_empty() {
-                self.done.fetch_add(numbers.len() as u64, Ordering::AcqRel);
-                self.progress.notify_waiters();
-            }
-            for Again { number, pause, .. } in again {
-                let pause = pause * 10;
+        while let Some(item) = self.next_item(swept) {
+            if let Some(Item { turn, number, pause }) = item {
                 if !self.tell(number) && pause <= AGAIN_LAST {
                     self.tell_again(Again { number, due: Instant::now() + pause, pause });
+                }
+                if !self.has_told(turn) {
+                    return;
                 }
             }
             if swept.elapsed() >= SWEEP_INTERVAL {
@@ -393,6 +416,43 @@ impl KernelCaches {
                 self.sweep();
             }
         }
+    }
+
+    /// What to tell next, or nothing for now; `None` at the end.
+    fn next_item(&self, swept: Instant) -> Option<Option<Item>> {
+        let mut queue = self.queue.lock();
+        if queue.waiting.is_empty() && !queue.closed {
+            let next = queue.again.iter().map(|again| again.due).min();
+            let until = (swept + SWEEP_INTERVAL).min(next.unwrap_or(swept + SWEEP_INTERVAL));
+            self.queued.wait_until(&mut queue, until);
+        }
+        if queue.closed {
+            return None;
+        }
+        let now = Instant::now();
+        let (due, later): (Vec<Again>, Vec<Again>) = queue.again.drain(..).partition(|again| again.due <= now);
+        queue.again = later;
+        self.untold.fetch_add(due.len(), Ordering::AcqRel);
+        due.iter().for_each(|again| queue.put(again.number, again.pause * 10));
+        let item = queue.waiting.pop_front();
+        if let Some(item) = item {
+            queue.going.insert(item.turn, now);
+        }
+        Some(item)
+    }
+
+    /// False if that took so long that another thread is at work now.
+    fn has_told(&self, turn: u64) -> bool {
+        let mut queue = self.queue.lock();
+        let in_time = queue.going.remove(&turn).is_some();
+        if in_time {
+            self.untold.fetch_sub(1, Ordering::AcqRel);
+            drop(queue);
+            self.progress.notify_waiters();
+        } else {
+            queue.held_up -= 1;
+        }
+        in_time
     }
 
     fn sweep(&self) {

@@ -141,3 +141,39 @@ fn effect_seen_elsewhere_or_a_lost_stream_takes_everything_back() {
         assert_eq!(kernel.told(), [1]);
     });
 }
+
+#[test]
+fn file_on_its_way_out_holds_up_neither_answers_for_long_nor_what_others_are_told() {
+    run(async {
+        let (heard, told) = std::io::pipe().unwrap();
+        fcntl_setfl(&heard, OFlags::NONBLOCK).unwrap();
+        let caches = KernelCaches::new(KernelCache::Attributes, MemCluster::new(1).client().cache().clone());
+        caches.start(Device::of(&told).unwrap()).unwrap();
+        // Full, so whoever tells something waits.
+        fcntl_setfl(&told, OFlags::NONBLOCK).unwrap();
+        while rustix::io::write(&told, &[0; 40]).is_ok() {}
+        fcntl_setfl(&told, OFlags::empty()).unwrap();
+        for number in [5, 6] {
+            caches.take(vec![Mark { number, is_file: true, since: 0 }], false);
+        }
+        assert!(!caches.is_settled());
+        caches.settle().await;
+        assert!(caches.is_settled());
+        assert_eq!(caches.queue.lock().held_up, 2, "the second did not wait behind the first");
+        let mut numbers = Vec::new();
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(5) && numbers.len() < 3 {
+            let mut message = [0; 40];
+            if rustix::io::read(&heard, &mut message).is_ok_and(|len| len == 40) {
+                let number = u64::from_ne_bytes(message[16..24].try_into().unwrap());
+                numbers.extend((number > 0).then_some(number));
+            } else if numbers.len() == 2 {
+                caches.take(vec![Mark { number: 7, is_file: true, since: 0 }], false);
+                caches.settle().await;
+            }
+        }
+        numbers.sort_unstable();
+        assert_eq!((numbers, caches.queue.lock().held_up), (vec![5, 6, 7], 0));
+        caches.stop();
+    });
+}
