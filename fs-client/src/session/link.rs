@@ -217,15 +217,17 @@ impl<H: Handler> Link<H> {
         }
     }
 
-    /// Sends a request whose reply only the handler wants, if there is a connection and room.
-    pub fn post(&self, body: Request, expect: H::Expect) {
+    /// Sends a request whose reply only the handler wants. False if there is no connection or no room.
+    pub fn post(&self, body: Request, expect: H::Expect) -> bool {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let frame = encode_to_node(&ToNode { request, body });
         let mut state = self.state.lock();
-        let Some(live) = &state.live else { return };
-        if live.sender.try_send(frame).is_ok() {
+        let Some(live) = &state.live else { return false };
+        let is_sent = live.sender.try_send(frame).is_ok();
+        if is_sent {
             state.calls.insert(request, Call { expect, reply: oneshot::channel().0 });
         }
+        is_sent
     }
 
     fn not_connected(&self) -> CallError {

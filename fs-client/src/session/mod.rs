@@ -153,7 +153,8 @@ impl Engine {
                     }
                 }
                 for link in links.values() {
-                    link.post(Request::KeepAlive { session }, Expect::Other);
+                    // The next one is soon enough.
+                    let _ = link.post(Request::KeepAlive { session }, Expect::Other);
                 }
             }
         });
@@ -358,7 +359,7 @@ impl Engine {
             // Under the same lock: the new stream must not begin before the old one has ended.
             self.shared.cache.end_stream(id);
             drop(stream);
-            link.post(Request::Subscribe { group: id, session: self.shared.session }, Expect::Stream { group: id });
+            self.shared.subscribe(id, link, generation);
         }
         Some(reader)
     }

@@ -115,7 +115,7 @@ impl Handler for Shared {
                 *stream = Stream { asked: Some((link.node.number, generation)), live: None };
                 self.cache.end_stream(id);
                 drop(stream);
-                link.post(Request::Subscribe { group: id, session: self.session }, Expect::Stream { group: id });
+                self.subscribe(id, link, generation);
             }
         }
     }
@@ -187,6 +187,20 @@ impl Handler for Shared {
 }
 
 impl Shared {
+    /// Asks for the stream of a group, as its state says by now. If there is no room to ask, the next read does.
+    pub(super) fn subscribe(&self, group: GroupId, link: &Link<Shared>, generation: Generation) {
+        let request = Request::Subscribe { group, session: self.session };
+        if link.post(request, Expect::Stream { group }) {
+            return;
+        }
+        if let Some(known) = self.groups.get(&group) {
+            let mut stream = known.stream.lock();
+            if stream.asked == Some((link.node.number, generation)) {
+                *stream = Stream::default();
+            }
+        }
+    }
+
     /// Who has served what only a primary serves is the primary.
     fn learn_served(&self, group: GroupId, node: ReplicaId) {
         if let Some(known) = self.groups.get(&group) {

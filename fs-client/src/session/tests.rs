@@ -392,3 +392,21 @@ async fn token_is_adopted_only_when_its_state_was_reached() {
     engine.adopt(&token).await.unwrap();
     assert_eq!((engine.clock().index(G), engine.clock().index(GroupId(7))), (LogIndex(9), LogIndex(4)));
 }
+
+#[tokio::test]
+async fn subscription_that_cannot_be_sent_is_asked_for_again() {
+    let mut world = World::new();
+    world.node(1, "here", Box::new(|_| Some(Vec::new())));
+    let engine = world.client(Duration::from_secs(5));
+    let link = engine.link(ReplicaId(1)).unwrap();
+    // There is no connection, as if its queue were full.
+    let asked = |generation| Some((ReplicaId(1), link::Generation(generation)));
+    let group = engine.group(G).unwrap();
+    group.stream.lock().asked = asked(1);
+    link::Handler::handle_connected(&*engine.shared, link, link::Generation(2));
+    assert_eq!(*group.stream.lock(), Stream::default());
+    // What another connection was asked for meanwhile stays.
+    group.stream.lock().asked = asked(4);
+    engine.shared.subscribe(G, link, link::Generation(3));
+    assert_eq!(group.stream.lock().asked, asked(4));
+}
