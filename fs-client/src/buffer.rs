@@ -84,7 +84,7 @@ pub struct WriteBuffer {
 }
 
 /// The chunk of bytes that a flush holds and no upload has been asked for.
-const LOOSE: u64 = u64::MAX;
+pub const LOOSE: u64 = u64::MAX;
 
 impl WriteBuffer {
     /// Nothing was written.

@@ -81,6 +81,8 @@ impl From<&Error> for Errno {
         match error {
             Error::Posix(errno) => *errno,
             Error::Timeout { .. } => Errno::ETIMEDOUT,
+            Error::Data(datastore::Error::Full { by_quota: false, .. }) => Errno::ENOSPC,
+            Error::Data(datastore::Error::Full { by_quota: true, .. }) => Errno::EDQUOT,
             Error::SessionLost { .. }
             | Error::Overtaken { .. }
             | Error::Refused { .. }

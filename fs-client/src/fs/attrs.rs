@@ -30,10 +30,12 @@ impl Fs {
         shown
     }
 
-    /// Attributes for stat(2), exact: what was written goes out first, so that size and times are final.
+    /// Attributes for stat(2), exact: what was written goes out first, so that size and times are final, unless the bucket
+    /// takes nothing at the moment: then waiting is in vain.
     pub async fn stat(self: &Arc<Self>, node: NodeRef) -> FsResult<Attr> {
         if let Some(file) = self.table.file(node.ino)
             && file.is_dirty()
+            && !self.is_bucket_failing()
         {
             // A stat tells nothing of failed writes; fsync and close do, also of those that it found.
             let _ = self.bring_home(&file).await;

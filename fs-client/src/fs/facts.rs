@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metadata::outcome::{Fact, OpError};
-use metadata::types::{Dirent, InodeId, NodeRef};
+use metadata::types::{BlobId, Dirent, InodeId, NodeRef};
 use multicast::ids::GroupId;
 
 use crate::errno::Errno;
@@ -24,8 +24,8 @@ pub struct Facts {
     homes: BTreeMap<InodeId, GroupId>,
     /// Something about an inode's attributes was in the way: for a write, that the file does not fit inline.
     pub attr_refused: bool,
-    /// A shared blob is gone: copy the bytes.
-    pub blob_gone: bool,
+    /// A blob may not be referred to any more, nor may earlier ones of its writer: upload or copy the bytes.
+    pub blob_gone: Option<BlobId>,
     tries: u32,
     deadline: Instant,
 }
@@ -39,7 +39,7 @@ impl Facts {
             placements: BTreeMap::new(),
             homes: BTreeMap::new(),
             attr_refused: false,
-            blob_gone: false,
+            blob_gone: None,
             tries: 0,
             deadline: Instant::now() + patience,
         }
@@ -87,7 +87,7 @@ impl Facts {
             Fact::Placement { dir, placement } => {
                 self.placements.insert(dir, placement);
             }
-            Fact::BlobGone(_) => self.blob_gone = true,
+            Fact::BlobGone(blob) => self.blob_gone = Some(blob),
             Fact::Attr(attr) => {
                 self.homes.insert(attr.ino, attr.home);
                 self.attr_refused = true;

@@ -15,6 +15,7 @@
 //! buffered goes into one blob per flush instead.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use metadata::types::{BLOB_BYTES_MAX, BlobId, BlobRange};
 use super::facts::Facts;
 use super::file::{Dirty, OpenFile, Unsettled};
 use super::{Blobs, Fs, FsResult, blob_id, blob_range, told};
-use crate::buffer::{Data, Segment, WriteBuffer};
+use crate::buffer::{Data, LOOSE, Segment, WriteBuffer};
 use crate::errno::Errno;
 use crate::error::Error;
 use crate::volume::Update;
@@ -57,6 +58,15 @@ struct Delivery {
     kill_privileges: bool,
     /// How many of the segments the last command names.
     sent: usize,
+}
+
+/// What became of one command.
+enum Committed {
+    Done,
+    /// The bytes do not fit inline.
+    NotInline,
+    /// A blob was collected before the command arrived: a repeated one may come late.
+    BlobGone(BlobId),
 }
 
 impl Fs {
@@ -209,25 +219,77 @@ impl Fs {
             && let Some(changes) = inline_changes(&delivery.segments)
         {
             delivery.sent = delivery.segments.len();
-            if self.commit(file, changes, delivery, &mut facts).await? {
+            if let Committed::Done = self.commit(file, changes, delivery, &mut facts).await? {
                 return Ok(());
             }
             // Other bytes of the file are inline already: these become a blob.
         }
-        let Some(blobs) = &self.blobs else { return Err(Failure::Dropped(Errno::EIO)) };
-        let kept = |error| Failure::Kept(told(&Error::Data(error)));
-        self.pack(blobs, &mut delivery.segments).await.map_err(kept)?;
-        let ids: Vec<_> = blobs_of(&delivery.segments).into_iter().map(blob_id).collect();
-        blobs.uploader.retry(&ids);
-        blobs.uploader.flush(&ids).await.map_err(kept)?;
+        self.upload(delivery).await?;
         while !delivery.segments.is_empty() {
             delivery.sent = delivery.segments.len().min(self.limits.changes_max.max(1));
             let changes = delivery.segments[..delivery.sent].iter().filter_map(blob_change).collect();
-            if !self.commit(file, changes, delivery, &mut facts).await? {
-                return Err(Failure::Kept(Errno::EIO));
+            match self.commit(file, changes, delivery, &mut facts).await? {
+                Committed::Done => {}
+                Committed::NotInline => return Err(Failure::Kept(Errno::EIO)),
+                Committed::BlobGone(gone) => {
+                    self.take_back(delivery, gone).await?;
+                    self.upload(delivery).await?;
+                    continue;
+                }
             }
             delivery.segments.drain(..delivery.sent);
             delivery.kill_privileges = false;
+        }
+        Ok(())
+    }
+
+    /// Brings all bytes into the bucket.
+    async fn upload(&self, delivery: &mut Delivery) -> Result<(), Failure> {
+        let Some(blobs) = &self.blobs else { return Err(Failure::Dropped(Errno::EIO)) };
+        let uploaded = async {
+            self.pack(blobs, &mut delivery.segments).await?;
+            let ids: Vec<_> = blobs_of(&delivery.segments).into_iter().map(blob_id).collect();
+            blobs.uploader.retry(&ids);
+            blobs.uploader.flush(&ids).await
+        };
+        self.note_bucket(uploaded.await).map_err(Failure::Kept)
+    }
+
+    /// Remembers whether the bucket takes blobs.
+    pub(super) fn note_bucket<T>(&self, result: datastore::Result<T>) -> FsResult<T> {
+        let result = result.map_err(|error| told(&Error::Data(error)));
+        self.bucket_errno.store(result.as_ref().err().map_or(0, |errno| errno.0), Ordering::Relaxed);
+        result
+    }
+
+    /// True if the bucket has not taken the last blobs.
+    pub(super) fn is_bucket_failing(&self) -> bool {
+        self.bucket_errno.load(Ordering::Relaxed) != 0
+    }
+
+    /// True if that was because it has no room.
+    pub(super) fn is_bucket_full(&self) -> bool {
+        let errno = Errno(self.bucket_errno.load(Ordering::Relaxed));
+        matches!(errno, Errno::ENOSPC | Errno::EDQUOT)
+    }
+
+    /// Takes bytes back out of blobs that may not be referred to any more, to be uploaded under other names. They are in the
+    /// cache, or in the bucket until they are deleted there; if they are nowhere, what was written is lost.
+    async fn take_back(&self, delivery: &mut Delivery, gone: BlobId) -> Result<(), Failure> {
+        for at in 0..delivery.segments.len() {
+            let segment = &delivery.segments[at];
+            let Data::Blob(range) = segment.data else { continue };
+            if range.blob.writer != gone.writer || range.blob.sequence > gone.sequence {
+                continue;
+            }
+            let bytes = match self.blob_bytes(&range, segment.len).await {
+                Ok(bytes) => bytes,
+                Err(Error::Data(error)) if error.class() == datastore::ErrorClass::Retry => {
+                    return Err(Failure::Kept(told(&Error::Data(error))));
+                }
+                Err(error) => return Err(Failure::Dropped(told(&error))),
+            };
+            delivery.segments[at].data = Data::Frozen { chunk: LOOSE, start: 0, bytes };
         }
         Ok(())
     }
@@ -242,14 +304,14 @@ impl Fs {
         }
     }
 
-    /// One command. False if the bytes do not fit inline.
+    /// One command.
     async fn commit(
         &self,
         file: &OpenFile,
         changes: Vec<Change>,
         delivery: &Delivery,
         facts: &mut Facts,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Committed, Failure> {
         loop {
             let update = Arc::new(Update::new(FsOp::Write {
                 node: facts.at_home(self.node(file.ino)),
@@ -260,13 +322,16 @@ impl Fs {
                 kill_privileges: delivery.kill_privileges,
             }));
             match self.volume.settle(&update).await {
-                Ok(Ok(_)) => return Ok(true),
+                Ok(Ok(_)) => return Ok(Committed::Done),
                 Ok(Err(error @ (OpError::Stale(_) | OpError::Moved { .. }))) => {
                     facts.learn(&self.table, error).await.map_err(Failure::Kept)?;
                     if std::mem::take(&mut facts.attr_refused)
                         && changes.iter().any(|change| matches!(change, Change::Inline { .. }))
                     {
-                        return Ok(false);
+                        return Ok(Committed::NotInline);
+                    }
+                    if let Some(gone) = facts.blob_gone.take() {
+                        return Ok(Committed::BlobGone(gone));
                     }
                 }
                 Ok(Err(error)) => return Err(Failure::Dropped(Errno::from(&error))),
@@ -317,7 +382,7 @@ impl Fs {
                 mtime: None,
                 kill_privileges,
             };
-            if self.update(op, &mut facts).await?.is_some() || facts.blob_gone {
+            if self.update(op, &mut facts).await?.is_some() || facts.blob_gone.is_some() {
                 return Ok(facts);
             }
         }
@@ -388,7 +453,7 @@ fn conclude(dirty: &mut Dirty, delivery: Delivery, result: Result<(), Failure>) 
 
 fn appended(bytes: Bytes) -> Segment {
     let len = bytes.len() as u64;
-    Segment { offset: 0, len, data: Data::Frozen { chunk: u64::MAX, start: 0, bytes } }
+    Segment { offset: 0, len, data: Data::Frozen { chunk: LOOSE, start: 0, bytes } }
 }
 
 /// The blobs that segments refer to, each once.

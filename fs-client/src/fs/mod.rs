@@ -17,7 +17,7 @@ mod write;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use datastore::{BlobRef, BlobStore, Region, Uploader, UploaderConfig};
@@ -45,6 +45,8 @@ pub type FsResult<T> = std::result::Result<T, Errno>;
 
 /// How often an inode that keeps moving is followed.
 const MOVES_MAX: u32 = 16;
+/// Before a release without an answer is asked for again.
+const ORPHAN_AGAIN: Duration = Duration::from_secs(1);
 /// Orphans are given up in batches: so long others may join.
 const ORPHAN_PAUSE: Duration = Duration::from_millis(50);
 /// Bound of [`Unlinked`].
@@ -61,6 +63,8 @@ pub struct Fs {
     blobs: Option<Blobs>,
     /// Bytes in memory, over all files.
     dirty_bytes: AtomicUsize,
+    /// Why the bucket did not take the last blobs; zero if it did.
+    bucket_errno: AtomicI32,
     locks: locks::Held,
     attr_flights: flights::Flights,
     unlinked: Mutex<Unlinked>,
@@ -101,6 +105,7 @@ impl Fs {
             timeouts: config.timeouts.clone(),
             blobs,
             dirty_bytes: AtomicUsize::new(0),
+            bucket_errno: AtomicI32::new(0),
             locks: locks::Held::default(),
             attr_flights: flights::Flights::default(),
             unlinked: Mutex::default(),
@@ -182,12 +187,21 @@ impl Fs {
         }
     }
 
-    /// Says that orphans are not held here any more.
+    /// Says that orphans are not held here any more; later, if nobody answers.
     async fn release_orphans(&self, home: GroupId, inodes: Vec<InodeId>) {
         for batch in inodes.chunks(ORPHANS_MAX) {
             let op = FsOp::ReleaseOrphans { home, inodes: batch.to_vec() };
-            if let Err(error) = self.volume.update(op).await {
-                tracing::debug!(group = %home, %error, "orphans are kept until the session ends");
+            match self.volume.update(op).await {
+                Ok(_) => {}
+                Err(Error::Closing | Error::SessionLost { .. }) => return,
+                Err(error) => {
+                    tracing::debug!(group = %home, %error, "orphans are released later");
+                    let (orphans, batch) = (self.volume.orphans().clone(), batch.to_vec());
+                    tokio::spawn(async move {
+                        tokio::time::sleep(ORPHAN_AGAIN).await;
+                        orphans.put(home, &batch);
+                    });
+                }
             }
         }
     }
@@ -289,14 +303,19 @@ fn spawn_orphan_keeper(fs: &Arc<Fs>) {
             let mut news = orphans.take().await;
             tokio::time::sleep(ORPHAN_PAUSE).await;
             let Some(fs) = weak.upgrade() else { return };
+            // Groups that do not answer do not hold up others for longer than a deadline.
+            let mut releases = tokio::task::JoinSet::new();
             for (home, inodes) in &mut news {
                 inodes.sort_unstable();
                 inodes.dedup();
                 inodes.retain(|ino| !fs.table.become_orphan(*ino) && !fs.unlinked.lock().remove(*ino));
                 if !inodes.is_empty() && fs.volume.may_hold(*home) {
-                    fs.release_orphans(*home, std::mem::take(inodes)).await;
+                    let (fs, home, inodes) = (fs.clone(), *home, std::mem::take(inodes));
+                    releases.spawn(async move { fs.release_orphans(home, inodes).await });
                 }
             }
+            drop(fs);
+            releases.join_all().await;
         }
     });
 }

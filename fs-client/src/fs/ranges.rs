@@ -109,7 +109,7 @@ impl Fs {
             && let Some((changes, copied)) = self.shared_changes(&map, from.1, end, to.1)
         {
             let facts = self.change(to.0, changes, to.1 + copied, kill_privileges).await?;
-            if !facts.blob_gone {
+            if facts.blob_gone.is_none() {
                 return Ok(copied);
             }
         }

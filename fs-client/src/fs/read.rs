@@ -154,13 +154,17 @@ impl Fs {
 
     /// `len` bytes of a blob from where the range begins.
     pub(super) async fn blob(&self, range: &BlobRange, len: u64) -> FsResult<Bytes> {
+        self.blob_bytes(range, len).await.map_err(|error| told(&error))
+    }
+
+    /// The same, with what is in the way.
+    pub(super) async fn blob_bytes(&self, range: &BlobRange, len: u64) -> Result<Bytes, Error> {
         if let Some(bytes) = self.blob_pending(range, len) {
             return Ok(bytes);
         }
-        let blobs = self.blobs.as_ref().ok_or(Errno::EIO)?;
+        let blobs = self.blobs.as_ref().ok_or(Error::Posix(Errno::EIO))?;
         // Pieces lie within their blobs.
-        let bytes = blobs.store.get(&blob_ref(range), range.start..range.start + len as u32).await;
-        bytes.map_err(|error| told(&Error::Data(error)))
+        Ok(blobs.store.get(&blob_ref(range), range.start..range.start + len as u32).await?)
     }
 
     fn blob_at_hand(&self, range: &BlobRange, len: u64) -> Option<Bytes> {

@@ -878,3 +878,100 @@ fn copy_shares_blobs_within_a_group_and_copies_across() {
         }
     });
 }
+
+#[test]
+fn repeated_write_of_a_collected_blob_is_uploaded_again_or_told_to_be_lost_once() {
+    use metadata::op::FsOp;
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let writer = fs.volume.session().0;
+        let blob = |sequence| metadata::types::BlobId { origin: 0, writer, sequence };
+        for is_append in [false, true] {
+            let (node, file) = make_file(&fs, ROOT, if is_append { "a" } else { "b" }).await;
+            let content = vec![7; 100_000];
+            match is_append {
+                true => append(&fs, &file, &content).await,
+                false => write(&fs, &file, 0, &content).await,
+            }
+            cluster.doom([Fate::Late]);
+            assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+            let last = fs.blobs.as_ref().unwrap().next.load(Ordering::Relaxed) - 1;
+            let collected = FsOp::Collected { home: GroupId::GLOBAL, blobs: vec![blob(last)] };
+            fs.volume.update(collected).await.unwrap().unwrap();
+            write(&fs, &file, 200_000, b"later").await;
+            fs.flush(&file).await.unwrap();
+            let read = fs.read(node, 0, 1 << 20).await.unwrap();
+            assert_eq!((read.len(), &read[..100_000]), (200_005, &content[..]));
+        }
+        let (node, file) = make_file(&fs, ROOT, "c").await;
+        write(&fs, &file, 0, &[8; 100_000]).await;
+        cluster.doom([Fate::Late]);
+        assert_eq!(fs.flush(&file).await, Err(Errno::ETIMEDOUT));
+        let blobs = fs.blobs.as_ref().unwrap();
+        let last = blob(blobs.next.load(Ordering::Relaxed) - 1);
+        let collected = FsOp::Collected { home: GroupId::GLOBAL, blobs: vec![last] };
+        fs.volume.update(collected).await.unwrap().unwrap();
+        assert!(blobs.store.delete(&[super::blob_id(last)]).await.is_empty());
+        assert_eq!(fs.flush(&file).await, Err(Errno::EIO));
+        fs.flush(&file).await.unwrap();
+        assert_eq!(fs.read(node, 0, 10).await.unwrap().len(), 0);
+    });
+}
+
+#[test]
+fn full_bucket_is_told_at_once_loses_nothing_and_is_used_again_when_it_has_room() {
+    use datastore::faulty::{Fault, Operation};
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let (fs, faults) = with_faulty_bucket(&cluster, folder.path());
+        let (node, file) = make_file(&fs, ROOT, "f").await;
+        faults.always(Operation::Put, Some(Fault::Full));
+        let started = std::time::Instant::now();
+        let part = |at: u64| vec![at as u8; 1 << 20];
+        let mut taken = 0;
+        let refused = loop {
+            let bytes = part(taken);
+            let write = Write { offset: taken << 20, bytes: &bytes, append: false, kill_privileges: false };
+            match fs.write_settled(&file, write).await {
+                Ok(()) => taken += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused, Errno::ENOSPC);
+        assert_eq!(fs.flush(&file).await, Err(Errno::ENOSPC));
+        assert_eq!(fs.stat(node).await.unwrap().size, taken << 20);
+        let (_, small) = make_file(&fs, ROOT, "small").await;
+        write(&fs, &small, 0, b"inline").await;
+        fs.flush(&small).await.unwrap();
+        fs.remove(ROOT, &bytes("small"), false).await.unwrap();
+        assert!(started.elapsed() < std::time::Duration::from_secs(3), "nobody waits: {:?}", started.elapsed());
+        faults.heal();
+        write(&fs, &file, taken << 20, &part(taken)).await;
+        fs.flush(&file).await.unwrap();
+        for at in 0..=taken {
+            assert_eq!(fs.read(node, at << 20, 1 << 20).await.unwrap()[..], part(at)[..]);
+        }
+        assert!(!fs.is_bucket_failing());
+    });
+}
+
+#[test]
+fn release_of_an_orphan_without_an_answer_is_asked_for_again() {
+    run(async {
+        let cluster = MemCluster::new(1);
+        let fs = Fs::start(cluster.client(), &cluster.config(), None);
+        let node = node(&make(&fs, ROOT, "f", NewNode::File).await);
+        cluster.cut.store(true, Ordering::Relaxed);
+        fs.release_orphans(node.home, vec![node.ino]).await;
+        cluster.cut.store(false, Ordering::Relaxed);
+        cluster.trips();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !cluster.trips().iter().any(|trip| trip.starts_with("ReleaseOrphans")) {
+            assert!(std::time::Instant::now() < until, "dropped");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+}

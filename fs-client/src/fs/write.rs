@@ -8,9 +8,8 @@ use bytes::Bytes;
 use metadata::types::{BLOB_BYTES_MAX, FILE_BYTES_MAX};
 
 use super::file::OpenFile;
-use super::{Fs, FsResult, blob_range, told};
+use super::{Fs, FsResult, blob_range};
 use crate::errno::Errno;
-use crate::error::Error;
 
 /// Appends that have grown to this length go out.
 const APPEND_BYTES_MAX: usize = 1 << 20;
@@ -60,7 +59,9 @@ impl Fs {
             let appends = dirty.appends.len() + dirty.appending.as_ref().map_or(0, Bytes::len);
             let too_long = write.append && appends + write.bytes.len() > APPENDS_MAX;
             let no_room = dirty.memory_bytes() > 0 && self.is_full();
-            if mixes || too_long || no_room {
+            // A bucket without room says so at once: what cannot go there is not taken either, until it goes.
+            let is_long = dirty.memory_bytes() > self.limits.inline_bytes_max as usize;
+            if mixes || too_long || no_room || (is_long && self.is_bucket_full()) {
                 return Written::FlushFirst;
             }
             dirty.kill_privileges |= write.kill_privileges;
@@ -154,7 +155,10 @@ impl Fs {
             if !is_wanted {
                 blobs.uploader.abandon(&[id]);
             }
-            submitted.map_err(|error| told(&Error::Data(error)))?;
+            // That it is taken says nothing of the bucket.
+            if submitted.is_err() {
+                self.note_bucket(submitted)?;
+            }
         }
     }
 }
