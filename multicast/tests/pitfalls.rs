@@ -599,37 +599,3 @@ fn client_that_has_seen_more_than_a_primary_is_sent_on_not_refused() {
     sim.run_for_ms(200);
     assert_eq!(sim.declined[&early.id], Decline::NotPrimary { hint: None });
 }
-
-/// A primary that was deposed without hearing of it is asked about a command that was prepared after its time. To call itself
-/// through with it would let the other group forget what the new primary needs.
-#[test]
-fn deposed_primary_does_not_close_what_it_has_not_heard_of() {
-    let mut sim = cluster(&[3, 1]);
-    let old = sim.primary(A).unwrap();
-    for other in sim.voters[&A].clone() {
-        sim.cut(old, (A, other));
-        sim.cut((A, other), old);
-    }
-    sim.run_for_ms(5_000);
-    assert_ne!(sim.primary(A).unwrap(), old);
-    sim.filter = Some(Box::new(|from, to, message| {
-        from.0 == B && to.0 == A && matches!(message, Message::Facts(facts) if facts.contribution.is_some())
-    }));
-    let both = write_both(1, 1);
-    submit(&mut sim, A, &both);
-    sim.run_for_ms(3_000);
-    assert_eq!(order_in(&sim, B), [1]);
-    let asked = Rc::new(RefCell::new(0));
-    let count = Rc::clone(&asked);
-    sim.filter = Some(Box::new(move |from, to, message| {
-        let closed = matches!(message, Message::Facts(facts) if facts.closed && facts.ask);
-        *count.borrow_mut() += usize::from(from.0 == B && to == old && closed);
-        from.0 != to.0 && from != old && to != old
-    }));
-    sim.run_for_ms(20_000);
-    assert!(*asked.borrow() > 0, "the old primary was asked");
-    assert!(order_in(&sim, A).is_empty());
-    sim.filter = None;
-    sim.run_for_ms(20_000);
-    assert_eq!(order_in(&sim, A), [1], "{}", sim.describe());
-}
