@@ -3,19 +3,22 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::cluster::{Cluster, Options, REGIONS, eventually, is_reference};
+use common::cluster::{Cluster, Options, REGIONS, binary, eventually, is_reference};
 use common::files::{Random, StopAtEnd, create, exists, names, open_append, rename_with, text};
 use common::tree::summary;
 use rustix::fs::RenameFlags;
+use serde_json::Value;
 
 /// Exactly the errors that losing a race may give.
 fn lost(error: &io::Error, expected: &[i32]) -> bool {
@@ -57,7 +60,7 @@ fn moving_files_shows_one_name_at_any_time() {
                             assert!(!exists(&old), "{what}: {region} sees both names of {n}");
                         }
                         let (left, arrived) = (names(&source), names(&target));
-                        let all: std::collections::BTreeSet<_> = left.iter().chain(&arrived).collect();
+                        let all: BTreeSet<_> = left.iter().chain(&arrived).collect();
                         assert_eq!(
                             all.len(),
                             FILES,
@@ -581,4 +584,145 @@ fn placing_a_tree_in_use_disturbs_nobody() {
     // In the end its inodes live in the last group.
     create(&tree.join("5/new"), b"new").unwrap();
     assert_eq!(fs::metadata(tree.join("5/new")).unwrap().ino() >> 48, 3);
+}
+
+/// Far more entries than one step takes: they are copied ahead while the directory goes on being used where it is.
+#[test]
+fn placing_a_big_directory_in_use_loses_no_name() {
+    const ENTRIES: usize = 20_000;
+    const FILES: usize = 100;
+    const MAKERS: usize = 8;
+    let cluster = Cluster::up(Options::default());
+    let [big, origin] = ["big", "us/origin"].map(|path| cluster.path("us", path));
+    fs::create_dir(&big).unwrap();
+    if !is_reference() {
+        cluster.globalfs_ok(&["place", "set", big.to_str().unwrap(), "--group", "us"]);
+    }
+    create(&origin, b"origin").unwrap();
+    for n in 0..FILES {
+        create(&big.join(format!("file-{n}")), format!("file {n}").as_bytes()).unwrap();
+    }
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for maker in 0..MAKERS {
+            let (big, origin) = (&big, &origin);
+            scope.spawn(move || {
+                for n in (maker..ENTRIES).step_by(MAKERS) {
+                    fs::hard_link(origin, big.join(format!("link-{n}"))).unwrap();
+                }
+            });
+        }
+    });
+    eprintln!("{ENTRIES} entries made after {:?}", started.elapsed());
+    if is_reference() {
+        return;
+    }
+    cluster.sync_all();
+    // What stays from the beginning to the end, and what the busy mounts add and take away.
+    let mut expected: BTreeSet<String> = (0..FILES).map(|n| format!("file-{n}")).collect();
+    expected.extend((0..ENTRIES).map(|n| format!("link-{n}")));
+    for to in ["eu", "us"] {
+        let stop = AtomicBool::new(false);
+        let changes: Vec<_> = thread::scope(|scope| {
+            let stop_at_end = StopAtEnd(&stop);
+            let busy = ["us", "eu"].map(|region| {
+                let (stop, expected, big) = (&stop, &expected, cluster.path(region, "big"));
+                scope.spawn(move || change_until(stop, &big, expected, &format!("{to}-{region}")))
+            });
+            let started = Instant::now();
+            // Only the directory: its 20,000 inodes would follow one by one.
+            let mut mover = Command::new(binary());
+            mover.args(["place", "set", big.to_str().unwrap(), "--group", to]);
+            let mut mover = mover.env("GLOBALFS_CONFIG", cluster.data().join("cluster.toml")).spawn().unwrap();
+            eventually(Duration::from_secs(40), "the directory to live in its new group", || {
+                assert!(mover.try_wait().unwrap().is_none_or(|status| status.success()), "the mover failed");
+                (home_of(&cluster, "/big") == to).then_some(())
+            });
+            eprintln!("lives in {to} after {:?}", started.elapsed());
+            thread::sleep(Duration::from_secs(1));
+            mover.kill().unwrap();
+            mover.wait().unwrap();
+            drop(stop_at_end);
+            busy.map(|thread| thread.join().unwrap()).into()
+        });
+        for (made, removed) in changes {
+            eprintln!("{} made and {} removed while it moved to {to}", made.len(), removed.len());
+            expected.extend(made);
+            expected.retain(|name| !removed.contains(name));
+        }
+        cluster.sync_all();
+        for region in REGIONS {
+            let big = cluster.path(region, "big");
+            let found = names(&big);
+            let seen: BTreeSet<_> = found.iter().cloned().collect();
+            assert_eq!(found.len(), seen.len(), "{region} lists names twice");
+            let wrong: Vec<_> = seen.symmetric_difference(&expected).take(10).collect();
+            assert!(
+                wrong.is_empty(),
+                "{region}, moved to {to}: {wrong:?} of {}, {} expected",
+                seen.len(),
+                expected.len()
+            );
+            for n in 0..FILES {
+                assert_eq!(text(&big.join(format!("file-{n}"))), format!("file {n}"), "{region}");
+            }
+            for name in expected.iter().filter(|name| !name.starts_with("file-")).step_by(97) {
+                assert!(exists(&big.join(name)), "{region}: {name} is listed and not found");
+            }
+        }
+        assert_eq!(home_of(&cluster, "/big"), to);
+    }
+    assert_eq!(
+        fs::metadata(&origin).unwrap().nlink(),
+        1 + expected.iter().filter(|n| n.starts_with("link-")).count() as u64
+    );
+    cluster.check_digests();
+}
+
+/// Where a placed directory lives.
+fn home_of(cluster: &Cluster, path: &str) -> String {
+    let list: Value = serde_json::from_str(&cluster.globalfs_ok(&["place", "list", "--depth", "1", "--json"])).unwrap();
+    let placed = list["placements"].as_array().unwrap().iter().find(|placed| placed["path"] == path);
+    placed.unwrap_or_else(|| panic!("{path} is not placed: {list}"))["home"].as_str().unwrap().to_owned()
+}
+
+/// Creates, removes and lists names in a directory until told to stop: which names it has made, and which removed.
+fn change_until(
+    stop: &AtomicBool,
+    big: &Path,
+    known: &BTreeSet<String>,
+    own: &str,
+) -> (BTreeSet<String>, BTreeSet<String>) {
+    let mut random = Random::new(own.bytes().map(u64::from).sum());
+    // Each mount removes names of its own half: no other does.
+    let half = usize::from(own.ends_with("eu"));
+    let mut removable: Vec<_> = known.iter().filter(|name| name.starts_with("link-")).skip(half).step_by(2).collect();
+    let (mut made, mut removed) = (BTreeSet::new(), BTreeSet::new());
+    for round in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        for count in 0..4 {
+            let name = format!("new-{own}-{round}-{count}");
+            create(&big.join(&name), name.as_bytes()).unwrap();
+            assert_eq!(text(&big.join(&name)), name);
+            made.insert(name);
+        }
+        let old = removable.swap_remove(random.below(removable.len() as u64) as usize);
+        fs::remove_file(big.join(old)).unwrap_or_else(|error| panic!("{own} removes {old}: {error}"));
+        removed.insert(old.clone());
+        assert!(!exists(&big.join(old)), "{own}: {old} is there after its removal");
+        let young = made.pop_first().unwrap();
+        fs::remove_file(big.join(&young)).unwrap_or_else(|error| panic!("{own} removes {young}: {error}"));
+        if round % 16 == 0 {
+            let found = names(big);
+            let seen: BTreeSet<_> = found.iter().collect();
+            assert_eq!(found.len(), seen.len(), "{own} lists names twice");
+            let lost: Vec<_> = made.iter().filter(|name| !seen.contains(name)).collect();
+            assert!(lost.is_empty(), "{own} does not list {lost:?}");
+            let back: Vec<_> = removed.iter().filter(|name| seen.contains(name)).collect();
+            assert!(back.is_empty(), "{own} lists {back:?} after their removal");
+        }
+    }
+    (made, removed)
 }
