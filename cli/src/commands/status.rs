@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
-use fs_client::Client;
+use fs_client::{Client, Error};
 use partition_replica::status::{GroupStatus, NodeStatus, UnfinishedStatus};
 use serde_json::json;
 
@@ -37,7 +37,31 @@ struct Seen<'a> {
     name: &'a str,
     region: &'a str,
     address: &'a str,
-    answer: std::result::Result<NodeStatus, String>,
+    answer: std::result::Result<NodeStatus, Down>,
+}
+
+/// Why a node has not answered.
+struct Down {
+    /// In a few words, for the table.
+    brief: &'static str,
+    /// With all that is known.
+    problem: String,
+}
+
+impl Down {
+    fn new(error: &Error) -> Self {
+        let brief = match error {
+            Error::Net(error) => match **error {
+                net::Error::Refused(_) => "refuses us",
+                net::Error::Resolve { .. } => "address unknown",
+                net::Error::Timeout { .. } => "no answer",
+                _ => "no connection",
+            },
+            Error::Timeout { .. } => "no answer",
+            _ => "cannot be asked",
+        };
+        Down { brief, problem: error.to_string() }
+    }
 }
 
 /// A group as its primary, or else its most advanced voter, sees it.
@@ -72,13 +96,16 @@ async fn ask<'a>(client: &Client, cluster: &'a Cluster, timeout: Duration) -> Ve
         let (client, id) = (client.clone(), node.id);
         asked.push(tokio::spawn(async move {
             let answer = tokio::time::timeout(timeout, client.node_status(id)).await;
-            let document = answer.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
-            serde_json::from_slice::<NodeStatus>(&document).map_err(|error| format!("unreadable answer: {error}"))
+            let silent = |_| Down { brief: "no answer", problem: format!("no answer within {}", TimeSpan(timeout)) };
+            let document = answer.map_err(silent)?.map_err(|error| Down::new(&error))?;
+            let unreadable = |error| Down { brief: "another version", problem: format!("unreadable answer: {error}") };
+            serde_json::from_slice::<NodeStatus>(&document).map_err(unreadable)
         }));
     }
     let mut seen = Vec::new();
     for (node, asked) in cluster.nodes.iter().zip(asked) {
-        let answer = asked.await.unwrap_or_else(|error| Err(error.to_string()));
+        let unasked = |error: tokio::task::JoinError| Down { brief: "cannot be asked", problem: error.to_string() };
+        let answer = asked.await.unwrap_or_else(|error| Err(unasked(error)));
         seen.push(Seen { name: &node.name, region: &node.region, address: &node.address, answer });
     }
     seen
@@ -128,7 +155,7 @@ fn as_json(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> serde_
         .map(|node| {
             let (status, problem) = match &node.answer {
                 Ok(status) => (Some(status), None),
-                Err(problem) => (None, Some(problem)),
+                Err(down) => (None, Some(&down.problem)),
             };
             json!({
                 "name": node.name, "region": node.region, "address": node.address, "up": status.is_some(),
@@ -218,7 +245,7 @@ fn nodes_table(nodes: &[Seen<'_>]) -> Table {
                 ByteSize(status.storage.log_bytes).to_string(),
                 ByteSize(status.storage.state_bytes).to_string(),
             ]),
-            Err(problem) => row.push(red(&format!("down: {problem}"))),
+            Err(down) => row.push(red(&format!("down: {}", down.brief))),
         }
         table.row(row);
     }
@@ -283,11 +310,22 @@ fn node_name(cluster: &Cluster, id: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn replica(digests: &[(u64, &str)]) -> GroupStatus {
         let digests = digests.iter().map(|(index, digest)| (*index, (*digest).to_owned())).collect();
         GroupStatus { digests, ..GroupStatus::default() }
+    }
+
+    #[test]
+    fn table_says_in_few_words_why_a_node_is_down() {
+        let lost = net::Error::Lost("node us-1: not connected yet".into());
+        let down = Down::new(&Error::Net(Arc::new(lost)));
+        let seen = Seen { name: "us-1", region: "us", address: "localhost:1", answer: Err(down) };
+        let table = nodes_table(&[seen]).render();
+        assert!(table.contains("down: no connection") && !table.contains("lost"), "{table}");
     }
 
     #[test]
