@@ -375,12 +375,10 @@ impl Application {
         let back = target.is_some_and(|target| target.kind == FileKind::Directory) && mode == RenameMode::Exchange;
         if back {
             let other = self.chain(learned, from).await?;
-            ancestors.extend(
-                other
-                    .into_iter()
-                    .filter(|step| ancestors.iter().all(|known| known.dir.ino != step.dir.ino))
-                    .collect::<Vec<_>>(),
-            );
+            // From the first that both have on, the way is the same; another look may have found it otherwise.
+            let is_new = |step: &Ancestor| ancestors.iter().all(|known| known.dir.ino != step.dir.ino);
+            let own: Vec<Ancestor> = other.into_iter().take_while(is_new).collect();
+            ancestors.extend(own);
         }
         Some(ancestors)
     }
@@ -398,8 +396,9 @@ impl Application {
             let read = self.read(asked, ReadOp::Ancestors { dir: at }).await;
             let Ok(ReadAnswer::Ancestors(found)) = read else { return None };
             for (dir, parent) in found {
-                if dir.ino == InodeId::ROOT {
-                    return Some(chain);
+                if dir.ino == InodeId::ROOT || dir.ino != at {
+                    // The root, or not the way that an outcome has told: asks from there.
+                    break;
                 }
                 if chain.iter().any(|known| known.dir.ino == dir.ino) {
                     // Seen while others were moving it about.
