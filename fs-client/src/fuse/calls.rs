@@ -5,242 +5,41 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use metadata::op::{LockRange, NewNode, RenameMode, SetAttr, XattrCondition};
-use metadata::types::{Attr, Dirent, FileKind, InodeId, NAME_BYTES_MAX};
+use metadata::types::{FileKind, InodeId, NAME_BYTES_MAX};
 
-use super::convert::{
-    file_attr, file_type, lock_kind, lock_number, name as to_name, new_node, nothing, permissions, set_time,
-};
+use super::answers::{GENERATION, NOT_LENT, give_data, give_empty, give_xattr, lend_attr};
+use super::convert::{file_attr, file_type, lock_kind, lock_number, name as to_name, new_node, permissions, set_time};
 use super::counts::Asked;
-use super::lent::KernelCaches;
-use super::places::Places;
+use super::opening::{Caller, create_or_open, kept_by_kernel};
 use super::{Face, REQUEST_BYTES_MAX, configure, errno};
 use crate::errno::Errno;
 use crate::fs::file::OpenFile;
-use crate::fs::{Created, Fs, FsResult, LockRequest, NewEntry, Write, Written};
+use crate::fs::{LockRequest, NewEntry, Write, Written};
 
-/// What is not lent is asked for each time.
-const NOT_LENT: Duration = Duration::ZERO;
 /// The volume has no size of its own; programs want to see one: 1 PiB, 2^40 inodes.
 const VOLUME_BLOCKS: u64 = 1 << 38;
 const VOLUME_INODES: u64 = 1 << 40;
 const STATFS_BLOCK_BYTES: u32 = 4096;
-/// Inode numbers are never reused.
-const GENERATION: Generation = Generation(0);
 
 impl Face {
-    /// Does the work elsewhere, and answers when all that the kernel keeps agrees with the result.
-    fn answer<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-        give: impl FnOnce(T) + Send + 'static,
-    ) {
-        let caches = self.caches.clone();
-        self.runtime.spawn(async move {
-            let result = work.await;
-            caches.settle().await;
-            give(result);
-        });
-    }
-
-    /// An operation that creates an inode and shows it to the kernel.
-    fn make(&self, parent: INodeNo, name: &OsStr, entry: NewEntry, reply: ReplyEntry) {
-        self.counts.add(Asked::Make);
-        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
-        let shown = self.shown(parent, &name);
-        let work = async move {
-            match fs.create(fs.table.directory(dir), &name, &entry).await? {
-                Created::New(attr) => Ok(attr),
-                Created::Taken(_) => Err(Errno::EEXIST),
-            }
-        };
-        self.answer(work, move |made| match made {
-            Ok(attr) => shown.give_new(&attr, reply),
-            Err(error) => reply.error(errno(error)),
-        });
-    }
-
-    fn remove(&self, parent: INodeNo, name: &OsStr, directory: bool, reply: ReplyEmpty) {
-        self.counts.add(Asked::Remove);
-        let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
-        let work = async move { fs.remove(fs.table.directory(dir), &name, directory).await };
-        self.answer(work, move |removed| give_empty(removed, reply));
-    }
-
     fn file(&self, ino: INodeNo) -> Result<Arc<OpenFile>, Errno> {
         self.fs.table.file(InodeId(ino.0)).ok_or(Errno::EBADF)
     }
 
     /// The inode behind the kernel's number of what may be a directory.
-    fn ino(&self, number: INodeNo) -> InodeId {
+    pub(super) fn ino(&self, number: INodeNo) -> InodeId {
         self.places.inode(number.0)
     }
-
-    fn shown(&self, parent: INodeNo, name: &Bytes) -> Shown {
-        let (fs, places, caches) = (self.fs.clone(), self.places.clone(), self.caches.clone());
-        Shown { fs, places, caches, parent, name: name.clone() }
-    }
-}
-
-/// A name of which the kernel is told what it stands for.
-struct Shown {
-    fs: Arc<Fs>,
-    places: Arc<Places>,
-    caches: Arc<KernelCaches>,
-    /// The directory, by the kernel's number.
-    parent: INodeNo,
-    name: Bytes,
-}
-
-impl Shown {
-    /// What was just made. The kernel takes this for the newest, whatever it is told meanwhile, so nothing is lent.
-    fn give_new(&self, attr: &Attr, reply: ReplyEntry) {
-        self.fs.table.remember(attr);
-        reply.entry(&NOT_LENT, &self.attr(attr), GENERATION);
-    }
-
-    /// What was found. `from_cache`: it was at hand.
-    fn give(&self, found: FsResult<Arc<Attr>>, from_cache: bool, reply: ReplyEntry) {
-        match found {
-            Ok(attr) => {
-                let was_told = self.fs.table.remember(&attr);
-                let shown = self.attr(&attr);
-                let is_known = was_told && shown.ino.0 == attr.ino.0;
-                let attr_ttl = lend_attr(&self.fs, &self.caches, shown.ino, &attr, is_known);
-                let there = Dirent { ino: attr.ino, kind: attr.kind, home: attr.home };
-                reply.entry_with_ttls(&attr_ttl, &self.lend_name(Some(there)), &shown, GENERATION);
-            }
-            // Most names that are looked up in vain are made next.
-            Err(Errno::ENOENT) if from_cache => {
-                let ttl = self.lend_name(None);
-                if ttl.is_zero() {
-                    reply.error(errno(Errno::ENOENT));
-                } else {
-                    reply.entry(&ttl, &nothing(), GENERATION);
-                }
-            }
-            Err(error) => reply.error(errno(error)),
-        }
-    }
-
-    fn lend_name(&self, dirent: Option<Dirent>) -> Duration {
-        let dir = self.places.inode(self.parent.0);
-        self.caches.lend_name(self.fs.table.home(dir), dir, &self.name, dirent)
-    }
-
-    fn attr(&self, attr: &Attr) -> FileAttr {
-        let mut shown = file_attr(&self.fs.show(attr));
-        if attr.kind == FileKind::Directory {
-            shown.ino = INodeNo(self.places.show(attr.ino, self.parent.0, &self.name));
-        }
-        shown
-    }
-}
-
-/// How long the kernel may keep an inode's attributes as the metadata have them: not while it is shown others.
-fn lend_attr(fs: &Fs, caches: &KernelCaches, number: INodeNo, attr: &Attr, is_known: bool) -> Duration {
-    let is_dirty = || attr.kind == FileKind::File && fs.table.file(attr.ino).is_some_and(|file| file.is_dirty());
-    if is_known && !is_dirty() { caches.lend_attr(number.0, attr, is_known) } else { NOT_LENT }
-}
-
-fn give_data(result: FsResult<Bytes>, reply: ReplyData) {
-    match result {
-        Ok(bytes) => reply.data(&bytes),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn give_empty(result: FsResult<()>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn give_xattr(result: FsResult<Bytes>, size: u32, reply: ReplyXattr) {
-    match result {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(errno(Errno::ERANGE)),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-/// Who asks.
-#[derive(Clone, Copy)]
-struct Caller {
-    uid: u32,
-}
-
-impl Caller {
-    fn of(request: &Request) -> Caller {
-        Caller { uid: request.uid() }
-    }
-
-    /// Without `CAP_FSETID`; the kernel does not tell, but who is not root hardly has it.
-    fn is_unprivileged(self) -> bool {
-        self.uid != 0
-    }
-
-    /// May it open an existing file so? Asked only when the file appeared between the kernel's own look and the
-    /// creation; supplementary groups are not known here, so "no" may be wrong and makes the kernel look again.
-    fn may_open(self, attr: &Attr, flags: i32) -> bool {
-        if self.uid == 0 {
-            return true;
-        }
-        let wanted = match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => 0o4,
-            libc::O_WRONLY => 0o2,
-            _ => 0o6,
-        };
-        self.uid == attr.uid && (attr.mode >> 6) & wanted == wanted
-    }
-}
-
-/// How the kernel shall treat a handle opened with these flags.
-///
-/// Through its page cache it cuts a write at the end of a page that it does not hold whole. Two parts of one append could then
-/// be parted by an append from elsewhere, so handles for appending go past that cache: what `write` is given arrives at once.
-fn kept_by_kernel(flags: i32) -> FopenFlags {
-    if flags & libc::O_APPEND != 0 { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
-}
-
-/// Creates a file, or opens the one that has appeared since the kernel looked.
-async fn create_or_open(
-    fs: &Arc<Fs>,
-    parent: InodeId,
-    name: &Bytes,
-    entry: &NewEntry,
-    flags: i32,
-    caller: Caller,
-) -> FsResult<Attr> {
-    let parent = fs.table.directory(parent);
-    if let Created::New(attr) = fs.create(parent, name, entry).await? {
-        return Ok(attr);
-    }
-    if flags & libc::O_EXCL != 0 {
-        return Err(Errno::EEXIST);
-    }
-    let attr = fs.lookup(parent, name).await?;
-    if attr.kind != FileKind::File || !caller.may_open(&attr, flags) {
-        // The kernel looks again and then checks, follows or refuses by itself.
-        return Err(Errno::ESTALE);
-    }
-    if flags & libc::O_TRUNC != 0 {
-        let set = SetAttr { size: Some(0), kill_privileges: caller.is_unprivileged(), ..SetAttr::default() };
-        let node = metadata::types::NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
-        return fs.set_attr(node, set).await;
-    }
-    Ok((*attr).clone())
 }
 
 impl Filesystem for Face {

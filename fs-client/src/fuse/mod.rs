@@ -4,12 +4,14 @@
 //! replies from there. What the kernel may keep and how it is taken back: `lent`. Pages of files are dropped when size or
 //! time of change have changed: the kernel looks before each read, at what it was lent or by asking.
 
+mod answers;
 mod calls;
 mod convert;
 mod counts;
 mod device;
 mod lent;
 mod notify;
+mod opening;
 mod places;
 
 use std::collections::HashMap;
