@@ -61,7 +61,7 @@ impl Worker {
     fn fresh(&mut self, kind: &str) -> String {
         self.sequence += 1;
         let home = HOMES[self.random.below(4) as usize];
-        format!("{home}/work/{kind}-{}-{}", self.name, self.sequence).trim_start_matches('/').to_owned()
+        format!("{home}/tasks/{kind}-{}-{}", self.name, self.sequence).trim_start_matches('/').to_owned()
     }
 
     /// A path of its own whose content is known.
@@ -159,7 +159,7 @@ impl Worker {
         let home = HOMES[self.random.below(4) as usize];
         let line = format!("{}-{:06}\n", self.name, self.sequence);
         let started = Instant::now();
-        let result = open_append(&self.at(format!("{home}/work/log").trim_start_matches('/')))
+        let result = open_append(&self.at(format!("{home}/tasks/log").trim_start_matches('/')))
             .and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all()));
         let done = self.judge("append", started, result);
         self.lines.push((home, line.trim_end().to_owned(), done));
@@ -197,7 +197,7 @@ impl Worker {
 /// Every acknowledged line once, every other at most once, nothing else, nothing torn.
 fn check_logs(cluster: &Cluster, region: &str, workers: &mut [Worker]) {
     for home in HOMES {
-        let content = fs::read_to_string(cluster.path(region, format!("{home}/work/log"))).unwrap_or_default();
+        let content = fs::read_to_string(cluster.path(region, format!("{home}/tasks/log"))).unwrap_or_default();
         let mut found: BTreeMap<&str, u32> = BTreeMap::new();
         for line in content.lines() {
             *found.entry(line).or_default() += 1;
@@ -236,7 +236,7 @@ fn check_all(cluster: &Cluster, workers: &mut [Worker]) {
 
 fn workers(cluster: &Cluster, fragile: &[&str]) -> Vec<Worker> {
     for home in HOMES {
-        fs::create_dir(cluster.path("us", format!("{home}/work"))).unwrap();
+        fs::create_dir(cluster.path("us", format!("{home}/tasks"))).unwrap();
     }
     cluster.sync_all();
     let all = REGIONS.iter().flat_map(|region| [(region, 0), (region, 1)]).enumerate();

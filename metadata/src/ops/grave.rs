@@ -1,8 +1,9 @@
 //! What goes in steps, so that no entry of the log takes long: the content of deleted and cut files, the entries of
 //! directories that have moved away, what closed sessions held.
 //!
-//! Whatever executes drains some more rows at its end, and so do ticks, which a primary logs while something is left. Until they are drained, nobody sees them: rows of an inode count
-//! only while it is here, content only up to where it was cut, and sessions only while they are open.
+//! Whatever executes drains some more rows at its end, and so do ticks, which a primary logs while something is left. Until they
+//! are drained, nobody sees them: rows of an inode count only while it is here, content only up to where it was cut, and sessions
+//! only while they are open.
 
 use multicast::ids::SessionId;
 
