@@ -1077,6 +1077,11 @@ mod steps {
             more: false,
         };
         assert_eq!(content(&cluster, cut), shown, "what is cut off is seen by nobody");
+        let blocks = cluster.attr(cut).allocated;
+        cluster.on(GroupId(0), |namespace| namespace.tick());
+        assert!(cluster.attr(cut).allocated < blocks);
+        let told = cluster.changes[&GroupId(0)].keys.contains(&metadata::footprint::key_inode(cut.ino));
+        assert!(told, "its cached attributes are void");
         cluster.check();
         assert_eq!(cluster.submit(S, &to(500)), Err(OpError::Stale(Vec::new())), "it must be gone first");
         cluster.submit_patiently(S, &to(500)).unwrap();

@@ -11,6 +11,7 @@ use multicast::ids::GroupId;
 use net::wan::WanSide;
 use net::{Endpoint, EndpointConfig, LinkConfig, LinkReceiver, PeerLink};
 use parking_lot::{Condvar, Mutex};
+use replica::{Leases, ReplicaConfig, ReplicaCore};
 use tokio::runtime::Runtime;
 
 use crate::clock::Clock;
@@ -19,7 +20,7 @@ use crate::config::{NodeConfig, NodeInfo};
 use crate::error::{Error, Result};
 use crate::group::mailbox::{Input, Mailbox};
 use crate::group::view::View;
-use crate::group::{Driver, DriverParts, KeepAlives};
+use crate::group::{Driver, DriverParts};
 use crate::recovery;
 use crate::server::accept;
 use crate::server::client::Clients;
@@ -31,6 +32,8 @@ use crate::storage::wal::Wal;
 
 /// Longest frame between nodes: the longest message and what is around it.
 const FRAME_BYTES_MAX: usize = multicast::message::MESSAGE_BYTES_MAX + (1 << 20);
+/// Entries applied in one write of the store: readers wait for no more than that.
+const APPLY_BATCH_MAX: usize = 512;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// A replica's thread that does not say within this time how it is, is left out.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,10 +70,11 @@ pub(crate) struct Shared {
     pub groups: BTreeMap<GroupId, Group>,
     pub router: Arc<Router>,
     pub clients: Clients,
-    pub keep_alives: Arc<KeepAlives>,
+    /// When sessions were last heard of, for whichever replicas are primaries.
+    pub leases: Arc<Mutex<Leases>>,
     wal: Arc<Wal>,
     state: StateDb,
-    clock: Clock,
+    pub clock: Clock,
     listen: SocketAddr,
     ending: Ending,
     /// What the collector has last said of itself.
@@ -195,7 +199,7 @@ impl Node {
             runtime.spawn(self.shared.router.clone().receive(node, receiver));
         }
         for group in self.shared.groups.values() {
-            runtime.spawn(serve_parked(group.view.clone()));
+            runtime.spawn(serve_parked(group.view.clone(), self.shared.clock));
         }
         runtime.spawn(accept::accept(self.endpoint.clone(), self.shared.clone()));
     }
@@ -347,7 +351,7 @@ impl Shared {
                     tracing::error!(problem, "the log is too long");
                 }
             }
-            self.keep_alives.forget_silent(Instant::now(), 2 * self.config.timeouts.session_lease);
+            self.leases.lock().forget_silent(self.clock.now(), 2 * lease_ms(&self.config));
             for group in self.groups.values() {
                 group.mailbox.push(Input::Housekeep);
             }
@@ -432,24 +436,28 @@ impl Starting {
             |group| Arc::new(Mailbox::new(group, limits.group_submissions_max, limits.group_message_bytes_max));
         let mailboxes: BTreeMap<_, _> = config.local_groups().map(|group| (group.id, mailbox(group.id))).collect();
         let router = Arc::new(Router::new(config.number, mailboxes.clone(), links));
-        let keep_alives = Arc::new(KeepAlives::default());
+        let leases = Arc::new(Mutex::new(Leases::default()));
         let clock = Clock::start();
         let (mut groups, mut drivers) = (BTreeMap::new(), Vec::new());
         for info in config.local_groups() {
             let replica = recovery::open_replica(&config, info, &state, &wal, clock)?;
-            let view = Arc::new(View::new(info.id, replica.state.clone(), replica.front, limits));
+            let view = Arc::new(View::new(info.id, replica.state.clone(), replica.front, limits, clock));
             let mailbox = mailboxes[&info.id].clone();
+            let core = ReplicaConfig {
+                group: info.id,
+                session_lease_ms: lease_ms(&config),
+                batch_entries_max: APPLY_BATCH_MAX,
+            };
             let parts = DriverParts {
                 group: info.id,
                 name: info.name.clone(),
-                session_lease: config.timeouts.session_lease,
-                core: replica.core,
+                core: ReplicaCore::new(core, replica.core),
                 state: replica.state.clone(),
                 view: view.clone(),
                 mailbox: mailbox.clone(),
                 wal: wal.clone(),
                 router: router.clone(),
-                keep_alives: keep_alives.clone(),
+                leases: leases.clone(),
                 clock,
             };
             drivers.push((info.id, Driver::new(parts)));
@@ -463,7 +471,7 @@ impl Starting {
             groups,
             router,
             clients,
-            keep_alives,
+            leases,
             wal,
             state,
             clock,
@@ -474,6 +482,10 @@ impl Starting {
         };
         Ok((shared, drivers))
     }
+}
+
+fn lease_ms(config: &NodeConfig) -> u64 {
+    u64::try_from(config.timeouts.session_lease.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn endpoint_config(config: &NodeConfig, me: &NodeInfo) -> Result<EndpointConfig> {
@@ -514,12 +526,13 @@ fn open_links(config: &NodeConfig, me: &NodeInfo, endpoint: &Endpoint) -> Links 
     (links, receivers)
 }
 
-async fn serve_parked(view: Arc<View>) {
+async fn serve_parked(view: Arc<View>, clock: Clock) {
     loop {
-        match view.serve_parked(Instant::now()) {
+        match view.serve_parked() {
             None => view.progress.notified().await,
             Some(deadline) => {
-                let _ = tokio::time::timeout_at(deadline.into(), view.progress.notified()).await;
+                let left = Duration::from_nanos(deadline.0.saturating_sub(clock.now().0));
+                let _ = tokio::time::timeout(left, view.progress.notified()).await;
             }
         }
     }

@@ -8,13 +8,13 @@ use metadata::namespace::{genesis, volume};
 use multicast::core::{Core, Durable};
 use multicast::ids::{GroupId, LogIndex};
 use multicast::{Entry, OrderState};
+use replica::Front;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::clock::Clock;
 use crate::config::{GroupInfo, NodeConfig};
 use crate::error::{Error, Result};
-use crate::group::view::Front;
 use crate::storage::disk::RealDisk;
 use crate::storage::folder::{DataFolder, Stamp};
 use crate::storage::state::{GroupState, StateDb};
@@ -75,12 +75,7 @@ pub fn open_replica(config: &NodeConfig, info: &GroupInfo, db: &StateDb, wal: &W
     if order.applied() != applied {
         return Err(state.damaged(format!("order at index {}, rows at {applied}", order.applied())));
     }
-    let front = Front {
-        applied,
-        dependencies: order.depends_on().clone(),
-        locked: Arc::new(crate::group::locked_keys(&order)),
-        primary: None,
-    };
+    let front = Front::of(&order);
     let durable = durable(info.id, applied, wal)?;
     let mut core = Core::new(clock.now(), core_config(config, info.id), durable, order)
         .map_err(|error| state.damaged(error.to_string()))?;

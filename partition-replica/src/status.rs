@@ -126,7 +126,7 @@ pub struct GroupStatus {
     pub lag: BTreeMap<u32, u64>,
     /// State digest at the applied index, in hexadecimal.
     pub digest: String,
-    /// Digests at recent indexes that are multiples of [`DIGEST_INTERVAL`], for comparison between voters.
+    /// Digests at recent indexes that are multiples of [`replica::DIGEST_INTERVAL`], for comparison between voters.
     pub digests: BTreeMap<u64, String>,
     /// Unfinished multi-group commands.
     pub unfinished: Vec<UnfinishedStatus>,
@@ -144,9 +144,6 @@ pub struct GroupStatus {
     #[serde(default)]
     pub removals_left: u64,
 }
-
-/// Voters note their digests at multiples of this index.
-pub const DIGEST_INTERVAL: u64 = 1000;
 
 /// A multi-group command that is under way.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

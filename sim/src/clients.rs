@@ -16,8 +16,8 @@ use crate::desk::{Answer, Ask, AskId};
 use crate::network::End;
 use crate::options::MS;
 use crate::planted::Bug;
-use crate::replica::STALE;
 use crate::world::{Event, World};
+use ::replica::STALE;
 
 impl World {
     /// A client begins an operation, and thinks about the next.
@@ -348,15 +348,25 @@ impl World {
 
     /// A try has failed: there is another one, at once or after a pause.
     fn fail(&mut self, number: usize, id: AskId, attempt: u64, uncertain: bool) {
-        let Some(pending) = self.clients[number].pending.get_mut(&id) else { return };
-        if pending.attempt != attempt {
+        let Some(pending) = self.clients[number].pending.get_mut(&id).filter(|pending| pending.attempt == attempt)
+        else {
             return;
-        }
+        };
         pending.attempt += 1;
-        pending.uncertain |= uncertain && pending.command.is_some();
+        if uncertain {
+            self.doubt(number, id);
+        }
+        let Some(pending) = self.clients[number].pending.get(&id) else { return };
         let attempt = pending.attempt;
         let pause = self.rnd.range(5, 300) * MS;
         self.after(pause, Event::Retry { client: number, ask: id, attempt });
+    }
+
+    /// What went out may have been logged.
+    fn doubt(&mut self, number: usize, id: AskId) {
+        if let Some(pending) = self.clients[number].pending.get_mut(&id) {
+            pending.uncertain |= pending.command.is_some();
+        }
     }
 
     /// A client tries again.
@@ -435,12 +445,15 @@ impl World {
                     None => client.primaries.remove(&group),
                 };
                 if news && primary != Some(node) {
+                    // Also told by a primary that has logged the command and then lost its ballot.
+                    self.doubt(number, ask);
                     self.try_ask(number, ask);
                 } else {
-                    self.fail(number, ask, attempt, false);
+                    self.fail(number, ask, attempt, true);
                 }
             }
-            Reply::Unavailable { .. } => self.fail(number, ask, attempt, false),
+            // Also told by one that has logged it long since.
+            Reply::Unavailable { .. } => self.fail(number, ask, attempt, true),
             Reply::Behind { .. } => {
                 self.read_elsewhere(number, node, ask);
                 self.fail(number, ask, attempt, false);

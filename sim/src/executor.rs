@@ -1,34 +1,68 @@
-//! Lets a log execute on a namespace; here sit the planted bugs of execution.
+//! Lets a log execute on a namespace: what is applied is written down, and here sit the planted bugs of execution.
 
 use std::collections::BTreeMap;
 
+use ::replica::Apply;
 use bytes::Bytes;
-use metadata::types::TimeNs;
-use metadata::{Namespace, StoreMut, codec};
+use metadata::{Namespace, Overlay, Store, StoreMut, codec};
 use multicast::command::Command;
 use multicast::ids::{GroupId, SessionId};
-use multicast::{Context, Machine, Time};
+use multicast::{Applied, Context, Core, Machine, Time};
+use xxhash_rust::xxh3::xxh3_64;
 
+use crate::checks::ledger::{Entry, Ledger};
+use crate::disk::Disk;
 use crate::planted::Bug;
 
+/// The digest of the ordering state costs a walk over all of it.
+const ORDER_DIGEST_INTERVAL: u64 = 8;
+/// Few rows go in one entry, so that many need ticks.
+const STEP_ROWS: usize = 3;
+
+/// How a simulated replica applies entries: as any other, looked at from outside.
+pub struct Watched<'a> {
+    /// Its group.
+    pub group: GroupId,
+    /// Its log.
+    pub disk: &'a Disk,
+    /// Where it is written down.
+    pub ledger: &'a mut Ledger,
+    /// The planted bug.
+    pub bug: Option<Bug>,
+}
+
+impl Apply for Watched<'_> {
+    fn apply_next<B: Store>(
+        &mut self,
+        core: &mut Core,
+        now: Time,
+        namespace: &mut Namespace<Overlay<'_, B>>,
+    ) -> Option<Applied> {
+        namespace.set_step_rows(STEP_ROWS);
+        let mut executor = Executor { namespace, own_time: now, bug: self.bug };
+        let applied = core.apply_next(now, &mut executor)?;
+        let (group, index) = (self.group, applied.index);
+        let entry = Entry {
+            group,
+            index,
+            record: self.disk.record(group, index).map(|record| xxh3_64(&record)),
+            digest: namespace.store().digest(),
+            order_digest: index.0.is_multiple_of(ORDER_DIGEST_INTERVAL).then(|| core.order().digest()),
+            applied: &applied,
+        };
+        self.ledger.applied(&entry, namespace.store());
+        Some(applied)
+    }
+}
+
 /// The machine of one replica.
-pub struct Executor<'a, S> {
+struct Executor<'a, S> {
     namespace: &'a mut Namespace<S>,
     own_time: Time,
     bug: Option<Bug>,
 }
 
-impl<'a, S: StoreMut> Executor<'a, S> {
-    /// Around a namespace.
-    pub fn new(namespace: &'a mut Namespace<S>, own_time: Time, bug: Option<Bug>) -> Executor<'a, S> {
-        Executor { namespace, own_time, bug }
-    }
-
-    fn time(&self, context: &Context) -> TimeNs {
-        let time_ns = if self.bug == Some(Bug::OwnTime) { self.own_time.0 } else { context.time_ns };
-        TimeNs(i64::try_from(time_ns).unwrap_or(i64::MAX))
-    }
-
+impl<S: StoreMut> Executor<'_, S> {
     /// A command that went out without some of its keys, whole again: the namespace checks them.
     fn restored(&self, command: &Command) -> Command {
         let mut command = command.clone();
@@ -47,11 +81,14 @@ impl<S: StoreMut> Machine for Executor<'_, S> {
 
     fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
         let command = &self.restored(command);
-        let now = self.time(context);
-        if self.bug == Some(Bug::ExecuteTwice) && command.id.sequence % 40 == 7 {
-            self.namespace.execute(now, command, contributions);
+        let mut context = *context;
+        if self.bug == Some(Bug::OwnTime) {
+            context.time_ns = self.own_time.0;
         }
-        self.namespace.execute(now, command, contributions)
+        if self.bug == Some(Bug::ExecuteTwice) && command.id.sequence % 40 == 7 {
+            Machine::execute(self.namespace, &context, command, contributions);
+        }
+        Machine::execute(self.namespace, &context, command, contributions)
     }
 
     fn session_opened(&mut self, _context: &Context, session: SessionId) {

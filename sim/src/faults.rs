@@ -60,7 +60,7 @@ impl World {
         let ready = |id: &ReplicaId| {
             let replicas = self.nodes.get(id).map(|node| node.replicas.values());
             let cores = replicas.into_iter().flatten().filter_map(|replica| replica.live.as_ref());
-            cores.map(|live| &live.core).any(multicast::Core::is_ready)
+            cores.map(crate::replica::Live::ordering).any(multicast::Core::is_ready)
         };
         let primaries: Vec<ReplicaId> = all.iter().copied().filter(ready).collect();
         let from = if primaries.is_empty() || self.rnd.chance(300) { all } else { primaries };

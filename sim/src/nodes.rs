@@ -9,6 +9,7 @@ use crate::network::End;
 use crate::options::{MS, US};
 use crate::planted::Bug;
 use crate::replica::{Act, Ticket, tell};
+use crate::view::Link;
 use crate::world::{Address, Event, Node, World};
 
 /// Steps of one turn: other events come in between if more is to be done.
@@ -23,14 +24,14 @@ impl World {
 
     /// A node's process starts.
     pub(crate) fn start(&mut self, id: ReplicaId) {
-        let (now, parked_ns) = (self.now, self.options.parked_read_ms * MS);
+        let now = self.now;
         let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.up) else { return };
         (node.up, node.life) = (true, node.life + 1);
         let life = node.life;
         let time = node.clock.time(now);
         let mut broken = None;
         for replica in node.replicas.values_mut() {
-            if let Err(why) = replica.start(time, &node.disk, parked_ns) {
+            if let Err(why) = replica.start(time, &node.disk) {
                 broken = Some(format!("{id} cannot start: {why}"));
             }
         }
@@ -118,7 +119,7 @@ impl World {
             let Some(node) = self.nodes.get_mut(&id).filter(|node| node.up && node.life == life) else { return };
             let time = node.clock.time(now);
             let Some(replica) = node.replicas.get_mut(&group) else { return };
-            let Some(acts) = replica.step(now, time, &node.disk, &mut self.ledger) else {
+            let Some(acts) = replica.step(time, &node.disk, &mut self.ledger) else {
                 return self.set_timer((group, id), life);
             };
             for act in acts {
@@ -152,10 +153,8 @@ impl World {
     /// A replica's timer goes off.
     pub(crate) fn timer(&mut self, id: ReplicaId, life: u64, group: GroupId) {
         let now = self.now;
-        let Some(time) = self.nodes.get(&id).map(|node| node.clock.time(now)) else { return };
         let Some(live) = self.live((group, id), life) else { return };
         live.timer = None;
-        live.core.handle_timeout(time);
         self.trace.event(now, 4, u64::from(id.0), &[]);
         self.turn(id, life, group);
     }
@@ -255,7 +254,7 @@ impl World {
         for group in groups {
             let Some(node) = self.nodes.get_mut(&id) else { return };
             let Some(replica) = node.replicas.get_mut(&group) else { continue };
-            if let Some(keep) = replica.housekeep(now, time, &node.disk) {
+            if let Some(keep) = replica.housekeep(time, &node.disk) {
                 node.disk.trim(group, keep);
             }
             self.wake((group, id));
@@ -307,7 +306,7 @@ impl World {
         }
         node.connections.remove(&client);
         for live in node.replicas.values_mut().filter_map(|replica| replica.live.as_mut()) {
-            live.view.unsubscribe(client, connection);
+            live.view.interest.unsubscribe(connection);
         }
     }
 
@@ -344,11 +343,11 @@ impl World {
         if node.connections.get(&client) != Some(&connection) {
             return;
         }
-        let ticket = Ticket { client, connection, request: request.request, since: now };
+        let ticket = Ticket { link: Link { client, connection }, request: request.request };
         let time = node.clock.time(now);
         let group = match &request.body {
             Request::KeepAlive { session } => {
-                node.replicas.values_mut().for_each(|replica| replica.keep_alive(*session, now));
+                node.replicas.values_mut().for_each(|replica| replica.keep_alive(*session, time));
                 return;
             }
             Request::OpenSession { group, .. }
@@ -359,7 +358,7 @@ impl World {
             Request::Status => return,
         };
         match node.replicas.get_mut(&group) {
-            Some(replica) => replica.handle_request((now, time), ticket, request.body),
+            Some(replica) => replica.handle_request(time, ticket, request.body),
             None => {
                 let life = node.life;
                 return self.act((group, id), life, tell(ticket, Reply::UnknownGroup { group }));

@@ -106,7 +106,7 @@ impl World {
     fn is_settled(&self, group: GroupId) -> bool {
         let replicas = || {
             let nodes = self.nodes.values().filter_map(|node| node.replicas.get(&group));
-            nodes.map(|replica| replica.live.as_ref().map(|live| &live.core))
+            nodes.map(|replica| replica.live.as_ref().map(crate::replica::Live::ordering))
         };
         let primaries = replicas().flatten().filter(|core| core.is_ready());
         let Some(primary) = primaries.max_by_key(|core| core.status().promised) else { return false };
@@ -131,12 +131,12 @@ impl World {
                 text += &format!("; {group}/{} is down", node.id);
                 continue;
             };
-            let status = live.core.status();
+            let status = live.ordering().status();
             text += &format!(
                 "; {group}/{} {:?} ballot {} log {}/{}/{}",
                 node.id, status.role, status.promised.round, status.applied.0, status.committed.0, status.last.0
             );
-            for unfinished in live.core.unfinished() {
+            for unfinished in live.ordering().unfinished() {
                 text += &format!(" {} waits for {:?}", unfinished.id, unfinished.waits_for);
             }
         }

@@ -9,7 +9,7 @@ use multicast::ids::SessionId;
 
 use super::content::FileEdit;
 use crate::error::Error;
-use crate::footprint::key_locks;
+use crate::footprint::{key_inode, key_locks};
 use crate::keys;
 use crate::namespace::Namespace;
 use crate::rows::{self, Grave, InodeRow, Unfinished};
@@ -101,6 +101,8 @@ impl<S: StoreMut> Namespace<S> {
                 let row = self.owned_inode(ino)?;
                 let (row, removed) = self.drain_content(row, from, limit)?;
                 self.put_inode(&row)?;
+                // It has fewer blocks now.
+                self.changes.keys.push(key_inode(ino));
                 if removed < limit {
                     self.unbury(ino)?;
                 }

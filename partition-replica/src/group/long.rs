@@ -5,19 +5,18 @@
 //! Else it shows the state at which it began, and no client caches it: its event of a later state came before.
 
 use std::cell::Cell;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
-use metadata::outcome::{Errno, OpError};
 use metadata::protocol::{Event, Reply, ToClient};
 use metadata::read::ReadResult;
 use metadata::store::{Row, Store};
 use multicast::command::Key;
 use multicast::ids::SessionId;
 use parking_lot::Mutex;
+use replica::{Front, Watch};
 
-use super::view::{Front, PendingRead, View};
+use super::view::{PendingRead, View};
 use crate::server::client::Client;
 use crate::storage::state::{GroupState, StateSnapshot};
 
@@ -27,9 +26,6 @@ pub const ROWS_AT_ONCE: usize = 256;
 const READERS_MAX: usize = 2;
 /// Orphans looked at in one go.
 const ORPHAN_ROWS: usize = 1024;
-/// Keys remembered of what changes during one read; beyond, everything counts as changed.
-const WATCHED_KEYS_MAX: usize = 100_000;
-
 /// A store that gives up after so many rows.
 pub struct Limited<'s> {
     state: &'s GroupState,
@@ -79,7 +75,7 @@ impl Store for Limited<'_> {
 pub struct LongReads {
     queue: Mutex<Queue>,
     waiting_max: usize,
-    watches: Mutex<Vec<Arc<Watch>>>,
+    watches: Mutex<Vec<Arc<Mutex<Watch>>>>,
 }
 
 #[derive(Default)]
@@ -101,25 +97,6 @@ pub enum Job {
     },
 }
 
-/// What has changed since a read began.
-#[derive(Default)]
-pub struct Watch {
-    changed: Mutex<Changed>,
-}
-
-#[derive(Default)]
-struct Changed {
-    keys: HashSet<Key>,
-    is_lost: bool,
-}
-
-impl Watch {
-    fn is_changed(&self, key: Key) -> bool {
-        let changed = self.changed.lock();
-        changed.is_lost || changed.keys.contains(&key)
-    }
-}
-
 impl LongReads {
     /// None; at most `waiting_max` wait for a thread.
     pub fn new(waiting_max: usize) -> LongReads {
@@ -139,22 +116,17 @@ impl LongReads {
     /// The next state differs in these keys. Called while the view moves on.
     pub fn note(&self, keys: &[Key]) {
         for watch in &*self.watches.lock() {
-            let mut changed = watch.changed.lock();
-            if changed.keys.len() + keys.len() > WATCHED_KEYS_MAX {
-                *changed = Changed { keys: HashSet::new(), is_lost: true };
-            } else if !changed.is_lost {
-                changed.keys.extend(keys);
-            }
+            watch.lock().note(keys);
         }
     }
 
-    fn watch(&self) -> Arc<Watch> {
-        let watch = Arc::new(Watch::default());
-        self.watches.lock().push(watch.clone());
+    fn watch(&self) -> Arc<Mutex<Watch>> {
+        let watch = Arc::default();
+        self.watches.lock().push(Arc::clone(&watch));
         watch
     }
 
-    fn forget(&self, watch: &Arc<Watch>) {
+    fn forget(&self, watch: &Arc<Mutex<Watch>>) {
         self.watches.lock().retain(|known| !Arc::ptr_eq(known, watch));
     }
 
@@ -182,7 +154,7 @@ pub struct LongRead<'v> {
     read: PendingRead,
     snapshot: StateSnapshot<'v>,
     front: Front,
-    watch: Arc<Watch>,
+    watch: Arc<Mutex<Watch>>,
 }
 
 impl View {
@@ -242,11 +214,11 @@ impl View {
     /// Takes a snapshot for it, or parks it.
     pub fn begin_long(&self, read: PendingRead) -> Option<LongRead<'_>> {
         let front = self.lock_front();
-        if read.deadline <= Instant::now() {
+        if read.deadline <= self.now() {
             read.ticket.reply(Reply::Behind { applied: front.applied });
             return None;
         }
-        if front.applied < read.index || front.blocks(&read.op.keys(), read.effects) {
+        if front.holds_back(&read, &read.op.keys()) {
             self.park_again(read, &front);
             return None;
         }
@@ -272,29 +244,15 @@ impl View {
         drop(snapshot);
         let now = self.lock_front();
         self.long.forget(&watch);
-        let mut result = match result {
+        let result = match result {
             Ok(result) => result,
             Err(error) => return self.fail(read.ticket, &error),
         };
-        let missing = matches!(result, Err(OpError::Errno(Errno::StaleHandle)));
-        if missing && before.blocks(&read.op.keys_if_missing(self.group()), read.effects) {
-            return self.park_again(read, &now);
+        let watch = watch.lock();
+        let keys = read.op.keys();
+        let verdict = read.conclude(self.group(), (&before, &now), |key| watch.is_changed(key), keys, result);
+        if let Some(read) = self.end(read, &now, verdict) {
+            self.park_again(read, &now);
         }
-        let mut keys = read.op.keys();
-        let is_current = !keys.iter().any(|&key| watch.is_changed(key));
-        if let Ok(answer) = &mut result {
-            // What is attached must not be older than effects that the rest of the answer may show.
-            let effects = read.effects.max(before.dependencies.effects(self.group()));
-            let is_hidden = |key| before.blocks(&[key], effects) || (is_current && watch.is_changed(key));
-            answer.detach(is_hidden);
-            keys.extend(answer.attached());
-        }
-        // An error may rest on more than the question's keys.
-        let is_noted = is_current && (result.is_ok() || now.applied == before.applied);
-        if is_noted {
-            self.note(&read, &keys, &now);
-        }
-        let position = if is_noted { now.position() } else { before.position() };
-        read.ticket.reply(Reply::Read { result, position });
     }
 }

@@ -1,106 +1,76 @@
 //! What the world sees of a replica: its state as of one log index, read under a lock that its thread takes for writing
 //! while it moves on. Replies and events reach a client in the order of those steps.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
-use metadata::outcome::{Errno, OpError};
-use metadata::protocol::{Position, Reply};
+use metadata::protocol::{Event, Reply, ToClient};
 use metadata::read::{ReadAnswer, ReadOp};
-use metadata::types::{BlobId, InodeId};
+use metadata::types::BlobId;
+use multicast::Time;
 use multicast::command::Key;
-use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use multicast::ids::{GroupId, ReplicaId, SessionId};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use replica::{Front, Interest, Parked, Tell, Verdict};
 use tokio::sync::Notify;
 
-use super::interest::Interest;
 use super::long::{Job, Limited, LongReads, ROWS_AT_ONCE};
+use crate::clock::Clock;
 use crate::config::Limits;
 use crate::server::client::{Client, Ticket};
 use crate::storage::state::GroupState;
 
-/// Keys that unfinished commands will change: key → the first log index at which one was prepared.
-pub type LockedKeys = BTreeMap<Key, LogIndex>;
+/// A read on its way.
+pub type PendingRead = replica::PendingRead<Ticket>;
 
 /// A replica's readable side.
 pub struct View {
     group: GroupId,
     state: GroupState,
+    clock: Clock,
     front: RwLock<Front>,
     /// Locked only while `front` is.
-    interest: Mutex<Interest>,
-    parked: Mutex<Vec<PendingRead>>,
+    interest: Mutex<Interest<Arc<Client>>>,
+    parked: Mutex<Parked<Ticket>>,
     parked_count: AtomicUsize,
-    parked_max: usize,
     rows_at_once: usize,
     pub(super) long: LongReads,
     /// Wakes whoever serves parked reads.
     pub progress: Notify,
 }
 
-/// What goes with the state that can be read.
-#[derive(Clone, Debug, Default)]
-pub struct Front {
-    /// The state reflects the log up to here.
-    pub applied: LogIndex,
-    /// What it depends on in other groups.
-    pub dependencies: VectorClock,
-    /// What must not be read by those who have seen that it is about to change.
-    pub locked: Arc<LockedKeys>,
-    /// Who is primary, as far as known.
-    pub primary: Option<ReplicaId>,
-}
-
-/// A read on its way.
-#[derive(Debug)]
-pub struct PendingRead {
-    /// Whom to answer.
-    pub ticket: Ticket,
-    /// Whose cache the answer goes into.
-    pub session: SessionId,
-    /// The reader has seen the group's log up to here.
-    pub index: LogIndex,
-    /// The reader may have seen effects, elsewhere, of what this group prepared up to here.
-    pub effects: LogIndex,
-    /// The question.
-    pub op: ReadOp,
-    /// From then on the answer is `Behind`.
-    pub deadline: Instant,
-}
-
-impl PendingRead {
-    /// As asked by somebody who has seen the log up to `index`, and what was prepared up to there at work: it may have executed
-    /// in another group already.
-    #[must_use]
-    pub fn not_before(mut self, index: LogIndex) -> PendingRead {
-        self.index = self.index.max(index);
-        self.effects = self.effects.max(index);
-        self
-    }
-}
-
 impl View {
     /// Of a replica that has applied what `front` says.
-    pub fn new(group: GroupId, state: GroupState, front: Front, limits: &Limits) -> View {
+    pub fn new(group: GroupId, state: GroupState, front: Front, limits: &Limits, clock: Clock) -> View {
         View {
             group,
             state,
+            clock,
             front: RwLock::new(front),
             interest: Mutex::new(Interest::new(group, limits.interest_keys_max)),
-            parked: Mutex::default(),
+            parked: Mutex::new(Parked::new(limits.parked_reads_max)),
             parked_count: AtomicUsize::new(0),
-            parked_max: limits.parked_reads_max,
             rows_at_once: ROWS_AT_ONCE,
             long: LongReads::new(limits.parked_reads_max),
             progress: Notify::new(),
         }
     }
 
-    /// Begins a step to a later state: nobody reads until the guard is gone.
-    pub fn advance(&self) -> Advance<'_> {
-        Advance { view: self, front: self.front.write() }
+    /// Takes a step to a later state: nobody reads meanwhile. What clients must see in the order of steps is sent in it.
+    /// Reads that waited for it are served by others.
+    pub fn advance<R>(&self, step: impl FnOnce(&mut Front, &mut Interest<Arc<Client>>) -> R) -> R {
+        let mut front = self.front.write();
+        let result = step(&mut front, &mut self.interest.lock());
+        drop(front);
+        if self.parked_count.load(Ordering::Acquire) > 0 {
+            self.progress.notify_one();
+        }
+        result
+    }
+
+    /// The next state differs in these keys: long reads are told. Called in a step.
+    pub fn note_changed(&self, keys: &[Key]) {
+        self.long.note(keys);
     }
 
     /// What goes with the state.
@@ -132,7 +102,7 @@ impl View {
     /// Ends the streams of a connection.
     pub fn unsubscribe(&self, client: &Client) {
         let _front = self.front.read();
-        self.interest.lock().unsubscribe(client);
+        self.interest.lock().unsubscribe(client.number());
     }
 
     /// Answers a read, or parks it until the replica has come so far.
@@ -147,40 +117,37 @@ impl View {
 
     /// Answers a read if it is short, or gives it back if it must wait.
     fn answer(&self, read: PendingRead, front: &Front) -> Option<PendingRead> {
-        let mut keys = read.op.keys();
-        if front.applied < read.index || front.blocks(&keys, read.effects) {
+        let keys = read.op.keys();
+        if front.holds_back(&read, &keys) {
             return Some(read);
         }
         let rows = Limited::new(&self.state, self.rows_at_once);
-        let mut result = match metadata::answer::read(&rows, self.group, &read.op) {
-            Ok(result) => result,
+        match metadata::answer::read(&rows, self.group, &read.op) {
+            Ok(result) => {
+                let verdict = read.conclude(self.group, (front, front), |_| false, keys, result);
+                self.end(read, front, verdict)
+            }
             Err(_) if rows.is_exhausted() => {
                 self.postpone(read);
-                return None;
+                None
             }
             Err(error) => {
                 self.fail(read.ticket, &error);
-                return None;
+                None
             }
-        };
-        let missing = matches!(result, Err(OpError::Errno(Errno::StaleHandle)));
-        if missing && front.blocks(&read.op.keys_if_missing(self.group), read.effects) {
-            return Some(read);
         }
-        if let Ok(answer) = &mut result {
-            // What is attached must not be older than effects that the rest of the answer may show.
-            let effects = read.effects.max(front.dependencies.effects(self.group));
-            answer.detach(|key| front.blocks(&[key], effects));
-            keys.extend(answer.attached());
-        }
-        self.note(&read, &keys, front);
-        read.ticket.reply(Reply::Read { result, position: front.position() });
-        None
     }
 
-    /// Notes what a reader is about to learn, while `front` is locked.
-    pub(super) fn note(&self, read: &PendingRead, keys: &[Key], front: &Front) {
-        self.interest.lock().note(read.session, read.ticket.client(), keys, front.applied);
+    /// Answers a read, while `front` is locked, or gives it back if it must wait.
+    pub(super) fn end(&self, read: PendingRead, front: &Front, verdict: Verdict) -> Option<PendingRead> {
+        let Verdict::Answer(body, noted) = verdict else { return Some(read) };
+        if let Some(keys) = noted {
+            let client = read.ticket.client();
+            let tell = &mut |client: &Arc<Client>, event: Event| client.push(&ToClient::Event(event));
+            self.interest.lock().note(read.session, client, &keys, front.applied, tell);
+        }
+        read.ticket.reply(body);
+        None
     }
 
     /// Leaves a long read to threads of its own.
@@ -224,33 +191,30 @@ impl View {
 
     /// Called on the network's runtime when `progress` was made or time has passed. Returns the next deadline, if any read
     /// still waits.
-    pub fn serve_parked(self: &Arc<View>, now: Instant) -> Option<Instant> {
+    pub fn serve_parked(self: &Arc<View>) -> Option<Time> {
         self.start_readers();
         if self.parked_count.load(Ordering::Acquire) == 0 {
             return None;
         }
         let applied = self.front.read().applied;
-        let ready: Vec<PendingRead> = {
+        let ready = {
             let mut parked = self.parked.lock();
-            let (ready, rest) = std::mem::take(&mut *parked)
-                .into_iter()
-                .partition(|read| read.index <= applied || read.deadline <= now);
-            *parked = rest;
+            let ready = parked.take_ready(self.clock.now(), applied, &mut tell);
             self.parked_count.store(parked.len(), Ordering::Release);
             ready
         };
         for read in ready {
-            if read.deadline <= now {
-                read.ticket.reply(Reply::Behind { applied });
-            } else if !read.ticket.client().is_cut_off() {
-                let front = self.front.read();
-                if let Some(read) = self.answer(read, &front) {
-                    self.park(read, &front);
-                }
+            let front = self.front.read();
+            if let Some(read) = self.answer(read, &front) {
+                self.park(read, &front);
             }
         }
         self.start_readers();
-        self.parked.lock().iter().map(|read| read.deadline).min()
+        self.parked.lock().deadline()
+    }
+
+    pub(super) fn now(&self) -> Time {
+        self.clock.now()
     }
 
     /// (subscribers, keys noted, reads parked), for people.
@@ -263,75 +227,34 @@ impl View {
     /// Called while `front` is locked, so that no progress is missed.
     pub(super) fn park(&self, read: PendingRead, front: &Front) {
         let mut parked = self.parked.lock();
-        if parked.len() >= self.parked_max {
-            drop(parked);
-            return read.ticket.reply(Reply::Behind { applied: front.applied });
-        }
-        parked.push(read);
+        let refused = parked.park(read, front);
         self.parked_count.store(parked.len(), Ordering::Release);
+        drop(parked);
+        refused.into_iter().for_each(tell);
     }
 }
 
-impl Front {
-    pub(super) fn position(&self) -> Position {
-        Position { index: self.applied, dependencies: self.dependencies.clone() }
-    }
-
-    /// True if whoever may have seen `effects` of prepared commands must not yet look at one of these keys.
-    pub(super) fn blocks(&self, keys: &[Key], effects: LogIndex) -> bool {
-        !self.locked.is_empty() && keys.iter().any(|key| self.locked.get(key).is_some_and(|&at| at <= effects))
-    }
-}
-
-/// A step to a later state. Whatever must be seen by clients in the order of steps is sent under it.
-pub struct Advance<'a> {
-    view: &'a View,
-    /// To be set to what the step leads to.
-    pub front: RwLockWriteGuard<'a, Front>,
-}
-
-impl Advance<'_> {
-    /// Tells subscribers. Replies that depend on the step come after this.
-    pub fn publish(&self, changed: &[Key], orphans: &[InodeId]) {
-        self.view.long.note(changed);
-        self.view.interest.lock().publish(self.front.applied, changed, orphans);
-    }
-
-    /// True if the session's stream runs over that connection.
-    pub fn is_subscribed(&self, session: SessionId, client: &Client) -> bool {
-        self.view.interest.lock().is_subscribed(session, client)
-    }
-
-    /// Notes what a session learns of the state that the step leads to; comes after [`Advance::publish`]. False if it has no
-    /// stream over that connection.
-    pub fn note(&self, session: SessionId, client: &Client, keys: &[Key]) -> bool {
-        self.view.interest.lock().note(session, client, keys, self.front.applied)
-    }
-
-    /// Ends the step; reads that waited for it are served by others.
-    pub fn finish(self) {
-        let waiting = self.view.parked_count.load(Ordering::Acquire) > 0;
-        let view = self.view;
-        drop(self);
-        if waiting {
-            view.progress.notify_one();
-        }
+/// Tells a client what the rules say.
+pub fn tell(said: Tell<Ticket>) {
+    match said {
+        Tell::Reply(ticket, body) => ticket.reply(body),
+        Tell::Event(client, event) => client.push(&ToClient::Event(event)),
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use metadata::namespace::{Genesis, genesis};
     use metadata::op::{FsOp, NewNode};
     use metadata::outcome::Done;
-    use metadata::protocol::ToClient;
     use metadata::types::{FileKind, InodeId, NodeRef, TimeNs};
     use metadata::{Namespace, Overlay, WriteSet};
     use multicast::command::Command;
-    use multicast::ids::CommandId;
+    use multicast::ids::{CommandId, LogIndex, VectorClock};
 
     use super::*;
     use crate::storage::state::StateDb;
@@ -353,22 +276,28 @@ pub(super) mod tests {
         genesis(&mut overlay, GROUP, &start).unwrap();
         state.write(overlay.into_writes(), &[], LogIndex(0)).unwrap();
         let front = Front { applied: LogIndex(3), ..Front::default() };
-        Fixture { view: Arc::new(View::new(GROUP, state, front, limits)), _db: db, _folder: folder }
+        Fixture { view: Arc::new(View::new(GROUP, state, front, limits, Clock::start())), _db: db, _folder: folder }
     }
 
-    fn read(client: &Arc<Client>, request: u64, index: u64, deadline: Instant) -> PendingRead {
+    fn read(client: &Arc<Client>, request: u64, index: u64, deadline: Time) -> PendingRead {
         let op = ReadOp::GetAttr { ino: InodeId::ROOT };
         let index = LogIndex(index);
         PendingRead { ticket: client.ticket(request), session: SessionId(1), index, effects: index, op, deadline }
     }
 
+    fn later() -> Time {
+        Clock::start().now().after_ms(60_000)
+    }
+
     fn advance(view: &View, index: u64, locked: &[(Key, u64)], changed: &[Key]) {
-        let mut step = view.advance();
-        view.state.write(WriteSet::new(), &[], LogIndex(index)).unwrap();
-        step.front.applied = LogIndex(index);
-        step.front.locked = Arc::new(locked.iter().map(|&(key, at)| (key, LogIndex(at))).collect());
-        step.publish(changed, &[]);
-        step.finish();
+        view.advance(|front, interest| {
+            view.state.write(WriteSet::new(), &[], LogIndex(index)).unwrap();
+            front.applied = LogIndex(index);
+            front.locked = Arc::new(locked.iter().map(|&(key, at)| (key, LogIndex(at))).collect());
+            view.note_changed(changed);
+            let tell = &mut |client: &Arc<Client>, event: Event| client.push(&ToClient::Event(event));
+            interest.publish(front.applied, changed, &[], tell);
+        });
     }
 
     /// What came: a number is the index of a reply to a read, text is everything else.
@@ -389,16 +318,16 @@ pub(super) mod tests {
     async fn read_ahead_of_the_replica_waits_until_it_has_caught_up_and_comes_behind_its_event() {
         let Fixture { view, .. } = &fixture(&Limits::default());
         let client = Client::test(1);
-        let later = Instant::now() + Duration::from_secs(60);
+        let later = later();
         view.subscribe(SessionId(1), client.ticket(1));
         view.serve(read(&client, 2, 3, later));
         view.serve(read(&client, 3, 5, later));
         assert_eq!(taken(&client), ["session at 3", "read 2 at 3"]);
         advance(view, 4, &[], &[]);
-        assert_eq!(view.serve_parked(Instant::now()), Some(later));
+        assert_eq!(view.serve_parked(), Some(later));
         assert_eq!(taken(&client), ["event 4 -0"]);
         advance(view, 5, &[], &ReadOp::GetAttr { ino: InodeId::ROOT }.keys());
-        assert_eq!(view.serve_parked(Instant::now()), None);
+        assert_eq!(view.serve_parked(), None);
         assert_eq!(taken(&client), ["event 5 -1", "read 3 at 5"]);
     }
 
@@ -406,17 +335,17 @@ pub(super) mod tests {
     fn read_of_a_locked_key_waits_only_for_those_who_may_have_seen_its_effect() {
         let Fixture { view, .. } = &fixture(&Limits::default());
         let client = Client::test(1);
-        let later = Instant::now() + Duration::from_secs(60);
+        let later = later();
         let key = ReadOp::GetAttr { ino: InodeId::ROOT }.keys()[0];
         advance(view, 4, &[(key, 4)], &[]);
         view.serve(read(&client, 1, 3, later));
         view.serve(read(&client, 2, 4, later));
         // Has seen the log beyond the lock, but nothing elsewhere.
         view.serve(PendingRead { effects: LogIndex(3), ..read(&client, 3, 4, later) });
-        view.serve_parked(Instant::now());
+        view.serve_parked();
         assert_eq!(taken(&client), ["read 1 at 4", "read 3 at 4"]);
         advance(view, 5, &[], &[]);
-        view.serve_parked(Instant::now());
+        view.serve_parked();
         assert_eq!(taken(&client), ["read 2 at 5"]);
     }
 
@@ -424,14 +353,14 @@ pub(super) mod tests {
     fn linearizable_read_waits_for_what_was_prepared_and_may_have_executed_elsewhere() {
         let Fixture { view, .. } = &fixture(&Limits::default());
         let client = Client::test(1);
-        let later = Instant::now() + Duration::from_secs(60);
+        let later = later();
         let key = ReadOp::GetAttr { ino: InodeId::ROOT }.keys()[0];
         advance(view, 5, &[(key, 4)], &[]);
         // Its client knows of nothing; the barrier stands at 5.
         view.serve(read(&client, 1, 0, later).not_before(LogIndex(5)));
         assert_eq!(taken(&client), [""; 0]);
         advance(view, 6, &[], &[]);
-        view.serve_parked(Instant::now());
+        view.serve_parked();
         assert_eq!(taken(&client), ["read 1 at 6"]);
         // Prepared behind the barrier: whatever it does comes later.
         advance(view, 8, &[(key, 8)], &[]);
@@ -440,7 +369,7 @@ pub(super) mod tests {
     }
 
     fn is_read_noted(view: &Arc<View>, client: &Arc<Client>, changed: &[Key], is_lost: bool) -> (Vec<String>, usize) {
-        let long = view.begin_long(read(client, 1, 3, Instant::now() + Duration::from_secs(60))).unwrap();
+        let long = view.begin_long(read(client, 1, 3, later())).unwrap();
         if is_lost {
             let many: Vec<Key> = (0..200_000).map(Key).collect();
             view.long.note(&many);
@@ -472,7 +401,7 @@ pub(super) mod tests {
         let mut fixture = fixture(&limits);
         Arc::get_mut(&mut fixture.view).unwrap().rows_at_once = 0;
         let (view, client) = (&fixture.view, Client::test(1));
-        let later = Instant::now() + Duration::from_secs(60);
+        let later = later();
         for request in 1..=3 {
             view.serve(read(&client, request, 3, later));
         }
@@ -481,7 +410,7 @@ pub(super) mod tests {
             matches!(&refused[..], [only] if only.contains("request: 3") && only.contains("Unavailable")),
             "{refused:?}"
         );
-        assert_eq!(view.serve_parked(Instant::now()), None);
+        assert_eq!(view.serve_parked(), None);
         let mut told = Vec::new();
         while told.len() < 2 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -520,7 +449,7 @@ pub(super) mod tests {
         let (holder, other) = (Client::test(1), Client::test(2));
         view.subscribe(SessionId(1), holder.ticket(1));
         view.subscribe(SessionId(2), other.ticket(1));
-        view.serve_parked(Instant::now());
+        view.serve_parked();
         let mut told = Vec::new();
         while told.len() < 2 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -563,7 +492,7 @@ pub(super) mod tests {
         let client = Client::test(1);
         let attached = |request| {
             let op = ReadOp::ReadDir { dir: InodeId::ROOT, after: 0, limit: 10, plus: true };
-            let later = Instant::now() + Duration::from_secs(60);
+            let later = later();
             // Has seen nothing of it itself.
             view.serve(PendingRead { op, effects: LogIndex(0), ..read(&client, request, 0, later) });
             match client.taken().pop() {
@@ -575,9 +504,7 @@ pub(super) mod tests {
             }
         };
         assert!(attached(1));
-        let mut step = view.advance();
-        step.front.dependencies.advance_effects(GROUP, LogIndex(5));
-        step.finish();
+        view.advance(|front, _| front.dependencies.advance_effects(GROUP, LogIndex(5)));
         assert!(!attached(2), "what the state depends on has been executed elsewhere");
     }
 
@@ -586,11 +513,11 @@ pub(super) mod tests {
         let limits = Limits { parked_reads_max: 1, ..Limits::default() };
         let Fixture { view, .. } = &fixture(&limits);
         let client = Client::test(1);
-        let soon = Instant::now() + Duration::from_millis(5);
-        view.serve(read(&client, 1, 9, soon));
-        view.serve(read(&client, 2, 9, soon));
+        let now = view.now();
+        view.serve(read(&client, 1, 9, now));
+        view.serve(read(&client, 2, 9, now));
         assert_eq!(taken(&client), ["behind 2 at 3"]);
-        assert_eq!(view.serve_parked(soon), None);
+        assert_eq!(view.serve_parked(), None);
         assert_eq!(taken(&client), ["behind 1 at 3"]);
     }
 }

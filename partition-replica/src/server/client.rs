@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::time::Instant;
 
 use metadata::codec;
 use metadata::protocol::{Reply, ToClient};
@@ -179,7 +178,7 @@ impl Client {
 
     fn issue(self: &Arc<Client>, request: u64, bytes: usize, kind: Kind) -> Ticket {
         self.in_flight(kind).add(bytes);
-        Ticket { client: self.clone(), request, bytes, kind, since: Instant::now() }
+        Ticket { client: self.clone(), request, bytes, kind }
     }
 }
 
@@ -244,6 +243,24 @@ impl std::fmt::Debug for Client {
     }
 }
 
+impl replica::Connection for Client {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn is_cut_off(&self) -> bool {
+        Client::is_cut_off(self)
+    }
+}
+
+impl replica::Ticket for Ticket {
+    type Client = Arc<Client>;
+
+    fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+}
+
 /// A request under way. Dropped without an answer, the client asks again.
 #[derive(Debug)]
 pub struct Ticket {
@@ -251,18 +268,12 @@ pub struct Ticket {
     request: u64,
     bytes: usize,
     kind: Kind,
-    since: Instant,
 }
 
 impl Ticket {
     /// Answers.
     pub fn reply(self, body: Reply) {
         self.client.push(&ToClient::Reply { request: self.request, body });
-    }
-
-    /// When it was asked.
-    pub fn since(&self) -> Instant {
-        self.since
     }
 
     /// Who asked.
@@ -301,7 +312,19 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[tokio::test]
+    async fn client_with_too_many_updates_under_way_may_read_and_gets_its_place_back_with_the_answer() {
+        let client = Client::test(1);
+        let max = InFlightMax { requests: 1, bytes: 100 };
+        let ticket = client.admit(1, 60, Kind::Update, max).await.unwrap();
+        assert!(client.admit(2, 60, Kind::Update, max).await.is_none());
+        drop(client.admit(3, 60, Kind::Other, max).await.unwrap());
+        ticket.reply(Reply::Alive);
+        assert!(client.admit(4, 60, Kind::Update, max).await.is_some());
+    }
 
     #[test]
     fn reports_are_made_by_only_so_many_at_once() {

@@ -1,7 +1,7 @@
 //! What a client asks, one request after the other.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use metadata::codec;
@@ -124,14 +124,14 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
         Request::OpenSession { group, session, label } => {
             let label: String = label.chars().take(LABEL_CHARS_MAX).collect();
             tracing::info!(%group, %session, label, client = ticket.client().name(), "session opens");
-            shared.keep_alives.note(session, Instant::now());
+            shared.leases.lock().note(session, shared.clock.now());
             to_thread(shared, group, ticket, |ticket| Input::Session { change: SessionChange::Open(session), ticket });
         }
         Request::CloseSession { group, session } => {
             to_thread(shared, group, ticket, |ticket| Input::Session { change: SessionChange::Close(session), ticket });
         }
         Request::KeepAlive { session } => {
-            shared.keep_alives.note(session, Instant::now());
+            shared.leases.lock().note(session, shared.clock.now());
             ticket.reply(Reply::Alive);
         }
         Request::Subscribe { group, session } => {
@@ -140,7 +140,7 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
             }
         }
         Request::Update { group, command } => {
-            shared.keep_alives.note(command.id.session, Instant::now());
+            shared.leases.lock().note(command.id.session, shared.clock.now());
             if names_unknown_group(shared, &command) {
                 let (outcome, position) = (Err(OpError::Errno(Errno::Invalid)), Position::default());
                 return ticket.reply(Reply::Updated { outcome, position, is_noted: false });
@@ -148,7 +148,8 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
             to_thread(shared, group, ticket, |ticket| Input::Submit { command: Arc::new(command), ticket });
         }
         Request::Read { group, session, clock, linearizable, op } => {
-            let deadline = Instant::now() + shared.config.timeouts.parked_read;
+            let patience = u64::try_from(shared.config.timeouts.parked_read.as_nanos()).unwrap_or(u64::MAX);
+            let deadline = shared.clock.now() + patience;
             let (index, effects) = (clock.index(group), clock.effects(group));
             let read = |ticket| PendingRead { ticket, session, index, effects, op, deadline };
             if linearizable {

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
-use metadata::outcome::Outcome;
+use metadata::outcome::{Done, Outcome};
 use multicast::command::{Key, Mode};
 use multicast::ids::{CommandId, GroupId};
 
@@ -87,7 +87,7 @@ impl<'a> History<'a> {
                     let Some(executed) = number.and_then(|&number| self.executions[number].get(group)) else {
                         return Err(format!("{id} was acknowledged to client {client} by {group} and is lost"));
                     };
-                    if executed.outcome != *outcome {
+                    if !is_told(&executed.outcome, outcome) {
                         return Err(format!("{id} gave {:?}, client {client} was told {outcome:?}", executed.outcome));
                     }
                 }
@@ -176,6 +176,21 @@ pub fn footprint(execution: &Execution) -> Vec<(Key, Mode)> {
     let destinations = execution.op.destinations();
     let own = destinations.into_iter().find(|destination| destination.group == execution.group);
     own.map(|destination| destination.footprint).unwrap_or_default()
+}
+
+/// A client is told what came out, perhaps without the directories: they may have changed since.
+fn is_told(executed: &Outcome, told: &Outcome) -> bool {
+    let (Ok(executed), Ok(told)) = (executed, told) else { return executed == told };
+    let mut executed = executed.clone();
+    if told.directories().is_empty() {
+        match &mut executed {
+            Done::Node { directories, .. } | Done::Removed { directories, .. } | Done::Renamed { directories, .. } => {
+                directories.clear();
+            }
+            Done::Nothing | Done::Staged { .. } => {}
+        }
+    }
+    executed == *told
 }
 
 /// The same verdict. Attributes of inodes that live elsewhere may differ.

@@ -28,7 +28,7 @@ pub fn check(world: &World, model: &Model) -> Result<(), String> {
 fn stores(world: &World) -> BTreeMap<GroupId, MemStore> {
     let mut stores = BTreeMap::new();
     for replica in world.nodes.values().flat_map(|node| node.replicas.values()) {
-        if let Some(live) = replica.live.as_ref().filter(|live| live.core.is_ready()) {
+        if let Some(live) = replica.live.as_ref().filter(|live| live.ordering().is_ready()) {
             stores.insert(replica.config.group, live.store.clone());
         }
     }

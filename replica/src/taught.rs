@@ -2,7 +2,7 @@
 //! session as those of a read are, if they still are as the outcome says in the state that the reply stands for.
 
 use std::cell::OnceCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use metadata::footprint::{key_dirent, key_home, key_inode};
@@ -63,10 +63,11 @@ pub fn forget_directories(done: &mut Done) {
 }
 
 /// The keys that the entries of one batch have changed, in their order.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct BatchKeys {
     keys: Vec<Key>,
-    last: OnceCell<HashMap<Key, usize>>,
+    /// Where each was changed last; made when it is first asked for.
+    last: OnceCell<BTreeMap<Key, usize>>,
 }
 
 impl BatchKeys {
@@ -80,6 +81,11 @@ impl BatchKeys {
     /// All of them. May repeat.
     pub fn all(&self) -> &[Key] {
         &self.keys
+    }
+
+    /// All of them, to keep.
+    pub fn into_all(self) -> Vec<Key> {
+        self.keys
     }
 
     /// True if an entry behind the one that ends there has changed it, too.

@@ -1,29 +1,30 @@
 //! Which clients may cache what of a group: whoever has read a key is told when it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use metadata::protocol::{Event, ToClient};
+use metadata::protocol::Event;
 use metadata::types::InodeId;
 use multicast::command::Key;
 use multicast::ids::{GroupId, LogIndex, SessionId};
 
-use crate::server::client::Client;
+use crate::client::Connection;
 
-/// The subscribers of one group on this node.
+/// The subscribers of one group on one node.
 ///
 /// Invariant: as long as a session is subscribed, every key that it was told and that has not been invalidated since is in
 /// here. So whatever takes keys out tells the session.
-pub struct Interest {
+#[derive(Debug)]
+pub struct Interest<C> {
     group: GroupId,
-    subscribers: BTreeMap<SessionId, Subscriber>,
+    subscribers: BTreeMap<SessionId, Subscriber<C>>,
     /// Who has read what.
     keys: BTreeSet<(Key, SessionId)>,
     keys_max: usize,
 }
 
-struct Subscriber {
-    client: Arc<Client>,
+#[derive(Debug)]
+struct Subscriber<C> {
+    client: C,
     /// What it has read: the same as in [`Interest::keys`].
     keys: BTreeSet<Key>,
 }
@@ -31,26 +32,29 @@ struct Subscriber {
 /// Sessions of one connection with a stream of one group. A mount has one.
 const SUBSCRIPTIONS_MAX: usize = 16;
 
-impl Interest {
+impl<C: Connection> Interest<C> {
     /// Nobody yet. At most `keys_max` keys over all sessions.
-    pub fn new(group: GroupId, keys_max: usize) -> Interest {
+    #[must_use]
+    pub fn new(group: GroupId, keys_max: usize) -> Interest<C> {
         Interest { group, subscribers: BTreeMap::new(), keys: BTreeSet::new(), keys_max }
     }
 
     /// Subscribers.
+    #[must_use]
     pub fn subscribers(&self) -> usize {
         self.subscribers.len()
     }
 
     /// Keys noted.
+    #[must_use]
     pub fn keys(&self) -> usize {
         self.keys.len()
     }
 
     /// Starts a session's stream. What an earlier connection of it had noted is forgotten: the new one begins empty. False if
     /// the connection has too many.
-    pub fn subscribe(&mut self, session: SessionId, client: Arc<Client>) -> bool {
-        let others = |(known, subscriber): &(&SessionId, &Subscriber)| {
+    pub fn subscribe(&mut self, session: SessionId, client: C) -> bool {
+        let others = |(known, subscriber): &(&SessionId, &Subscriber<C>)| {
             **known != session && subscriber.client.number() == client.number()
         };
         if self.subscribers.iter().filter(others).count() >= SUBSCRIPTIONS_MAX {
@@ -62,11 +66,11 @@ impl Interest {
     }
 
     /// Ends the streams of a connection.
-    pub fn unsubscribe(&mut self, client: &Client) {
+    pub fn unsubscribe(&mut self, connection: u64) {
         let ended: Vec<SessionId> = self
             .subscribers
             .iter()
-            .filter(|(_, subscriber)| subscriber.client.number() == client.number())
+            .filter(|(_, subscriber)| subscriber.client.number() == connection)
             .map(|(&session, _)| session)
             .collect();
         for session in ended {
@@ -76,18 +80,27 @@ impl Interest {
     }
 
     /// True if the session's stream runs over that connection.
-    pub fn is_subscribed(&self, session: SessionId, client: &Client) -> bool {
+    #[must_use]
+    pub fn is_subscribed(&self, session: SessionId, client: &C) -> bool {
         self.subscribers.get(&session).is_some_and(|subscriber| subscriber.client.number() == client.number())
     }
 
-    /// Notes that a session has read these keys, if it is subscribed through that connection. `applied` is what it reads.
-    pub fn note(&mut self, session: SessionId, client: &Client, keys: &[Key], applied: LogIndex) -> bool {
+    /// Notes that a session has read these keys, if it is subscribed through that connection. `applied` is what it reads. Its
+    /// answer goes out behind what `tell` is told.
+    pub fn note(
+        &mut self,
+        session: SessionId,
+        client: &C,
+        keys: &[Key],
+        applied: LogIndex,
+        tell: &mut impl FnMut(&C, Event),
+    ) -> bool {
         if !self.is_subscribed(session, client) {
             return false;
         }
         // Before the keys are noted: their answer comes behind the event and stays cached.
         if self.keys.len() + keys.len() > self.keys_max {
-            self.shed(applied);
+            self.shed(applied, tell);
         }
         let Some(subscriber) = self.subscribers.get_mut(&session) else { return false };
         for &key in keys {
@@ -99,7 +112,7 @@ impl Interest {
     }
 
     /// Tells all subscribers that the log has been applied up to `index`, and what of theirs has changed.
-    pub fn publish(&mut self, index: LogIndex, changed: &[Key], orphans: &[InodeId]) {
+    pub fn publish(&mut self, index: LogIndex, changed: &[Key], orphans: &[InodeId], tell: &mut impl FnMut(&C, Event)) {
         if self.subscribers.is_empty() {
             return;
         }
@@ -119,12 +132,12 @@ impl Interest {
             }
             let orphans = orphans.to_vec();
             let event = Event { group: self.group, index, invalidated, invalidate_all: false, orphans };
-            subscriber.client.push(&ToClient::Event(event));
+            tell(&subscriber.client, event);
         }
     }
 
     /// Makes room: the session with the most keys drops all that it has cached.
-    fn shed(&mut self, applied: LogIndex) {
+    fn shed(&mut self, applied: LogIndex, tell: &mut impl FnMut(&C, Event)) {
         let Some((&session, _)) = self.subscribers.iter().max_by_key(|(_, subscriber)| subscriber.keys.len()) else {
             return;
         };
@@ -132,7 +145,7 @@ impl Interest {
         if let Some(subscriber) = self.subscribers.get_mut(&session) {
             let (invalidated, orphans) = (Vec::new(), Vec::new());
             let event = Event { group: self.group, index: applied, invalidated, invalidate_all: true, orphans };
-            subscriber.client.push(&ToClient::Event(event));
+            tell(&subscriber.client, event);
         }
     }
 
@@ -146,75 +159,80 @@ impl Interest {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::client::tests::Peer;
 
     const GROUP: GroupId = GroupId(1);
+    const ONE: Peer = Peer(1);
+    const TWO: Peer = Peer(2);
 
-    fn events(client: &Client) -> Vec<(u64, Vec<Key>, bool)> {
-        let event = |message| match message {
-            ToClient::Event(event) => (event.index.0, event.invalidated, event.invalidate_all),
-            ToClient::Reply { .. } => panic!("no reply was asked for"),
-        };
-        client.taken().into_iter().map(event).collect()
+    /// What each client was told: index, keys, and whether all of them.
+    type Told = Vec<(u64, u64, Vec<Key>, bool)>;
+
+    fn teller(told: &mut Told) -> impl FnMut(&Peer, Event) {
+        |client, event| told.push((client.0, event.index.0, event.invalidated, event.invalidate_all))
+    }
+
+    fn note(interest: &mut Interest<Peer>, session: u64, client: Peer, keys: &[Key]) -> Told {
+        let mut told = Told::new();
+        interest.note(SessionId(session), &client, keys, LogIndex(5), &mut teller(&mut told));
+        told
+    }
+
+    fn publish(interest: &mut Interest<Peer>, index: u64, changed: &[Key]) -> Told {
+        let mut told = Told::new();
+        interest.publish(LogIndex(index), changed, &[], &mut teller(&mut told));
+        told
     }
 
     #[test]
     fn subscriber_is_told_once_of_a_key_that_it_read_and_always_of_the_index() {
-        let (reader, other) = (Client::test(1), Client::test(2));
         let mut interest = Interest::new(GROUP, 100);
-        interest.subscribe(SessionId(1), reader.clone());
-        interest.subscribe(SessionId(2), other.clone());
-        interest.note(SessionId(1), &reader, &[Key(7), Key(8)], LogIndex(0));
-        interest.publish(LogIndex(1), &[Key(7), Key(9), Key(7)], &[]);
-        interest.publish(LogIndex(2), &[Key(7)], &[]);
-        assert_eq!(events(&reader), [(1, vec![Key(7)], false), (2, vec![], false)]);
-        assert_eq!(events(&other), [(1, vec![], false), (2, vec![], false)]);
+        interest.subscribe(SessionId(1), ONE);
+        interest.subscribe(SessionId(2), TWO);
+        note(&mut interest, 1, ONE, &[Key(7), Key(8)]);
+        let told = publish(&mut interest, 1, &[Key(7), Key(9), Key(7)]);
+        assert_eq!(told, [(1, 1, vec![Key(7)], false), (2, 1, vec![], false)]);
+        assert_eq!(publish(&mut interest, 2, &[Key(7)]), [(1, 2, vec![], false), (2, 2, vec![], false)]);
         assert_eq!(interest.keys(), 1);
     }
 
     #[test]
     fn session_is_noted_only_through_the_connection_that_subscribed() {
-        let (reader, impostor) = (Client::test(1), Client::test(2));
         let mut interest = Interest::new(GROUP, 100);
-        interest.subscribe(SessionId(1), reader.clone());
-        interest.note(SessionId(1), &impostor, &[Key(7)], LogIndex(0));
+        interest.subscribe(SessionId(1), ONE);
+        note(&mut interest, 1, TWO, &[Key(7)]);
         assert_eq!(interest.keys(), 0);
-        interest.note(SessionId(1), &reader, &[Key(7)], LogIndex(0));
-        interest.unsubscribe(&impostor);
+        note(&mut interest, 1, ONE, &[Key(7)]);
+        interest.unsubscribe(TWO.0);
         assert_eq!((interest.keys(), interest.subscribers()), (1, 1));
-        interest.unsubscribe(&reader);
+        interest.unsubscribe(ONE.0);
         assert_eq!((interest.keys(), interest.subscribers()), (0, 0));
     }
 
     #[test]
     fn connection_subscribes_only_so_many_sessions_and_any_of_them_again() {
-        let (client, other) = (Client::test(1), Client::test(2));
         let mut interest = Interest::new(GROUP, 100);
         let last = SUBSCRIPTIONS_MAX as u64;
-        assert!((0..last).all(|session| interest.subscribe(SessionId(session), client.clone())));
-        assert!(!interest.subscribe(SessionId(last), client.clone()));
-        assert!(interest.subscribe(SessionId(0), client.clone()) && interest.subscribe(SessionId(last), other.clone()));
-        interest.note(SessionId(0), &client, &[Key(1), Key(2)], LogIndex(0));
-        interest.note(SessionId(last), &other, &[Key(1)], LogIndex(0));
-        interest.unsubscribe(&client);
+        assert!((0..last).all(|session| interest.subscribe(SessionId(session), ONE)));
+        assert!(!interest.subscribe(SessionId(last), ONE));
+        assert!(interest.subscribe(SessionId(0), ONE) && interest.subscribe(SessionId(last), TWO));
+        note(&mut interest, 0, ONE, &[Key(1), Key(2)]);
+        note(&mut interest, last, TWO, &[Key(1)]);
+        interest.unsubscribe(ONE.0);
         assert_eq!((interest.subscribers(), interest.keys()), (1, 1));
     }
 
     #[test]
     fn keys_beyond_the_bound_make_the_greediest_session_drop_its_cache() {
-        let (greedy, modest) = (Client::test(1), Client::test(2));
         let mut interest = Interest::new(GROUP, 10);
-        interest.subscribe(SessionId(1), greedy.clone());
-        interest.subscribe(SessionId(2), modest.clone());
-        interest.note(SessionId(2), &modest, &[Key(1)], LogIndex(5));
-        for key in 0..10 {
-            interest.note(SessionId(1), &greedy, &[Key(key)], LogIndex(5));
-        }
-        assert_eq!(events(&greedy), [(5, vec![], true)]);
-        assert_eq!(events(&modest), []);
+        interest.subscribe(SessionId(1), ONE);
+        interest.subscribe(SessionId(2), TWO);
+        assert_eq!(note(&mut interest, 2, TWO, &[Key(1)]), []);
+        let told: Told = (0..10).flat_map(|key| note(&mut interest, 1, ONE, &[Key(key)])).collect();
+        assert_eq!(told, [(1, 5, vec![], true)]);
         // The key whose answer comes behind the event is noted still.
-        interest.publish(LogIndex(6), &[Key(9), Key(0)], &[]);
-        assert_eq!(events(&greedy), [(6, vec![Key(9)], false)]);
+        let told = publish(&mut interest, 6, &[Key(9), Key(0)]);
+        assert_eq!(told, [(1, 6, vec![Key(9)], false), (2, 6, vec![], false)]);
     }
 }

@@ -1,0 +1,381 @@
+//! The replica as a value.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use metadata::protocol::Reply;
+use metadata::{Error, Namespace, Overlay, Store};
+use multicast::command::{Command, Key};
+use multicast::core::{Core, SessionChange};
+use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId};
+use multicast::{Applied, Change, Decline, Entry, Event, Message, Time, Writes};
+
+use crate::apply::{Apply, Batch, Step, changes_locks};
+use crate::client::{Tell, Ticket};
+use crate::front::{Front, PendingRead, locked_keys};
+use crate::interest::Interest;
+use crate::leases::Leases;
+use crate::replies::{StepEnd, Waiting};
+
+/// Voters note their digests at multiples of this index.
+pub const DIGEST_INTERVAL: u64 = 1000;
+
+/// Digests kept for comparison.
+const DIGESTS_MAX: usize = 64;
+/// Between ticks that go on with what is left to be removed: whatever else executes goes on with it, too.
+const TICK_PAUSE_MS: u64 = 20;
+
+/// What a replica does beyond ordering.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplicaConfig {
+    /// Its group.
+    pub group: GroupId,
+    /// How long a session may be silent.
+    pub session_lease_ms: u64,
+    /// Most entries applied in one write of the store: readers wait for no more than that.
+    pub batch_entries_max: usize,
+}
+
+/// Something for the driver to do, in this order.
+#[derive(Debug)]
+pub enum Output<T> {
+    /// Make durable, then tell [`ReplicaCore::handle_persisted`].
+    Persist {
+        /// Telling a token tells all before it.
+        token: u64,
+        /// What.
+        writes: Writes,
+    },
+    /// Send; may get lost.
+    Send {
+        /// To that replica of that group.
+        to: (GroupId, ReplicaId),
+        /// What.
+        message: Message,
+    },
+    /// Read the log, hand what is found to [`ReplicaCore::handle_log_read`] before anything is dropped from the log.
+    ReadLog {
+        /// From there on.
+        from: LogIndex,
+        /// About so many bytes.
+        bytes_max: usize,
+    },
+    /// Serve as any other read: what it waited for has been applied.
+    Serve(PendingRead<T>),
+    /// Readers are to be told who is primary now.
+    Primary(Option<ReplicaId>),
+    /// Worth a line in a log.
+    Note(Note),
+}
+
+/// What happened, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// In the ordering core.
+    Ordering(Event),
+    /// A session was silent for too long, and is closed.
+    SessionExpired(SessionId),
+}
+
+/// A replica: its ordering core, and whatever depends on its order.
+///
+/// A turn of its driver: hand in all inputs (`handle_*`), then [`ReplicaCore::handle_turn`]; do what
+/// [`ReplicaCore::poll_output`] says; [`ReplicaCore::execute`] a batch, and if there was one, write its [`Step`], move the
+/// readers' [`Front`] on with [`ReplicaCore::publish`], and before anybody reads it tell clients what
+/// [`ReplicaCore::poll_tell`] says; until nothing is left. Time never goes back.
+#[derive(Debug)]
+pub struct ReplicaCore<T: Ticket> {
+    config: ReplicaConfig,
+    ordering: Core,
+    waiting: Waiting<T>,
+    /// Reads of this turn that must see everything executed before they came.
+    linearize: Vec<PendingRead<T>>,
+    /// Reads that wait for a record appended after they came to be applied in the same reign.
+    barriers: VecDeque<(LogIndex, PendingRead<T>)>,
+    outputs: VecDeque<Output<T>>,
+    told_primary: Option<ReplicaId>,
+    ready_since: Option<Time>,
+    digests: BTreeMap<u64, u128>,
+    executed: u64,
+    /// When to see whether something is left to be removed, and to log a tick if so.
+    tick_at: Option<Time>,
+}
+
+impl<T: Ticket> ReplicaCore<T> {
+    /// Around a recovered ordering core.
+    #[must_use]
+    pub fn new(config: ReplicaConfig, ordering: Core) -> ReplicaCore<T> {
+        ReplicaCore {
+            config,
+            ordering,
+            waiting: Waiting::new(config.group),
+            linearize: Vec::new(),
+            barriers: VecDeque::new(),
+            outputs: VecDeque::new(),
+            told_primary: None,
+            ready_since: None,
+            digests: BTreeMap::new(),
+            executed: 0,
+            tick_at: None,
+        }
+    }
+
+    /// The ordering core, to look at.
+    #[must_use]
+    pub fn ordering(&self) -> &Core {
+        &self.ordering
+    }
+
+    /// The namespace's digests at recent multiples of [`DIGEST_INTERVAL`].
+    #[must_use]
+    pub fn digests(&self) -> &BTreeMap<u64, u128> {
+        &self.digests
+    }
+
+    /// Commands executed since the start.
+    #[must_use]
+    pub fn executed(&self) -> u64 {
+        self.executed
+    }
+
+    /// A message from another replica, as proven by its connection.
+    pub fn handle_message(&mut self, now: Time, from: (GroupId, ReplicaId), message: Message) {
+        self.ordering.handle_message(now, from, message);
+    }
+
+    /// The log is durable up to this token.
+    pub fn handle_persisted(&mut self, now: Time, token: u64) {
+        self.ordering.handle_persisted(now, token);
+    }
+
+    /// What was found in the log; see [`Output::ReadLog`].
+    pub fn handle_log_read(&mut self, now: Time, entries: Vec<Entry>) {
+        self.ordering.handle_log_read(now, entries);
+    }
+
+    /// A client's update.
+    pub fn handle_update(&mut self, now: Time, command: Arc<Command>, ticket: T) {
+        self.waiting.add_update(now, command.id, ticket);
+        self.ordering.handle_submit(now, command);
+    }
+
+    /// A client's session begins or ends.
+    pub fn handle_session(&mut self, now: Time, change: SessionChange, ticket: T) {
+        let (SessionChange::Open(session) | SessionChange::Close(session)) = change;
+        self.waiting.add_session(now, session, ticket);
+        self.ordering.handle_session(now, change);
+    }
+
+    /// A read that must see everything that was executed before now.
+    pub fn handle_linearize(&mut self, read: PendingRead<T>) {
+        self.linearize.push(read);
+    }
+
+    /// All inputs of a turn are in: does what is due.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub fn handle_turn(&mut self, now: Time, store: &impl Store) -> Result<(), Error> {
+        self.append_barrier(now);
+        if self.ordering.poll_timeout().is_some_and(|due| due <= now) {
+            self.ordering.handle_timeout(now);
+        }
+        if self.tick_at.is_some_and(|due| due <= now) {
+            self.tick_at = None;
+            // What is removed in steps goes on in an idle group, too.
+            if metadata::namespace::left_for_later(store)? > 0 && self.ordering.is_ready() {
+                self.ordering.handle_tick(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Now and then: requests that have waited for too long, sessions that are silent.
+    pub fn handle_housekeeping(&mut self, now: Time, leases: &Leases) {
+        for id in self.waiting.forget_old(now) {
+            self.ordering.handle_withdraw(now, id);
+        }
+        let Some(since) = self.ready_since.filter(|_| self.ordering.is_ready()) else { return };
+        let sessions = self.ordering.order().sessions();
+        for session in leases.expired(sessions, now, since, self.config.session_lease_ms) {
+            self.outputs.push_back(Output::Note(Note::SessionExpired(session)));
+            self.ordering.handle_session(now, SessionChange::Close(session));
+        }
+    }
+
+    /// The log below this index is needed neither for other voters nor for a store that has flushed up to there. The entry at
+    /// the flushed index stays: it tells where the log goes on.
+    #[must_use]
+    pub fn log_needed_from(&self, flushed: LogIndex) -> LogIndex {
+        self.ordering.truncatable_below().min(flushed)
+    }
+
+    /// The log below this index is gone.
+    pub fn handle_trimmed(&mut self, below: LogIndex) {
+        self.ordering.truncate_below(below);
+    }
+
+    /// When [`ReplicaCore::handle_turn`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.ordering.poll_timeout().into_iter().chain(self.tick_at).min()
+    }
+
+    /// What to do next.
+    pub fn poll_output(&mut self, now: Time) -> Option<Output<T>> {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return Some(output);
+            }
+            match self.ordering.poll_output()? {
+                multicast::Output::Persist { token, writes } => return Some(Output::Persist { token, writes }),
+                multicast::Output::Send { to, message } => return Some(Output::Send { to, message }),
+                multicast::Output::ReadLog { from, bytes_max } => return Some(Output::ReadLog { from, bytes_max }),
+                multicast::Output::Reply(reply) => {
+                    self.waiting.settle_update(reply, self.ordering.order().depends_on());
+                }
+                multicast::Output::Declined { id, reason } => self.waiting.decline_update(id, reason),
+                multicast::Output::SessionDeclined { session, reason } => {
+                    self.waiting.decline_session(session, reason);
+                }
+                multicast::Output::Event(event) => self.handle_event(now, event),
+            }
+        }
+    }
+
+    /// What to tell clients next.
+    pub fn poll_tell(&mut self) -> Option<Tell<T>> {
+        self.waiting.poll_tell()
+    }
+
+    /// Executes a batch of what is committed, if there is anything.
+    ///
+    /// # Errors
+    /// If the state cannot be read, or makes no sense: the replica cannot go on.
+    pub fn execute<B: Store>(&mut self, now: Time, store: &B, apply: &mut impl Apply) -> Result<Option<Step>, Error> {
+        let mut namespace = Namespace::open(self.config.group, Overlay::new(store)?)?;
+        let mut batch = Batch::default();
+        while batch.entries.len() < self.config.batch_entries_max {
+            let Some(applied) = apply.apply_next(&mut self.ordering, now, &mut namespace) else { break };
+            if applied.index.0.is_multiple_of(DIGEST_INTERVAL) {
+                self.digests.insert(applied.index.0, namespace.store().digest());
+            }
+            batch.push(applied, namespace.take_changes());
+        }
+        if batch.entries.is_empty() {
+            return Ok(None);
+        }
+        if let Some(error) = namespace.failure() {
+            return Err(Error::StoreFailed(error.to_string()));
+        }
+        while self.digests.len() > DIGESTS_MAX {
+            self.digests.pop_first();
+        }
+        if metadata::namespace::left_for_later(namespace.store())? > 0 {
+            self.tick_soon(now);
+        }
+        let order_rows = self.ordering.order_mut().drain_changes();
+        let (writes, applied) = (namespace.into_store().into_writes(), self.ordering.order().applied());
+        Ok(Some(Step { writes, order_rows, applied, batch }))
+    }
+
+    /// Moves what readers see on to a step that is written, and tells clients: events first, then replies. Nobody reads the
+    /// state meanwhile, or before they are told. Returns the keys in which the state differs.
+    pub fn publish(&mut self, step: Step, front: &mut Front, interest: &mut Interest<T::Client>) -> Vec<Key> {
+        let Batch { entries, changed, orphans } = step.batch;
+        let order = self.ordering.order();
+        front.applied = step.applied;
+        front.dependencies.clone_from(order.depends_on());
+        front.primary = self.ordering.primary();
+        self.told_primary = front.primary;
+        if changes_locks(&entries) {
+            front.locked = Arc::new(locked_keys(order));
+        }
+        let waiting = &mut self.waiting;
+        interest.publish(front.applied, changed.all(), &orphans, &mut |client, event| waiting.tell(client, event));
+        for (applied, end) in entries {
+            let is_changed = |key| changed.is_changed_behind(end, key);
+            self.settle(applied, StepEnd { front, interest, is_changed: &is_changed });
+        }
+        while self.barriers.front().is_some_and(|&(index, _)| index <= step.applied) {
+            let Some((index, read)) = self.barriers.pop_front() else { break };
+            self.outputs.push_back(Output::Serve(read.not_before(index)));
+        }
+        changed.into_all()
+    }
+
+    fn settle(&mut self, applied: Applied, mut end: StepEnd<'_, T>) {
+        let dependencies = &end.front.dependencies;
+        match &applied.change {
+            Change::Executed(_) => self.executed += 1,
+            Change::SessionOpened(session) => self.waiting.settle_session(*session, applied.index, dependencies),
+            Change::SessionsClosed(sessions) => {
+                for &session in sessions {
+                    self.waiting.settle_session(session, applied.index, dependencies);
+                }
+            }
+            Change::Nothing
+            | Change::Locked(_)
+            | Change::Committed(_)
+            | Change::Aborted(_)
+            | Change::Refused(_)
+            | Change::Skipped(_) => {}
+        }
+        match (applied.reply, &applied.change) {
+            (Some(reply), Change::Executed(command)) => self.waiting.settle_executed(reply, command, &mut end),
+            (Some(reply), _) => self.waiting.settle_update(reply, dependencies),
+            (None, _) => {}
+        }
+    }
+
+    fn handle_event(&mut self, now: Time, event: Event) {
+        match event {
+            Event::BecameReady { .. } => {
+                self.ready_since = Some(now);
+                self.tick_soon(now);
+            }
+            Event::BecameFollower { primary } => {
+                self.ready_since = None;
+                self.waiting.send_to_primary(primary);
+                for (_, read) in self.barriers.drain(..) {
+                    self.waiting.reply(read.ticket, Reply::NotPrimary { group: self.config.group, primary });
+                }
+            }
+            Event::BecamePrimary { .. } | Event::IgnoredMessage { .. } | Event::FollowerBeyondHelp { .. } => {}
+        }
+        self.outputs.push_back(Output::Note(Note::Ordering(event)));
+        let primary = self.ordering.primary();
+        if self.told_primary != primary {
+            self.told_primary = primary;
+            self.outputs.push_back(Output::Primary(primary));
+        }
+    }
+
+    /// One record for all reads of this turn that must see everything executed before they came. When this primary applies
+    /// it in the same reign, a quorum has confirmed that nobody else appended in between.
+    fn append_barrier(&mut self, now: Time) {
+        if self.linearize.is_empty() {
+            return;
+        }
+        let last = self.ordering.status().last;
+        if self.ordering.is_ready() {
+            self.ordering.handle_tick(now);
+        }
+        let status = self.ordering.status();
+        for read in std::mem::take(&mut self.linearize) {
+            if status.last > last {
+                self.barriers.push_back((last.next(), read));
+            } else {
+                let own = status.primary == Some(status.replica);
+                let reason = if own { Decline::NotReady } else { Decline::NotPrimary { hint: status.primary } };
+                self.waiting.decline(read.ticket, reason);
+            }
+        }
+    }
+
+    fn tick_soon(&mut self, now: Time) {
+        if self.tick_at.is_none() && self.ordering.is_ready() {
+            self.tick_at = Some(now.after_ms(TICK_PAUSE_MS));
+        }
+    }
+}
