@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::ids::{GroupId, ReplicaId};
+use crate::ids::{GroupId, Incarnation, ReplicaId};
+use crate::membership::VOTERS_MAX;
 
 /// The most bytes of payload and footprint that any replica takes, whatever its limits say.
 pub const COMMAND_BYTES_MAX: usize = 4 << 20;
@@ -15,8 +16,14 @@ pub struct Config {
     pub group: GroupId,
     /// This replica.
     pub replica: ReplicaId,
-    /// The voters of every group of the cluster, this one included, the preferred primary first.
+    /// Its disk.
+    pub incarnation: Incarnation,
+    /// The voters of every group of the cluster, this one included, the preferred primary first: as they were at the founding
+    /// of this group, and as far as known of the others. This one's members since then are in its log.
     pub groups: BTreeMap<GroupId, Vec<ReplicaId>>,
+    /// A voter that comes back with an empty disk is replaced by itself: it follows, and becomes a voter again once it has
+    /// caught up. Default true.
+    pub auto_replace: bool,
     /// Classic atomic multicast: every command conflicts with every other. For comparison and tests. Must be the same on
     /// all voters of all groups.
     pub classic: bool,
@@ -129,7 +136,9 @@ impl Config {
         Config {
             group,
             replica,
+            incarnation: Incarnation::GENESIS,
             groups,
+            auto_replace: true,
             classic: false,
             seed: (u64::from(group.0) << 32) | u64::from(replica.0),
             timing: Timing::default(),
@@ -137,16 +146,10 @@ impl Config {
         }
     }
 
-    /// The voters of this group.
+    /// The voters of this group at its founding.
     #[must_use]
     pub fn voters(&self) -> &[ReplicaId] {
         self.groups.get(&self.group).map_or(&[], Vec::as_slice)
-    }
-
-    /// How many voters of this group make a quorum: any two quorums share one.
-    #[must_use]
-    pub fn quorum_size(&self) -> usize {
-        self.voters().len() / 2 + 1
     }
 
     /// Checks what the types cannot.
@@ -155,15 +158,16 @@ impl Config {
     /// [`Error::Configuration`] with the first contradiction.
     pub fn check(&self) -> Result<(), Error> {
         let fail = |reason: String| Err(Error::Configuration(reason));
-        if !self.voters().contains(&self.replica) {
-            return fail(format!("{} is no voter of {}", self.replica, self.group));
+        if self.voters().is_empty() {
+            return fail(format!("{} is not among the groups", self.group));
         }
         for (group, voters) in &self.groups {
             let mut distinct = voters.clone();
             distinct.sort_unstable();
             distinct.dedup();
-            if distinct.len() != voters.len() || !matches!(voters.len(), 1 | 3 | 5) {
-                return fail(format!("{group} has {} voters: 1, 3 or 5 different ones are possible", voters.len()));
+            if distinct.len() != voters.len() || !(1..=VOTERS_MAX).contains(&voters.len()) {
+                let count = voters.len();
+                return fail(format!("{group} has {count} voters: 1 to {VOTERS_MAX} different ones are possible"));
             }
         }
         let timing = &self.timing;

@@ -18,21 +18,24 @@
 //! 9. Drop log entries below [`Core::truncatable_below`] *and* below what the store has flushed, then call
 //!    [`Core::truncate_below`]. If what is left pins an old file, call [`Core::rewrite_kept`].
 //! 10. `ReadLog`: read entries back and call [`Core::handle_log_read`].
+//! 11. `SendSnapshot`, and what comes of it elsewhere: see [`crate::snapshot`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::command::Command;
 use crate::config::Config;
 use crate::error::Error;
-use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId};
+use crate::ids::{Ballot, CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
 use crate::log::Replicator;
 use crate::machine::Machine;
+use crate::membership::{ChangeRefused, ForceRefused, MemberChange, MemberRole, Membership};
 use crate::message::{Message, UNASKED};
 use crate::order::OrderState;
-use crate::output::{Applied, Decline, Event, Output};
+use crate::output::{Applied, Change, Decline, Event, Output};
 use crate::record::Entry;
 use crate::sequencer::{Sequencer, Turn};
+use crate::snapshot::{InstallRefused, Snapshot};
 use crate::subscribers::Subscribers;
 use crate::time::Time;
 
@@ -66,6 +69,8 @@ pub struct Core {
     /// While this replica is primary and has applied everything from before.
     sequencer: Option<Sequencer>,
     subscribers: Subscribers,
+    /// The members of the other groups, as far as known.
+    directory: BTreeMap<GroupId, Membership>,
     outputs: VecDeque<Output>,
 }
 
@@ -76,21 +81,34 @@ impl Core {
     /// If the configuration contradicts itself, or the log does not reach the state's applied index.
     pub fn new(now: Time, config: Config, durable: Durable, order: OrderState) -> Result<Self, Error> {
         config.check()?;
-        let log = Replicator::new(now, &config, durable, order.applied())?;
+        let log = Replicator::new(now, &config, durable, &order)?;
         let subscribers = Subscribers::new(&config);
-        Ok(Core { config, now, order, log, sequencer: None, subscribers, outputs: VecDeque::new() })
+        let others = config.groups.iter().filter(|(group, _)| **group != config.group);
+        let directory = others.map(|(&group, voters)| (group, Membership::genesis(voters))).collect();
+        Ok(Core { config, now, order, log, sequencer: None, subscribers, directory, outputs: VecDeque::new() })
     }
 
-    /// A message came. The connection must prove `from`; it is checked here against the configuration.
+    /// A message came. The connection must prove `from`; it is checked here against what is known of the groups.
     pub fn handle_message(&mut self, now: Time, from: (GroupId, ReplicaId), message: Message) {
         self.see_time(now);
         if from.0 == self.config.group {
             self.log.handle_message(self.now, from.1, message);
             return self.follow_role();
         }
-        if !self.config.groups.get(&from.0).is_some_and(|voters| voters.contains(&from.1)) {
-            let reason = "from a replica that no group has";
+        let Some(known) = self.directory.get(&from.0) else {
+            let reason = "from a group that does not exist";
             return self.outputs.push_back(Output::Event(Event::IgnoredMessage { from, reason }));
+        };
+        if let Message::Members(members) = message {
+            return self.hear_members(from, members);
+        }
+        if let Message::AskMembers { version } = message {
+            return self.tell_members(from, version);
+        }
+        if known.member(from.1).is_none() {
+            // It says nothing that would not be said again, once it is known.
+            let message = Message::AskMembers { version: known.version };
+            return self.outputs.push_back(Output::Send { to: from, message });
         }
         if let Message::HowFar { question } = message {
             self.subscribers.subscribe(self.now, from, self.log.committed());
@@ -100,9 +118,157 @@ impl Core {
         if self.sequencer.is_some() {
             self.with_sequencer(|sequencer, turn| sequencer.handle_message(turn, from, message));
         } else if is_command && self.log.primary_ballot().is_none() {
+            self.tell_members(from, 0);
             let message = Message::NotPrimary { hint: self.primary() };
             self.outputs.push_back(Output::Send { to: from, message });
         }
+    }
+
+    /// A replica of another group says who its group's members are. It must be one of them, by either account.
+    fn hear_members(&mut self, from: (GroupId, ReplicaId), members: Membership) {
+        let known = self.directory.get(&from.0);
+        let is_entitled = members.member(from.1).is_some() || known.is_some_and(|known| known.member(from.1).is_some());
+        if is_entitled {
+            self.learn_members(self.now, from.0, members);
+        }
+    }
+
+    /// Another group's members, from elsewhere: another replica of this node knows them, or they were kept on disk. Older
+    /// ones than known are ignored.
+    pub fn learn_members(&mut self, now: Time, group: GroupId, members: Membership) {
+        self.see_time(now);
+        let is_news = self.directory.get(&group).is_some_and(|known| known.version < members.version);
+        if !is_news || !members.is_valid() {
+            return;
+        }
+        let version = members.version;
+        self.directory.insert(group, members.clone());
+        self.with_sequencer(|sequencer, turn| sequencer.peer_moved(turn, group, &members));
+        self.outputs.push_back(Output::Event(Event::PeerMembers { group, version }));
+    }
+
+    /// Who belongs to the other groups, as far as known.
+    #[must_use]
+    pub fn directory(&self) -> &BTreeMap<GroupId, Membership> {
+        &self.directory
+    }
+
+    /// Says who belongs to this group, if that is news for somebody who knows this version.
+    fn tell_members(&mut self, to: (GroupId, ReplicaId), version: u64) {
+        let members = self.log.committed_membership();
+        if members.version > version {
+            let message = Message::Members(Membership::clone(members));
+            self.outputs.push_back(Output::Send { to, message });
+        }
+    }
+
+    fn tell_members_to_all(&mut self) {
+        let others = self.directory.iter().flat_map(|(&group, members)| {
+            let replicas = members.members.iter().map(|member| member.replica);
+            replicas.map(move |replica| (group, replica)).collect::<Vec<_>>()
+        });
+        let others: Vec<(GroupId, ReplicaId)> = others.collect();
+        for to in others {
+            self.tell_members(to, 0);
+        }
+    }
+
+    /// Adds, promotes, removes or replaces a member. Only a primary can; one change at a time. Gives the entry that says so:
+    /// it is done when that is applied ([`Change::Members`]), and may still be undone by another primary until then.
+    ///
+    /// # Errors
+    /// If nothing was logged.
+    pub fn change_membership(&mut self, now: Time, change: MemberChange) -> Result<LogIndex, ChangeRefused> {
+        self.see_time(now);
+        let changed = self.log.change_membership(self.now, change);
+        self.follow_role();
+        changed
+    }
+
+    /// Makes this replica the only voter of its group, without asking anybody: for a group whose quorum is lost for good.
+    /// Members in `keep` may follow it, and voters among them become voters again once they have caught up.
+    ///
+    /// **Unsafe.** What was acknowledged and did not reach this replica is lost, also what other groups have been told of it:
+    /// commands of several groups may be executed in one and never in the other. The replica with the most advanced log loses
+    /// least. Old voters that are not in `keep` must never run again; if they do, they are told to stop by whoever knows
+    /// the new membership, but two of them may have found each other before.
+    ///
+    /// # Errors
+    /// If `replica` and `incarnation`, which the operator names, are not this one's, if a primary is heard of, or if this
+    /// replica was never a member. Nothing was logged then.
+    pub fn force_membership(
+        &mut self,
+        now: Time,
+        (replica, incarnation): (ReplicaId, Incarnation),
+        keep: &[ReplicaId],
+    ) -> Result<LogIndex, ForceRefused> {
+        self.see_time(now);
+        if (replica, incarnation) != (self.config.replica, self.config.incarnation) {
+            return Err(ForceRefused::OtherReplica);
+        }
+        let forced = self.log.force_membership(self.now, keep);
+        self.follow_role();
+        forced
+    }
+
+    /// As primary: the most advanced voter takes over at once, and nothing new is taken here meanwhile. Gives that one; none
+    /// if this is not the primary, or nobody can. Before a stop: call it, and go on until [`Event::BecameFollower`], or no
+    /// longer than the election timeout.
+    pub fn hand_over(&mut self, now: Time) -> Option<ReplicaId> {
+        self.see_time(now);
+        self.log.hand_over(self.now)
+    }
+
+    /// What to send in front of a copy of this state, as it is now; none before the first entry.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        let entry = self.log.entry(self.order.applied())?;
+        Some(Snapshot { ballot: self.log.promised(), entry })
+    }
+
+    /// The copy that [`Output::SendSnapshot`] asked for is in place at the receiver, up to that index; or it failed, and may
+    /// be asked for again.
+    pub fn handle_snapshot_sent(&mut self, now: Time, to: ReplicaId, installed: Option<LogIndex>) {
+        self.see_time(now);
+        self.log.snapshot_sent(self.now, to, installed);
+    }
+
+    /// Whether a copy that stands there could be installed: to be asked before it is fetched, and before it is put in place.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_snapshot(&self, copy: LogIndex) -> Result<(), InstallRefused> {
+        let applied = self.order.applied();
+        if copy <= applied {
+            return Err(InstallRefused::Stale { applied, copy });
+        }
+        if self.log.primary_ballot().is_some() {
+            return Err(InstallRefused::Primary);
+        }
+        Ok(())
+    }
+
+    /// Another replica's state is in the place of the own one on this disk, and from now on here: see [`crate::snapshot`].
+    /// What the log holds behind it stays, if it follows from it.
+    ///
+    /// # Errors
+    /// If it was not taken over. Nothing was changed here.
+    pub fn install_snapshot(&mut self, now: Time, order: OrderState) -> Result<(), InstallRefused> {
+        self.see_time(now);
+        self.check_snapshot(order.applied())?;
+        let copied = order.copied().filter(|copied| copied.entry.index == order.applied());
+        let copied = Arc::clone(copied.filter(|_| order.group() == self.config.group).ok_or(InstallRefused::Unfit)?);
+        let installed = self.log.install(self.now, &copied, order.membership());
+        installed.map_err(|_| InstallRefused::Unfit)?;
+        self.order = order;
+        self.follow_role();
+        Ok(())
+    }
+
+    /// The group's members by this replica's log, committed or not.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        self.log.membership()
     }
 
     /// A client asks for a command. The reply comes from [`Core::apply_next`], as an [`Output::Reply`] or as an
@@ -110,6 +276,10 @@ impl Core {
     pub fn handle_submit(&mut self, now: Time, command: Arc<Command>) {
         self.see_time(now);
         let id = command.id;
+        if let Some(next) = self.log.handing_over(self.now) {
+            let reason = Decline::NotPrimary { hint: Some(next) };
+            return self.outputs.push_back(Output::Declined { id, reason });
+        }
         if !self.with_sequencer(|sequencer, turn| sequencer.handle_submit(turn, command)) {
             let reason = self.not_ready();
             self.outputs.push_back(Output::Declined { id, reason });
@@ -176,7 +346,13 @@ impl Core {
     }
 
     fn reached(&self, question: u64) -> Message {
-        Message::Reached { question, committed: self.log.committed(), last: self.log.durable() }
+        Message::Reached {
+            question,
+            committed: self.log.committed(),
+            last: self.log.durable(),
+            version: self.log.membership().version,
+            incarnation: self.config.incarnation,
+        }
     }
 
     /// When to call [`Core::handle_timeout`].
@@ -193,6 +369,9 @@ impl Core {
         let (index, record) = self.log.next_committed()?;
         let applied = self.order.apply(index, &record, machine);
         self.with_sequencer(|sequencer, turn| sequencer.handle_applied(turn, &applied));
+        if matches!(applied.change, Change::Members(_)) && self.sequencer.is_some() {
+            self.tell_members_to_all();
+        }
         self.follow_role();
         Some(applied)
     }
@@ -217,8 +396,9 @@ impl Core {
                 if self.sequencer.is_none() && knows_time && self.order.applied() >= start {
                     let mut turn =
                         Turn { now: self.now, log: &mut self.log, order: &self.order, outputs: &mut self.outputs };
-                    self.sequencer = Some(Sequencer::new(&self.config, &mut turn));
+                    self.sequencer = Some(Sequencer::new(&self.config, &self.directory, &mut turn));
                     self.outputs.push_back(Output::Event(Event::BecameReady { ballot }));
+                    self.tell_members_to_all();
                 }
             }
             None => {
@@ -260,6 +440,9 @@ impl Core {
         Status {
             group: self.config.group,
             replica: self.config.replica,
+            incarnation: self.config.incarnation,
+            membership: Membership::clone(self.log.membership()),
+            is_expelled: self.log.is_expelled(),
             role,
             primary: self.primary(),
             promised: self.log.promised(),
@@ -292,7 +475,7 @@ impl Core {
         self.sequencer.is_some()
     }
 
-    /// As far as the core is concerned, the log may be dropped below this index: what is there is on every voter's disk, or
+    /// As far as the core is concerned, the log may be dropped below this index: what is there is on every member's disk, or
     /// the log is larger than [`crate::Limits::log_bytes_max`] or [`crate::Limits::log_entries_max`] allow.
     #[must_use]
     pub fn truncatable_below(&self) -> LogIndex {
@@ -326,6 +509,12 @@ pub struct Status {
     pub group: GroupId,
     /// Its number.
     pub replica: ReplicaId,
+    /// Its disk.
+    pub incarnation: Incarnation,
+    /// The group's members by its log, committed or not.
+    pub membership: Membership,
+    /// Others say that it is no member any more.
+    pub is_expelled: bool,
     /// What it is.
     pub role: RoleName,
     /// Who is primary, as far as it knows.
@@ -342,7 +531,7 @@ pub struct Status {
     pub applied: LogIndex,
     /// Commands taken and not executed (primary only).
     pub in_flight: usize,
-    /// How far each other voter is (primary only).
+    /// How far each other member is (primary only).
     pub followers: Vec<FollowerStatus>,
     /// Set while this voter lags so far behind that what it needs was dropped: the oldest entry that the primary has.
     pub too_far_behind: Option<LogIndex>,
@@ -353,14 +542,22 @@ pub struct Status {
 /// How far a follower is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FollowerStatus {
-    /// The voter.
+    /// The member.
     pub replica: ReplicaId,
+    /// Its disk.
+    pub incarnation: Incarnation,
+    /// What it is.
+    pub role: MemberRole,
     /// Its log equals the primary's up to here, on disk.
     pub matched: LogIndex,
     /// When it last answered.
     pub heard: Time,
-    /// It lacks entries that were dropped: more of the log cannot help it.
+    /// It lacks entries that were dropped: only a copy of the state can help it …
     pub beyond_help: bool,
+    /// … which is under way.
+    pub is_copying: bool,
+    /// It came back with this other disk.
+    pub other_disk: Option<Incarnation>,
 }
 
 /// What a replica is.

@@ -20,14 +20,29 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// One member of a group, unique in the cluster's life for its group: it is the number of the node that hosts it, and a
-/// node whose disk was lost comes back under a new number (a voter that forgot its promises must not vote again).
+/// One replica of a group: the number of the node that hosts it. Which of that node's disks it is, the [`Incarnation`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ReplicaId(pub u32);
 
 impl fmt::Display for ReplicaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "r{}", self.0)
+    }
+}
+
+/// Which disk of a node holds a replica: a replica whose disk was lost comes back with another one, and so is another member.
+/// One that forgot its promises must not pass for the one that gave them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Incarnation(pub u64);
+
+impl Incarnation {
+    /// A disk that was formatted when the group was founded. All later ones are drawn at random, and are not zero.
+    pub const GENESIS: Incarnation = Incarnation(0);
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
     }
 }
 

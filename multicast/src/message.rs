@@ -17,6 +17,7 @@
 //! | `TakeOver` | a primary to the preferred one, once that is up to date | nothing; asks it to campaign |
 //! | `TooFarBehind` | a primary or the owner of the best log, to a voter that needs what was dropped | nothing |
 //! | `Clock` | a voter to the primary or candidate that it answers, now and then | nothing |
+//! | `Members` | a replica to one that probes and is no member any more | these are the members, committed |
 //!
 //! Between groups (primary to primary); a fact is committed in the sender's log, so it holds whoever is primary:
 //!
@@ -28,6 +29,8 @@
 //! | `Busy` | a primary that has no room for a proposed command | nothing; asks to be asked again soon |
 //! | `HowFar` | a primary whose clients see ever more of a group, to all its voters: when one has seen more than is known, and now and then | nothing |
 //! | `Reached` | a voter, whatever it is in its group: at once, and for a while whenever more is committed | all up to `committed` is; its disk has nothing behind `last` |
+//! | `Members` | a primary whose group's members have changed, to all replicas that it knows; any replica beside `NotPrimary`, or when asked | these are its group's members, committed |
+//! | `AskMembers` | a replica that hears one which it does not know, or of a newer membership | nothing |
 
 use std::sync::Arc;
 
@@ -36,11 +39,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
 use crate::error::Error;
-use crate::ids::{Ballot, CommandId, LogIndex, ReplicaId, Timestamp};
+use crate::ids::{Ballot, CommandId, Incarnation, LogIndex, ReplicaId, Timestamp};
+use crate::membership::Membership;
 use crate::record::{Contribution, Entry, Position, Rejection, decode_versioned};
 
 /// Version of the encoding of [`Message`], its first byte. Variants and fields are only ever appended with a new version.
-pub const MESSAGE_VERSION: u8 = 2;
+pub const MESSAGE_VERSION: u8 = 3;
 
 /// The most bytes that one encoded message may have.
 pub const MESSAGE_BYTES_MAX: usize = 20 << 20;
@@ -55,6 +59,10 @@ pub enum Message {
     Probe {
         /// The round of probing, to match answers.
         ballot: Ballot,
+        /// The sender's disk.
+        incarnation: Incarnation,
+        /// The version of the membership in its log.
+        version: u64,
     },
     /// Answers `Probe`.
     ProbeAnswer {
@@ -64,6 +72,8 @@ pub enum Message {
         willing: bool,
         /// The highest ballot that the answering voter has promised.
         promised: Ballot,
+        /// The sender's disk.
+        incarnation: Incarnation,
     },
     /// Follow me in this ballot.
     Campaign {
@@ -76,6 +86,8 @@ pub enum Message {
         ballot: Ballot,
         /// The end of the voter's log.
         last: Position,
+        /// The disk that the promise is on: another one promises nothing.
+        incarnation: Incarnation,
     },
     /// Answers anything of a ballot below the promised one.
     Outbid {
@@ -109,7 +121,7 @@ pub enum Message {
         entries: Vec<Entry>,
         /// Everything up to here is on a quorum.
         committed: LogIndex,
-        /// Every voter has everything up to here on disk.
+        /// Every member has everything up to here on disk.
         everywhere: LogIndex,
     },
     /// Answers `Append`.
@@ -118,6 +130,8 @@ pub enum Message {
         ballot: Ballot,
         /// The log equals the primary's up to here and is durable.
         matched: LogIndex,
+        /// … on this disk.
+        incarnation: Incarnation,
     },
     /// Answers `Append`.
     AppendRefused {
@@ -127,6 +141,8 @@ pub enum Message {
         previous: LogIndex,
         /// The primary should try behind this index: it is in this log, or known to be committed.
         retry_after: LogIndex,
+        /// The sender's disk.
+        incarnation: Incarnation,
     },
     /// Campaign now, without probing.
     TakeOver {
@@ -177,6 +193,17 @@ pub enum Message {
         committed: LogIndex,
         /// The end of the sender's log on disk.
         last: LogIndex,
+        /// The version of the membership that this log ends with, committed or not.
+        version: u64,
+        /// The sender's disk.
+        incarnation: Incarnation,
+    },
+    /// My group's members, as my log has them committed.
+    Members(Membership),
+    /// Who are your group's members, if you know of a newer version?
+    AskMembers {
+        /// The one that is known.
+        version: u64,
     },
 }
 
@@ -212,6 +239,13 @@ impl Message {
     /// # Errors
     /// If the bytes are no message of this version, or too many.
     pub fn decode(bytes: &[u8]) -> Result<Message, Error> {
-        decode_versioned("message", MESSAGE_VERSION, MESSAGE_BYTES_MAX, bytes)
+        let message = decode_versioned("message", MESSAGE_VERSION, MESSAGE_BYTES_MAX, bytes)?;
+        match &message {
+            Message::Members(membership) if !membership.is_valid() => {
+                let reason = "a membership that no group can have".to_owned();
+                Err(Error::Malformed { what: "message", len_bytes: bytes.len(), reason })
+            }
+            _ => Ok(message),
+        }
     }
 }

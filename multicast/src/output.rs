@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::command::Command;
-use crate::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId};
+use crate::ids::{Ballot, CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
+use crate::membership::Membership;
 use crate::message::Message;
 use crate::record::{Entry, Refusal, Rejection};
 
@@ -52,6 +53,15 @@ pub enum Output {
         /// About how many bytes.
         bytes_max: usize,
     },
+    /// A member of this group needs entries that were dropped: send it a copy of this replica's state, with
+    /// [`crate::Core::snapshot`] in front, beside everything else; then, whatever became of it, call
+    /// [`crate::Core::handle_snapshot_sent`]. Asked for once until then.
+    SendSnapshot {
+        /// To that replica …
+        to: ReplicaId,
+        /// … with that disk.
+        incarnation: Incarnation,
+    },
     /// For status, logs, tests.
     Event(Event),
 }
@@ -64,6 +74,9 @@ pub struct Writes {
     /// Known by now, to be kept beside the ballot that is promised by then: the log on disk is committed up to this index.
     /// Told only with something else that must be written.
     pub committed: Option<(Ballot, LogIndex)>,
+    /// The whole log is void, and begins anew at this index, with the first of those to append: the state was replaced by
+    /// another replica's. In one piece with what is here.
+    pub begin_at: Option<LogIndex>,
     /// Entries from this index on are void.
     pub truncate_from: Option<LogIndex>,
     /// All entries that are kept, dense, up to the end of the log on disk: to be written again where new ones go, so that
@@ -143,6 +156,26 @@ pub enum Event {
         /// What it needs.
         from: LogIndex,
     },
+    /// Another group's members are others than this replica knew: see [`crate::Core::directory`].
+    PeerMembers {
+        /// That group.
+        group: GroupId,
+        /// The version known now.
+        version: u64,
+    },
+    /// A member of this group came back with another disk: the old one's entries and promises are gone. Told by the
+    /// primary, once for each disk.
+    DiskReplaced {
+        /// The member.
+        replica: ReplicaId,
+        /// Its new disk.
+        incarnation: Incarnation,
+    },
+    /// This replica is no member of its group any more.
+    Expelled {
+        /// By this version of the membership, or one before.
+        version: u64,
+    },
 }
 
 /// What applying one entry did.
@@ -178,4 +211,6 @@ pub enum Change {
     SessionOpened(SessionId),
     /// Sessions were closed.
     SessionsClosed(Vec<SessionId>),
+    /// The group's members are these from now on.
+    Members(Arc<Membership>),
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::Command;
 use crate::error::Error;
 use crate::ids::{Ballot, CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
+use crate::membership::Membership;
 
 /// Version of the encoding of [`Record`], its first byte.
 pub const RECORD_VERSION: u8 = 1;
@@ -161,6 +162,11 @@ pub enum Record {
         /// When.
         timestamp: Timestamp,
     },
+    /// The group's members from here on: it counts in each log as soon as it is there, committed or not.
+    Config {
+        /// The members.
+        membership: Arc<Membership>,
+    },
 }
 
 impl Record {
@@ -176,7 +182,14 @@ impl Record {
     /// # Errors
     /// If the bytes are no record of this version.
     pub fn decode(bytes: &[u8]) -> Result<Record, Error> {
-        decode_versioned("log record", RECORD_VERSION, RECORD_BYTES_MAX, bytes)
+        let record = decode_versioned("log record", RECORD_VERSION, RECORD_BYTES_MAX, bytes)?;
+        match &record {
+            Record::Config { membership } if !membership.is_valid() => {
+                let reason = "a membership that no group can have".to_owned();
+                Err(Error::Malformed { what: "log record", len_bytes: bytes.len(), reason })
+            }
+            _ => Ok(record),
+        }
     }
 }
 

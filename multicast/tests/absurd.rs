@@ -13,10 +13,13 @@ use harness::Rnd;
 use harness::machine::TestMachine;
 use multicast::command::{Command, Destination, Key, Mode};
 use multicast::core::{Durable, SessionChange};
-use multicast::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId, Timestamp, VectorClock};
+use multicast::ids::{Ballot, CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId, Timestamp, VectorClock};
 use multicast::message::Facts;
 use multicast::record::{Contribution, Rejection};
-use multicast::{Config, Context, Core, Entry, Machine, Message, OrderState, Output, Position, Record, Refusal, Time};
+use multicast::{
+    Config, Context, Core, Entry, Machine, Member, MemberRole, Membership, Message, OrderState, Output, Position,
+    Record, Refusal, Time,
+};
 
 const OWN: GroupId = GroupId(0);
 const OTHER: GroupId = GroupId(1);
@@ -124,7 +127,7 @@ impl Absurd {
 
     fn record(&mut self) -> Record {
         let (id, timestamp, session) = (self.id(), self.timestamp(), SessionId(self.0.range(1, 3)));
-        match self.0.below(12) {
+        match self.0.below(14) {
             0 => Record::Noop,
             1 => Record::Single { command: self.command(), timestamp },
             2 | 3 => Record::Prepare { command: self.command(), timestamp },
@@ -140,7 +143,8 @@ impl Absurd {
             7 => Record::Abort { id, rejection: self.rejection() },
             8 => Record::Forget { ids: (0..self.0.below(4)).map(|_| self.id()).collect() },
             9 | 10 => Record::SessionOpen { session, timestamp },
-            11 if self.flag() => Record::SessionClose { sessions: vec![session, SessionId(1)], timestamp },
+            11 => Record::SessionClose { sessions: vec![session, SessionId(1)], timestamp },
+            12 => Record::Config { membership: std::sync::Arc::new(self.members()) },
             _ => Record::Tick { timestamp },
         }
     }
@@ -168,14 +172,38 @@ impl Absurd {
         }
     }
 
+    fn incarnation(&mut self) -> Incarnation {
+        if self.0.chance(700) { Incarnation::GENESIS } else { Incarnation(self.number()) }
+    }
+
+    /// Such as could be decoded.
+    fn members(&mut self) -> Membership {
+        loop {
+            let count = self.0.range(1, 8);
+            let roles = [MemberRole::Voter, MemberRole::Voter, MemberRole::Learner, MemberRole::Joining];
+            let member =
+                |_| Member { replica: self.replica(), incarnation: self.incarnation(), role: *self.0.pick(&roles) };
+            let members = (0..count).map(member).collect();
+            let membership = Membership { version: self.number() / 4, members };
+            if membership.is_valid() {
+                return membership;
+            }
+        }
+    }
+
     /// As anybody may say it. `last` and `promised` make some of it hit.
     fn message(&mut self, promised: Ballot, last: LogIndex) -> Message {
         let ballot = if self.flag() { promised } else { self.ballot() };
-        match self.0.below(19) {
-            0 => Message::Probe { ballot },
-            1 => Message::ProbeAnswer { ballot, willing: self.flag(), promised: self.ballot() },
+        match self.0.below(21) {
+            0 => Message::Probe { ballot, incarnation: self.incarnation(), version: self.number() },
+            1 => Message::ProbeAnswer {
+                ballot,
+                willing: self.flag(),
+                promised: self.ballot(),
+                incarnation: self.incarnation(),
+            },
             2 => Message::Campaign { ballot },
-            3 => Message::Promise { ballot, last: self.position() },
+            3 => Message::Promise { ballot, last: self.position(), incarnation: self.incarnation() },
             4 => Message::Outbid { promised: self.ballot() },
             5 => Message::Fetch { ballot, after: self.index() },
             6 => {
@@ -190,8 +218,17 @@ impl Absurd {
                 let entries = self.entries(previous.index, ballot);
                 Message::Append { ballot, previous, entries, committed: self.index(), everywhere: self.index() }
             }
-            9 => Message::Appended { ballot, matched: if self.flag() { last } else { self.index() } },
-            10 => Message::AppendRefused { ballot, previous: self.index(), retry_after: self.index() },
+            9 => Message::Appended {
+                ballot,
+                matched: if self.flag() { last } else { self.index() },
+                incarnation: self.incarnation(),
+            },
+            10 => Message::AppendRefused {
+                ballot,
+                previous: self.index(),
+                retry_after: self.index(),
+                incarnation: self.incarnation(),
+            },
             11 => Message::TakeOver { ballot },
             12 => Message::Propose { command: self.command() },
             13 => Message::Facts(self.facts()),
@@ -199,8 +236,16 @@ impl Absurd {
             15 => Message::TooFarBehind { ballot, first: self.index() },
             16 => Message::Clock { now_ns: self.number() },
             17 => Message::Busy { id: self.id(), binding: self.number() },
+            18 => Message::Members(self.members()),
+            19 => Message::AskMembers { version: self.number() },
             _ if self.flag() => Message::HowFar { question: self.number() },
-            _ => Message::Reached { question: self.number(), committed: self.index(), last: self.index() },
+            _ => Message::Reached {
+                question: self.number(),
+                committed: self.index(),
+                last: self.index(),
+                version: self.number(),
+                incarnation: self.incarnation(),
+            },
         }
     }
 }
@@ -241,20 +286,33 @@ fn drive(core: &mut Core, absurd: &mut Absurd, now: u64, machine: &mut Lenient) 
             assert!(outputs <= OUTPUTS_MAX, "one input makes a core say so much");
             match output {
                 Output::Persist { token: next, .. } => token = Some(next),
-                Output::Send { to, message: Message::Probe { ballot } } if absurd.flag() => {
-                    let message = Message::ProbeAnswer { ballot, willing: true, promised: Ballot::default() };
+                Output::Send { to, message: Message::Probe { ballot, .. } } if absurd.flag() => {
+                    let message = Message::ProbeAnswer {
+                        ballot,
+                        willing: true,
+                        promised: Ballot::default(),
+                        incarnation: Incarnation::GENESIS,
+                    };
                     core.handle_message(Time(now), to, message);
                 }
                 Output::Send { to, message: Message::Campaign { ballot } } if absurd.0.chance(700) => {
                     core.handle_message(Time(now), to, Message::Clock { now_ns: now });
                     let last = if absurd.0.chance(800) { Position::default() } else { absurd.position() };
-                    core.handle_message(Time(now), to, Message::Promise { ballot, last });
+                    core.handle_message(
+                        Time(now),
+                        to,
+                        Message::Promise { ballot, last, incarnation: Incarnation::GENESIS },
+                    );
                 }
                 Output::Send { to, message: Message::Append { ballot, previous, entries, .. } }
                     if to.0 == OWN && absurd.0.chance(700) =>
                 {
                     let matched = LogIndex(previous.index.0 + entries.len() as u64);
-                    core.handle_message(Time(now), to, Message::Appended { ballot, matched });
+                    core.handle_message(
+                        Time(now),
+                        to,
+                        Message::Appended { ballot, matched, incarnation: Incarnation::GENESIS },
+                    );
                 }
                 Output::ReadLog { .. } => {
                     let (after, ballot) = (absurd.index(), absurd.ballot());

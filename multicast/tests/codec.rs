@@ -14,10 +14,13 @@ use harness::Rnd;
 use harness::sim::{Address, Options, Sim};
 use multicast::command::{Command, Destination, Key, Mode};
 use multicast::core::Durable;
-use multicast::ids::{Ballot, CommandId, GroupId, LogIndex, ReplicaId, SessionId, Timestamp, VectorClock};
+use multicast::ids::{Ballot, CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId, Timestamp, VectorClock};
 use multicast::message::Facts;
 use multicast::record::{Contribution, Rejection};
-use multicast::{Config, Context, Core, Entry, Machine, Message, OrderState, Output, Position, Record, Refusal, Time};
+use multicast::{
+    Config, Context, Core, Entry, Machine, Member, MemberRole, Membership, Message, OrderState, Output, Position,
+    Record, Refusal, Snapshot, Time,
+};
 use proptest::prelude::*;
 
 fn sample_command() -> Arc<Command> {
@@ -62,7 +65,18 @@ fn sample_records() -> Vec<Record> {
         Record::SessionOpen { session, timestamp },
         Record::SessionClose { sessions: vec![session], timestamp },
         Record::Tick { timestamp },
+        Record::Config { membership: Arc::new(sample_members()) },
     ]
+}
+
+fn member(replica: u32, incarnation: u64, role: MemberRole) -> Member {
+    Member { replica: ReplicaId(replica), incarnation: Incarnation(incarnation), role }
+}
+
+fn sample_members() -> Membership {
+    let roles = [MemberRole::Voter, MemberRole::Learner, MemberRole::Joining];
+    let members = (1..).zip(roles).map(|(at, role)| member(at, u64::from(at - 1) * 200, role)).collect();
+    Membership { version: 300, members }
 }
 
 fn sample_messages() -> Vec<Message> {
@@ -79,10 +93,10 @@ fn sample_messages() -> Vec<Message> {
         ask: false,
     };
     vec![
-        Message::Probe { ballot },
-        Message::ProbeAnswer { ballot, willing: true, promised: Ballot::default() },
+        Message::Probe { ballot, incarnation: Incarnation::GENESIS, version: 0 },
+        Message::ProbeAnswer { ballot, willing: true, promised: Ballot::default(), incarnation: Incarnation::GENESIS },
         Message::Campaign { ballot },
-        Message::Promise { ballot, last: position },
+        Message::Promise { ballot, last: position, incarnation: Incarnation::GENESIS },
         Message::Outbid { promised: ballot },
         Message::Fetch { ballot, after: LogIndex(1) },
         Message::Fetched { ballot, after: LogIndex(128), entries: vec![entry.clone()] },
@@ -93,8 +107,13 @@ fn sample_messages() -> Vec<Message> {
             committed: LogIndex(100),
             everywhere: LogIndex(90),
         },
-        Message::Appended { ballot, matched: LogIndex(129) },
-        Message::AppendRefused { ballot, previous: LogIndex(128), retry_after: LogIndex(3) },
+        Message::Appended { ballot, matched: LogIndex(129), incarnation: Incarnation::GENESIS },
+        Message::AppendRefused {
+            ballot,
+            previous: LogIndex(128),
+            retry_after: LogIndex(3),
+            incarnation: Incarnation::GENESIS,
+        },
         Message::TakeOver { ballot },
         Message::Propose { command: sample_command() },
         Message::Facts(facts),
@@ -103,7 +122,15 @@ fn sample_messages() -> Vec<Message> {
         Message::Clock { now_ns: 1_000_000 },
         Message::Busy { id: sample_command().id, binding: 99 },
         Message::HowFar { question: 7 },
-        Message::Reached { question: 7, committed: LogIndex(200), last: LogIndex(201) },
+        Message::Reached {
+            question: 7,
+            committed: LogIndex(200),
+            last: LogIndex(201),
+            version: 5,
+            incarnation: Incarnation(1 << 63),
+        },
+        Message::Members(sample_members()),
+        Message::AskMembers { version: 5 },
     ]
 }
 
@@ -132,6 +159,50 @@ fn messages_and_records_keep_their_bytes() {
     }
     let golden = std::fs::read_to_string(path).unwrap();
     assert_eq!(text, golden, "a changed format needs a new version; then run with UPDATE_GOLDEN=1 and review the diff");
+}
+
+/// What no group can have never gets beyond the decoder, whoever says it.
+#[test]
+fn absurd_memberships_and_snapshots_are_no_records_nor_messages() {
+    let voters = |count: u32| (1..=count).map(|at| member(at, 0, MemberRole::Voter)).collect::<Vec<_>>();
+    let learners = |count: u32| (101..=100 + count).map(|at| member(at, 0, MemberRole::Learner));
+    let membership = |version, members: Vec<Member>| Membership { version, members };
+    let mut many = voters(7);
+    many.extend(learners(57));
+    let possible = [membership(0, voters(1)), membership(u64::MAX / 2, voters(7)), membership(1, many.clone())];
+    many.extend(learners(1));
+    many.last_mut().unwrap().replica = ReplicaId(1000);
+    let twice = vec![member(1, 0, MemberRole::Voter), member(1, 1, MemberRole::Learner)];
+    let absurd = [
+        membership(0, Vec::new()),
+        membership(0, learners(3).collect()),
+        membership(0, voters(8)),
+        membership(0, twice),
+        membership(0, many),
+        membership(u64::MAX, voters(3)),
+    ];
+    let decodes = |membership: &Membership| {
+        let record = Record::decode(&Record::Config { membership: Arc::new(membership.clone()) }.encode()).is_ok();
+        let message = Message::decode(&Message::Members(membership.clone()).encode()).is_ok();
+        assert_eq!(record, message, "{membership:?}");
+        record
+    };
+    assert!(possible.iter().all(decodes));
+    assert!(!absurd.iter().any(decodes));
+
+    let entry = Entry { index: LogIndex(7), ballot: Ballot { round: 3, owner: None }, record: Record::Noop.encode() };
+    let snapshot = Snapshot { ballot: Ballot { round: 4, owner: Some(ReplicaId(1)) }, entry };
+    assert_eq!(Snapshot::decode(&snapshot.encode()).unwrap(), snapshot);
+    let altered = |alter: fn(&mut Snapshot)| {
+        let mut absurd = snapshot.clone();
+        alter(&mut absurd);
+        assert!(Snapshot::decode(&absurd.encode()).is_err(), "{absurd:?}");
+    };
+    altered(|snapshot| snapshot.entry.index = LogIndex::ZERO);
+    altered(|snapshot| snapshot.entry.index = LogIndex(u64::MAX));
+    altered(|snapshot| snapshot.entry.ballot.round = 5);
+    altered(|snapshot| snapshot.ballot.round = u64::MAX);
+    altered(|snapshot| snapshot.entry.record = Bytes::from_static(b"none"));
 }
 
 #[test]
@@ -261,21 +332,34 @@ fn core_altered_messages_never_panic() {
                     match output {
                         Output::Persist { token, .. } => tokens.push(token),
                         // A peer may say yes to everything.
-                        Output::Send { to, message: Message::Probe { ballot } } if !follows && rnd.chance(300) => {
+                        Output::Send { to, message: Message::Probe { ballot, .. } } if !follows && rnd.chance(300) => {
                             let promised = Ballot::default();
-                            let message = Message::ProbeAnswer { ballot, willing: true, promised };
+                            let message = Message::ProbeAnswer {
+                                ballot,
+                                willing: true,
+                                promised,
+                                incarnation: Incarnation::GENESIS,
+                            };
                             core.handle_message(Time(now), to, message);
                         }
                         Output::Send { to, message: Message::Campaign { ballot } } if !follows && rnd.chance(300) => {
                             core.handle_message(Time(now), to, Message::Clock { now_ns: now });
-                            let message = Message::Promise { ballot, last: Position::default() };
+                            let message = Message::Promise {
+                                ballot,
+                                last: Position::default(),
+                                incarnation: Incarnation::GENESIS,
+                            };
                             core.handle_message(Time(now), to, message);
                         }
                         Output::Send { to, message: Message::Append { ballot, previous, entries, .. } }
                             if rnd.chance(800) =>
                         {
                             let matched = LogIndex(previous.index.0 + entries.len() as u64);
-                            core.handle_message(Time(now), to, Message::Appended { ballot, matched });
+                            core.handle_message(
+                                Time(now),
+                                to,
+                                Message::Appended { ballot, matched, incarnation: Incarnation::GENESIS },
+                            );
                         }
                         _ => {}
                     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use multicast::command::Command;
 use multicast::core::Durable;
-use multicast::ids::{Ballot, GroupId, LogIndex, ReplicaId, SessionId};
+use multicast::ids::{Ballot, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
 use multicast::{Config, Context, Core, Entry, Machine, Message, OrderState, Output, Position, Record, Time};
 
 const GROUP: GroupId = GroupId(0);
@@ -54,7 +54,17 @@ fn c5_promise_is_told_only_when_durable() {
     assert!(sent.is_empty(), "{sent:?}");
     core.handle_persisted(Time(2), token.unwrap());
     let (sent, _) = drain(&mut core);
-    assert_eq!(sent, [(SECOND, Message::Promise { ballot: ballot(1, SECOND), last: Position::default() })]);
+    assert_eq!(
+        sent,
+        [(
+            SECOND,
+            Message::Promise {
+                ballot: ballot(1, SECOND),
+                last: Position::default(),
+                incarnation: Incarnation::GENESIS
+            }
+        )]
+    );
 }
 
 #[test]
@@ -66,7 +76,10 @@ fn c5_append_is_acknowledged_only_when_durable() {
     assert!(sent.is_empty(), "{sent:?}");
     core.handle_persisted(Time(2), token.unwrap());
     let (sent, _) = drain(&mut core);
-    assert_eq!(sent, [(SECOND, Message::Appended { ballot: first, matched: LogIndex(1) })]);
+    assert_eq!(
+        sent,
+        [(SECOND, Message::Appended { ballot: first, matched: LogIndex(1), incarnation: Incarnation::GENESIS })]
+    );
 }
 
 #[test]
@@ -89,8 +102,13 @@ fn c4_candidate_adopts_the_most_advanced_log_before_it_leads() {
     let mut core = core(ME, Durable::default());
     core.handle_timeout(Time(1));
     let (sent, _) = drain(&mut core);
-    let Message::Probe { ballot: probe } = sent[0].1 else { panic!("{sent:?}") };
-    let willing = Message::ProbeAnswer { ballot: probe, willing: true, promised: ballot(4, THIRD) };
+    let Message::Probe { ballot: probe, .. } = sent[0].1 else { panic!("{sent:?}") };
+    let willing = Message::ProbeAnswer {
+        ballot: probe,
+        willing: true,
+        promised: ballot(4, THIRD),
+        incarnation: Incarnation::GENESIS,
+    };
     core.handle_message(Time(2), (GROUP, SECOND), willing);
     let (sent, token) = drain(&mut core);
     assert!(sent.is_empty(), "campaigns only when its own promise is durable: {sent:?}");
@@ -100,7 +118,11 @@ fn c4_candidate_adopts_the_most_advanced_log_before_it_leads() {
     assert_eq!(mine, ballot(5, ME), "above all it knows");
     let before = ballot(4, THIRD);
     let last = Position { ballot: before, index: LogIndex(2) };
-    core.handle_message(Time(4), (GROUP, SECOND), Message::Promise { ballot: mine, last });
+    core.handle_message(
+        Time(4),
+        (GROUP, SECOND),
+        Message::Promise { ballot: mine, last, incarnation: Incarnation::GENESIS },
+    );
     let (sent, _) = drain(&mut core);
     assert_eq!(sent, [(SECOND, Message::Fetch { ballot: mine, after: LogIndex::ZERO })]);
     assert!(!core.is_ready());
@@ -119,22 +141,35 @@ fn entry_of_an_earlier_ballot_commits_only_through_one_of_the_current() {
     let mut core = core(ME, durable);
     core.handle_timeout(Time(1));
     let (sent, _) = drain(&mut core);
-    let Message::Probe { ballot: probe } = sent[0].1 else { panic!("{sent:?}") };
-    let willing = Message::ProbeAnswer { ballot: probe, willing: true, promised: before };
+    let Message::Probe { ballot: probe, .. } = sent[0].1 else { panic!("{sent:?}") };
+    let willing =
+        Message::ProbeAnswer { ballot: probe, willing: true, promised: before, incarnation: Incarnation::GENESIS };
     core.handle_message(Time(2), (GROUP, SECOND), willing);
     let (_, token) = drain(&mut core);
     core.handle_persisted(Time(3), token.unwrap());
     drain(&mut core);
     let mine = ballot(2, ME);
     let last = Position { ballot: before, index: LogIndex(1) };
-    core.handle_message(Time(4), (GROUP, SECOND), Message::Promise { ballot: mine, last });
+    core.handle_message(
+        Time(4),
+        (GROUP, SECOND),
+        Message::Promise { ballot: mine, last, incarnation: Incarnation::GENESIS },
+    );
     let (_, token) = drain(&mut core);
     core.handle_persisted(Time(5), token.unwrap());
     // The old entries are on a quorum now; the new one is not.
-    core.handle_message(Time(6), (GROUP, SECOND), Message::Appended { ballot: mine, matched: LogIndex(2) });
+    core.handle_message(
+        Time(6),
+        (GROUP, SECOND),
+        Message::Appended { ballot: mine, matched: LogIndex(2), incarnation: Incarnation::GENESIS },
+    );
     drain(&mut core);
     assert_eq!(core.status().committed, LogIndex::ZERO);
-    core.handle_message(Time(7), (GROUP, SECOND), Message::Appended { ballot: mine, matched: LogIndex(3) });
+    core.handle_message(
+        Time(7),
+        (GROUP, SECOND),
+        Message::Appended { ballot: mine, matched: LogIndex(3), incarnation: Incarnation::GENESIS },
+    );
     drain(&mut core);
     assert_eq!(core.status().committed, LogIndex(3));
 }
@@ -153,18 +188,22 @@ fn new_primary_does_not_ship_what_it_has_cut_off_but_not_yet_on_disk() {
     while core.apply_next(Time(0), &mut Nothing).is_some() {}
     core.handle_timeout(Time(1));
     let (sent, _) = drain(&mut core);
-    let Message::Probe { ballot: probe } = sent[0].1 else { panic!("{sent:?}") };
+    let Message::Probe { ballot: probe, .. } = sent[0].1 else { panic!("{sent:?}") };
     core.handle_message(
         Time(2),
         (GROUP, SECOND),
-        Message::ProbeAnswer { ballot: probe, willing: true, promised: newer },
+        Message::ProbeAnswer { ballot: probe, willing: true, promised: newer, incarnation: Incarnation::GENESIS },
     );
     let (_, token) = drain(&mut core);
     core.handle_persisted(Time(3), token.unwrap());
     drain(&mut core);
     let mine = core.status().promised;
     let last = Position { ballot: newer, index: LogIndex(3) };
-    core.handle_message(Time(4), (GROUP, SECOND), Message::Promise { ballot: mine, last });
+    core.handle_message(
+        Time(4),
+        (GROUP, SECOND),
+        Message::Promise { ballot: mine, last, incarnation: Incarnation::GENESIS },
+    );
     drain(&mut core);
     let entries = vec![entry(3, newer)];
     core.handle_message(Time(5), (GROUP, SECOND), Message::Fetched { ballot: mine, after: LogIndex(2), entries });
@@ -175,10 +214,15 @@ fn new_primary_does_not_ship_what_it_has_cut_off_but_not_yet_on_disk() {
         ballot: mine,
         previous: LogIndex(previous),
         retry_after: LogIndex::ZERO,
+        incarnation: Incarnation::GENESIS,
     };
     core.handle_message(Time(6), (GROUP, THIRD), refused(3));
     drain(&mut core);
-    core.handle_message(Time(7), (GROUP, THIRD), Message::Appended { ballot: mine, matched: LogIndex::ZERO });
+    core.handle_message(
+        Time(7),
+        (GROUP, THIRD),
+        Message::Appended { ballot: mine, matched: LogIndex::ZERO, incarnation: Incarnation::GENESIS },
+    );
     let mut asked = None;
     while let Some(output) = core.poll_output() {
         if let Output::ReadLog { from, .. } = output {

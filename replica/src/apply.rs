@@ -63,6 +63,7 @@ pub(crate) fn changes_locks(entries: &[(Applied, usize)]) -> bool {
         | Change::Refused(_)
         | Change::Skipped(_)
         | Change::SessionOpened(_)
-        | Change::SessionsClosed(_) => false,
+        | Change::SessionsClosed(_)
+        | Change::Members(_) => false,
     })
 }

@@ -7,8 +7,11 @@ use metadata::protocol::Reply;
 use metadata::{Error, Namespace, Overlay, Store};
 use multicast::command::{Command, Key};
 use multicast::core::{Core, SessionChange};
-use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId};
-use multicast::{Applied, Change, Decline, Entry, Event, Message, Time, Writes};
+use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
+use multicast::{
+    Applied, Change, ChangeRefused, Decline, Entry, Event, ForceRefused, InstallRefused, MemberChange, Membership,
+    Message, OrderState, Time, Writes,
+};
 
 use crate::apply::{Apply, Batch, Step, changes_locks};
 use crate::client::{Tell, Ticket};
@@ -59,6 +62,13 @@ pub enum Output<T> {
         from: LogIndex,
         /// About so many bytes.
         bytes_max: usize,
+    },
+    /// Send a copy of the state, see [`multicast::snapshot`], then call [`ReplicaCore::handle_snapshot_sent`].
+    SendSnapshot {
+        /// To that replica of this group …
+        to: ReplicaId,
+        /// … with that disk.
+        incarnation: Incarnation,
     },
     /// Serve as any other read: what it waited for has been applied.
     Serve(PendingRead<T>),
@@ -153,6 +163,57 @@ impl<T: Ticket> ReplicaCore<T> {
         self.ordering.handle_log_read(now, entries);
     }
 
+    /// The copy that [`Output::SendSnapshot`] asked for is in place at its receiver, up to that index; or it failed.
+    pub fn handle_snapshot_sent(&mut self, now: Time, to: ReplicaId, installed: Option<LogIndex>) {
+        self.ordering.handle_snapshot_sent(now, to, installed);
+    }
+
+    /// A copy of another replica's state is in the place of the own one on this disk: see [`Core::install_snapshot`]. Clients
+    /// that follow this replica's state have missed what changed, so they must begin anew.
+    ///
+    /// # Errors
+    /// If it was not taken over. Nothing was changed here.
+    pub fn install_snapshot(&mut self, now: Time, order: OrderState, front: &mut Front) -> Result<(), InstallRefused> {
+        self.ordering.install_snapshot(now, order)?;
+        let order = self.ordering.order();
+        front.applied = order.applied();
+        front.dependencies.clone_from(order.depends_on());
+        front.locked = Arc::new(locked_keys(order));
+        self.tick_soon(now);
+        Ok(())
+    }
+
+    /// An operator changes the group's members: see [`Core::change_membership`].
+    ///
+    /// # Errors
+    /// If nothing was logged.
+    pub fn change_membership(&mut self, now: Time, change: MemberChange) -> Result<LogIndex, ChangeRefused> {
+        self.ordering.change_membership(now, change)
+    }
+
+    /// An operator gives up the group's lost voters: see [`Core::force_membership`].
+    ///
+    /// # Errors
+    /// If nothing was logged.
+    pub fn force_membership(
+        &mut self,
+        now: Time,
+        named: (ReplicaId, Incarnation),
+        keep: &[ReplicaId],
+    ) -> Result<LogIndex, ForceRefused> {
+        self.ordering.force_membership(now, named, keep)
+    }
+
+    /// Another voter takes over, as this one is about to stop: see [`Core::hand_over`].
+    pub fn hand_over(&mut self, now: Time) -> Option<ReplicaId> {
+        self.ordering.hand_over(now)
+    }
+
+    /// Another group's members, from elsewhere: see [`Core::learn_members`].
+    pub fn learn_members(&mut self, now: Time, group: GroupId, members: Membership) {
+        self.ordering.learn_members(now, group, members);
+    }
+
     /// A client's update.
     pub fn handle_update(&mut self, now: Time, command: Arc<Command>, ticket: T) {
         self.waiting.add_update(now, command.id, ticket);
@@ -231,6 +292,9 @@ impl<T: Ticket> ReplicaCore<T> {
                 multicast::Output::Persist { token, writes } => return Some(Output::Persist { token, writes }),
                 multicast::Output::Send { to, message } => return Some(Output::Send { to, message }),
                 multicast::Output::ReadLog { from, bytes_max } => return Some(Output::ReadLog { from, bytes_max }),
+                multicast::Output::SendSnapshot { to, incarnation } => {
+                    return Some(Output::SendSnapshot { to, incarnation });
+                }
                 multicast::Output::Reply(reply) => {
                     self.waiting.settle_update(reply, self.ordering.order().depends_on());
                 }
@@ -319,7 +383,8 @@ impl<T: Ticket> ReplicaCore<T> {
             | Change::Committed(_)
             | Change::Aborted(_)
             | Change::Refused(_)
-            | Change::Skipped(_) => {}
+            | Change::Skipped(_)
+            | Change::Members(_) => {}
         }
         match (applied.reply, &applied.change) {
             (Some(reply), Change::Executed(command)) => self.waiting.settle_executed(reply, command, &mut end),
@@ -341,7 +406,12 @@ impl<T: Ticket> ReplicaCore<T> {
                     self.waiting.reply(read.ticket, Reply::NotPrimary { group: self.config.group, primary });
                 }
             }
-            Event::BecamePrimary { .. } | Event::IgnoredMessage { .. } | Event::FollowerBeyondHelp { .. } => {}
+            Event::BecamePrimary { .. }
+            | Event::IgnoredMessage { .. }
+            | Event::FollowerBeyondHelp { .. }
+            | Event::PeerMembers { .. }
+            | Event::DiskReplaced { .. }
+            | Event::Expelled { .. } => {}
         }
         self.outputs.push_back(Output::Note(Note::Ordering(event)));
         let primary = self.ordering.primary();

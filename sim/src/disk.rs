@@ -56,6 +56,9 @@ impl Disk {
         let mut records = Vec::with_capacity(writes.append.len() + 2);
         records.extend(writes.promised.map(|ballot| LogRecord::Promise(group, ballot)));
         records.extend(writes.committed.map(|(_, index)| LogRecord::Committed(group, index)));
+        if let Some(first) = writes.begin_at {
+            records.extend([LogRecord::VoidFrom(group, first), LogRecord::Trim(group, first)]);
+        }
         records.extend(writes.truncate_from.map(|from| LogRecord::VoidFrom(group, from)));
         records.extend(writes.rewrite.into_iter().map(|entry| LogRecord::Append(group, entry)));
         records.extend(writes.append.into_iter().map(|entry| LogRecord::Append(group, entry)));

@@ -277,6 +277,8 @@ impl Live {
                 }
                 Output::Send { to, message } => self.acts.push(Act::Send(to, message)),
                 Output::ReadLog { from, bytes_max } => self.acts.push(Act::ReadLog(from, bytes_max)),
+                // No run has logs that are cut so far.
+                Output::SendSnapshot { .. } => {}
                 Output::Serve(read) => self.view.serve(&self.store, read, &mut self.acts),
                 Output::Primary(primary) => self.view.front.primary = primary,
                 Output::Note(note) => self.note(group, &note),
@@ -294,7 +296,14 @@ impl Live {
             Note::Ordering(Event::FollowerBeyondHelp { replica, from }) => {
                 self.acts.push(Act::Violation(format!("{replica} of {group} needs entry {from}, which is gone")));
             }
-            Note::Ordering(Event::BecamePrimary { .. } | Event::BecameReady { .. } | Event::BecameFollower { .. })
+            Note::Ordering(
+                Event::BecamePrimary { .. }
+                | Event::BecameReady { .. }
+                | Event::BecameFollower { .. }
+                | Event::PeerMembers { .. }
+                | Event::DiskReplaced { .. }
+                | Event::Expelled { .. },
+            )
             | Note::SessionExpired(_) => {}
         }
         self.acts.push(Act::Note(format!("{note:?}")));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::ReplicaId;
+use crate::membership::Membership;
 use crate::time::Time;
 
 /// A voter tells the primary its time this often.
@@ -11,6 +12,8 @@ pub(super) const CLOCK_INTERVAL_MS: u64 = 1000;
 /// How far the other voters' clocks are ahead of the own one, as far as known.
 #[derive(Debug)]
 pub(crate) struct Clocks {
+    /// The other voters.
+    voters: Vec<ReplicaId>,
     quorum_size: usize,
     skew_ns_max: i128,
     /// In nanoseconds; too small by the time that the news travelled.
@@ -18,8 +21,16 @@ pub(crate) struct Clocks {
 }
 
 impl Clocks {
-    pub(crate) fn new(quorum_size: usize, skew_ms_max: u64) -> Self {
-        Clocks { quorum_size, skew_ns_max: i128::from(skew_ms_max) * 1_000_000, ahead: BTreeMap::new() }
+    pub(crate) fn new(skew_ms_max: u64) -> Self {
+        let skew_ns_max = i128::from(skew_ms_max) * 1_000_000;
+        Clocks { voters: Vec::new(), quorum_size: 1, skew_ns_max, ahead: BTreeMap::new() }
+    }
+
+    /// Whose clocks count from now on.
+    pub(crate) fn follow(&mut self, membership: &Membership, me: ReplicaId) {
+        self.voters = membership.voters().map(|member| member.replica).filter(|&voter| voter != me).collect();
+        self.quorum_size = membership.quorum_size();
+        self.ahead.retain(|replica, _| membership.member(*replica).is_some());
     }
 
     pub(crate) fn learn(&mut self, voter: ReplicaId, now: Time, theirs_ns: u64) {
@@ -29,7 +40,8 @@ impl Clocks {
     /// The own time, but no later than some quorum's clocks say, each of them, give or take the tolerated skew. None while
     /// too few clocks are known.
     pub(crate) fn trusted(&self, now: Time) -> Option<Time> {
-        let mut ahead: Vec<i128> = self.ahead.values().copied().chain([0]).collect();
+        let mut ahead: Vec<i128> = self.voters.iter().filter_map(|voter| self.ahead.get(voter)).copied().collect();
+        ahead.push(0);
         ahead.sort_unstable_by(|a, b| b.cmp(a));
         let latest = ahead.get(self.quorum_size - 1)?.saturating_add(self.skew_ns_max);
         let trusted = i128::from(now.0) + latest.min(0);

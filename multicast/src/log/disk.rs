@@ -64,9 +64,22 @@ impl<W> Disk<W> {
         }
     }
 
+    /// The log begins anew with this entry.
+    pub(crate) fn begin_at(&mut self, entry: Entry) {
+        self.pending.append.clear();
+        self.pending.rewrite.clear();
+        self.pending.truncate_from = None;
+        self.pending.begin_at = Some(entry.index);
+        self.durable = LogIndex::ZERO;
+        for (_, end) in &mut self.under_way {
+            *end = LogIndex::ZERO;
+        }
+        self.append(entry);
+    }
+
     /// Writes all that is kept again. False if that cannot be now.
     pub(crate) fn rewrite(&mut self, promised: Ballot, mut kept: Vec<Entry>) -> bool {
-        if self.pending.truncate_from.is_some() || !self.pending.rewrite.is_empty() {
+        if self.pending.truncate_from.is_some() || self.pending.begin_at.is_some() || !self.pending.rewrite.is_empty() {
             return false;
         }
         let new = self.pending.append.first().map(|entry| entry.index);

@@ -11,16 +11,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::entries::Slot;
 use super::{HeldBack, ROUND_MAX, ReadFor, Replicator, Role};
-use crate::ids::{Ballot, LogIndex, ReplicaId};
+use crate::ids::{Ballot, Incarnation, LogIndex, ReplicaId};
+use crate::membership::{Member, Membership};
 use crate::message::Message;
 use crate::output::{Event, Output};
-use crate::record::{Entry, Position};
+use crate::record::{Entry, Position, Record};
 use crate::time::Time;
 
 #[derive(Debug)]
 pub(super) struct Probing {
     ballot: Ballot,
-    willing: BTreeSet<ReplicaId>,
+    willing: BTreeSet<(ReplicaId, Incarnation)>,
     /// When to ask again: at the start of a cluster the others may not be there yet.
     pub(super) retry_due: Time,
 }
@@ -28,7 +29,8 @@ pub(super) struct Probing {
 #[derive(Debug)]
 pub(super) struct Candidate {
     ballot: Ballot,
-    promises: BTreeMap<ReplicaId, Position>,
+    /// Of anybody; those count that the membership names.
+    promises: BTreeMap<ReplicaId, (Incarnation, Position)>,
     fetching: Option<Fetching>,
     /// When to ask again what was not answered.
     pub(super) retry_due: Time,
@@ -52,12 +54,16 @@ impl Replicator {
         if matches!(self.role, Role::Follower) && self.primary.is_some() {
             self.outputs.push_back(Output::Event(Event::BecameFollower { primary: None }));
         }
-        self.role = Role::Probing(Probing { ballot, willing: BTreeSet::from([self.me]), retry_due });
-        self.send_to_others(&Message::Probe { ballot });
+        self.role =
+            Role::Probing(Probing { ballot, willing: BTreeSet::from([(self.me, self.incarnation)]), retry_due });
+        self.send_probe(ballot);
         self.campaign_if_wanted();
     }
 
     pub(super) fn probing_timeout(&mut self) {
+        if !self.may_lead() {
+            return self.become_follower(None);
+        }
         if self.now >= self.election_due {
             return self.become_probing();
         }
@@ -65,11 +71,22 @@ impl Replicator {
         if self.now >= probing.retry_due {
             probing.retry_due = self.now.after_ms(self.timing.heartbeat_ms);
             let ballot = probing.ballot;
-            self.send_to_others(&Message::Probe { ballot });
+            self.send_probe(ballot);
         }
     }
 
-    pub(super) fn handle_probe(&mut self, from: ReplicaId, ballot: Ballot) {
+    fn send_probe(&mut self, ballot: Ballot) {
+        let (incarnation, version) = (self.incarnation, self.membership().version);
+        self.send_to_others(&Message::Probe { ballot, incarnation, version });
+    }
+
+    pub(super) fn handle_probe(&mut self, from: ReplicaId, ballot: Ballot, incarnation: Incarnation, version: u64) {
+        let members = self.memberships.committed(self.committed);
+        // Whoever knows a later membership than this voter may be a member by that.
+        if members.version > version && !members.has(from, incarnation) {
+            let members = Membership::clone(members);
+            return self.send(from, Message::Members(members));
+        }
         let primary_works = match &self.role {
             Role::Primary(_) => true,
             // If the primary itself asks, it has restarted.
@@ -80,25 +97,24 @@ impl Replicator {
                         .is_some_and(|heard| self.now.ms_since(heard) < self.timing.election_timeout_ms)
             }
         };
-        let promised = self.promised;
-        self.send(from, Message::ProbeAnswer { ballot, willing: !primary_works, promised });
+        let (promised, incarnation) = (self.promised, self.incarnation);
+        self.send(from, Message::ProbeAnswer { ballot, willing: !primary_works, promised, incarnation });
     }
 
-    pub(super) fn handle_probe_answer(&mut self, from: ReplicaId, ballot: Ballot, willing: bool, promised: Ballot) {
-        self.see_round(promised);
+    pub(super) fn handle_willing(&mut self, from: ReplicaId, ballot: Ballot, incarnation: Incarnation) {
         if let Role::Probing(probing) = &mut self.role
             && probing.ballot == ballot
-            && willing
         {
-            probing.willing.insert(from);
+            probing.willing.insert((from, incarnation));
             self.campaign_if_wanted();
         }
     }
 
     fn campaign_if_wanted(&mut self) {
-        if let Role::Probing(probing) = &self.role
-            && probing.willing.len() >= self.quorum_size
-        {
+        let Role::Probing(probing) = &self.role else { return };
+        let membership = self.membership();
+        let willing = membership.voters().filter(|voter| probing.willing.contains(&(voter.replica, voter.incarnation)));
+        if willing.count() >= membership.quorum_size() {
             self.become_candidate();
         }
     }
@@ -110,11 +126,8 @@ impl Replicator {
         self.expect_primary();
         let retry_due = self.now.after_ms(self.timing.heartbeat_ms);
         self.role = Role::Candidate(Candidate { ballot, promises: BTreeMap::new(), fetching: None, retry_due });
-        for at in 0..self.voters.len() {
-            let voter = self.voters[at];
-            if voter != self.me {
-                self.send_when_durable(voter, Message::Campaign { ballot });
-            }
+        for voter in self.other_voters() {
+            self.send_when_durable(voter, Message::Campaign { ballot });
         }
         if let Some(HeldBack::OwnPromise(ballot)) = self.disk.hold_back(HeldBack::OwnPromise(ballot)) {
             self.own_promise_is_durable(ballot);
@@ -123,12 +136,15 @@ impl Replicator {
 
     pub(super) fn own_promise_is_durable(&mut self, ballot: Ballot) {
         let last = self.entries.last();
-        self.count_promise(self.me, ballot, last);
+        self.handle_promise((self.me, self.incarnation), ballot, last);
     }
 
     pub(super) fn handle_campaign(&mut self, from: ReplicaId, ballot: Ballot) {
         if ballot.owner != Some(from) || ballot.round > ROUND_MAX {
             return self.ignore(from, "campaigns in a ballot of another");
+        }
+        if self.expelled.is_some() {
+            return;
         }
         if ballot < self.promised {
             let promised = self.promised;
@@ -141,30 +157,47 @@ impl Replicator {
             self.become_follower(None);
         }
         self.tell_clock(from);
-        let last = self.entries.last();
-        self.send_when_durable(from, Message::Promise { ballot, last });
+        let (last, incarnation) = (self.entries.last(), self.incarnation);
+        self.send_when_durable(from, Message::Promise { ballot, last, incarnation });
     }
 
-    pub(super) fn handle_promise(&mut self, from: ReplicaId, ballot: Ballot, last: Position) {
-        self.count_promise(from, ballot, last);
-    }
-
-    fn count_promise(&mut self, from: ReplicaId, ballot: Ballot, last: Position) {
+    pub(super) fn handle_promise(&mut self, from: (ReplicaId, Incarnation), ballot: Ballot, last: Position) {
         let Role::Candidate(candidate) = &mut self.role else { return };
-        if candidate.ballot != ballot || candidate.fetching.is_some() {
+        if candidate.ballot != ballot {
             return;
         }
-        candidate.promises.insert(from, last);
+        candidate.promises.insert(from.0, (from.1, last));
+        if candidate.fetching.is_none() {
+            self.lead_if_promised();
+        }
+    }
+
+    /// Leads, if a quorum of those voters has promised that the own log names, and none of them has a more advanced log. A
+    /// log that is taken over may name others, who must then be asked, too.
+    fn lead_if_promised(&mut self) {
+        let Role::Candidate(candidate) = &self.role else { return };
         // The own promise must be among them: what this voter promised binds it only once durable.
-        if candidate.promises.len() < self.quorum_size || !candidate.promises.contains_key(&self.me) {
+        if !candidate.promises.contains_key(&self.me) {
             return;
         }
-        let own = self.entries.last();
-        let best = candidate.promises.iter().max_by_key(|(_, position)| **position);
-        let Some((&owner, &position)) = best.filter(|(_, position)| **position > own) else {
-            return self.become_primary(ballot);
+        if !self.may_lead() {
+            return self.leave_to_others();
+        }
+        let membership = self.memberships.latest();
+        let promised = |voter: &Member| {
+            let (incarnation, position) = candidate.promises.get(&voter.replica)?;
+            (*incarnation == voter.incarnation).then_some((*position, voter.replica))
         };
-        candidate.fetching = Some(Fetching { from: owner, after: self.committed, until: position });
+        let promises: Vec<(Position, ReplicaId)> = membership.voters().filter_map(promised).collect();
+        if promises.len() < membership.quorum_size() {
+            return;
+        }
+        let (ballot, own) = (candidate.ballot, self.entries.last());
+        let best = promises.into_iter().filter(|(position, _)| *position > own).max();
+        let Some((until, from)) = best else { return self.start_ballot(ballot, Record::Noop) };
+        let after = self.committed;
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        candidate.fetching = Some(Fetching { from, after, until });
         self.fetch();
     }
 
@@ -214,8 +247,13 @@ impl Replicator {
         let Some(reached) = self.take_entries(from, after, entries) else { return };
         if reached >= fetching.until.index {
             // Anything else than what was promised is no log to lead with.
-            let is_complete = self.entries.last() == fetching.until;
-            return if is_complete { self.become_primary(ballot) } else { self.leave_to_others() };
+            if self.entries.last() != fetching.until {
+                return self.leave_to_others();
+            }
+            let Role::Candidate(candidate) = &mut self.role else { return };
+            candidate.fetching = None;
+            self.ask_silent_voters();
+            return self.lead_if_promised();
         }
         let Role::Candidate(candidate) = &mut self.role else { return };
         candidate.fetching = Some(Fetching { after: reached, ..fetching });
@@ -269,14 +307,22 @@ impl Replicator {
         if candidate.fetching.is_some() {
             return self.fetch();
         }
+        if !self.may_lead() {
+            return self.become_follower(None);
+        }
+        self.ask_silent_voters();
+    }
+
+    fn ask_silent_voters(&mut self) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        if !candidate.promises.contains_key(&self.me) {
+            return;
+        }
         let ballot = candidate.ballot;
-        let own_is_durable = candidate.promises.contains_key(&self.me);
-        let silent: Vec<ReplicaId> =
-            self.voters.iter().copied().filter(|voter| !candidate.promises.contains_key(voter)).collect();
-        for voter in silent.into_iter().filter(|_| own_is_durable) {
-            if voter != self.me {
-                self.send(voter, Message::Campaign { ballot });
-            }
+        let mut silent = self.other_voters();
+        silent.retain(|voter| !candidate.promises.contains_key(voter));
+        for voter in silent {
+            self.send(voter, Message::Campaign { ballot });
         }
     }
 
@@ -297,7 +343,8 @@ impl Replicator {
 
     /// The primary says that it is this voter's turn.
     pub(super) fn handle_take_over(&mut self, from: ReplicaId, ballot: Ballot) {
-        if ballot == self.promised && ballot.owner == Some(from) && matches!(self.role, Role::Follower) {
+        let is_current = ballot == self.promised && ballot.owner == Some(from);
+        if is_current && matches!(self.role, Role::Follower) && self.may_lead() {
             self.become_candidate();
         }
     }

@@ -46,6 +46,12 @@ impl Entries {
         Ok(Entries { slots, before: LogIndex(first.0 - 1), len_bytes })
     }
 
+    /// The log begins anew with this one.
+    pub(crate) fn begin_at(slot: Slot) -> Self {
+        let (before, len_bytes) = (LogIndex(slot.entry.index.0 - 1), slot.entry.len_bytes());
+        Entries { slots: VecDeque::from([slot]), before, len_bytes }
+    }
+
     /// The end of the log.
     pub(crate) fn last(&self) -> Position {
         match self.slots.back() {

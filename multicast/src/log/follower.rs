@@ -40,7 +40,9 @@ impl Replicator {
             let retry_after =
                 if last < previous.index { last } else { self.entries.before_run(previous.index).max(self.committed) };
             let previous = previous.index;
-            return self.send_when_durable(from, Message::AppendRefused { ballot, previous, retry_after });
+            let incarnation = self.incarnation;
+            let refusal = Message::AppendRefused { ballot, previous, retry_after, incarnation };
+            return self.send_when_durable(from, refusal);
         }
         let Some(matched) = self.take_entries(from, previous.index, entries) else { return };
         if self.too_far_behind.is_some_and(|first| matched >= first) {
@@ -48,7 +50,8 @@ impl Replicator {
         }
         self.committed = self.committed.max(committed.min(matched));
         self.everywhere = self.everywhere.max(everywhere.min(self.committed));
-        self.send_when_durable(from, Message::Appended { ballot, matched });
+        let incarnation = self.incarnation;
+        self.send_when_durable(from, Message::Appended { ballot, matched, incarnation });
     }
 
     pub(super) fn handle_too_far_behind(&mut self, from: ReplicaId, ballot: Ballot, first: LogIndex) {

@@ -11,6 +11,8 @@ mod election;
 mod entries;
 mod extent;
 mod follower;
+mod install;
+mod members;
 mod primary;
 
 use std::collections::VecDeque;
@@ -19,8 +21,10 @@ use std::sync::Arc;
 use crate::config::{Config, Limits, Timing};
 use crate::core::Durable;
 use crate::error::Error;
-use crate::ids::{Ballot, GroupId, LogIndex, ReplicaId};
+use crate::ids::{Ballot, GroupId, Incarnation, LogIndex, ReplicaId};
+use crate::membership::{Membership, Memberships};
 use crate::message::Message;
+use crate::order::OrderState;
 use crate::output::{Event, Output};
 use crate::random::Random;
 use crate::record::{Entry, Position, Record};
@@ -33,16 +37,20 @@ use extent::Extent;
 use primary::Primary;
 
 /// No honest ballot gets here in the life of a universe; one beyond would break arithmetic.
-const ROUND_MAX: u64 = u64::MAX / 2;
+pub(crate) const ROUND_MAX: u64 = u64::MAX / 2;
 
 /// A voter's log and its role in replicating it.
 #[derive(Debug)]
 pub(crate) struct Replicator {
     group: GroupId,
     me: ReplicaId,
-    /// The preferred primary first.
-    voters: Vec<ReplicaId>,
-    quorum_size: usize,
+    incarnation: Incarnation,
+    memberships: Memberships,
+    /// What counts as long as the log says nothing else.
+    genesis: Arc<Membership>,
+    /// Others say that this replica is no member any more, as of this version of the membership.
+    expelled: Option<u64>,
+    auto_replace: bool,
     timing: Timing,
     limits: Limits,
     random: Random,
@@ -57,7 +65,7 @@ pub(crate) struct Replicator {
     committed: LogIndex,
     /// Handed out to be applied.
     applied: LogIndex,
-    /// Every voter has the log on disk up to here.
+    /// Every member has the log on disk up to here.
     everywhere: LogIndex,
     role: Role,
     /// The replica that was last seen acting as primary, and when.
@@ -110,17 +118,27 @@ struct Reading {
 }
 
 impl Replicator {
-    pub(crate) fn new(now: Time, config: &Config, durable: Durable, applied: LogIndex) -> Result<Self, Error> {
+    pub(crate) fn new(now: Time, config: &Config, durable: Durable, order: &OrderState) -> Result<Self, Error> {
+        let applied = order.applied();
+        let copied = order.copied().filter(|copied| install::is_unfinished(copied, &durable, applied));
         let first_on_disk = durable.first.max(LogIndex(1));
         let mut extent = Extent::new(config.limits.log_bytes_max, config.limits.log_entries_max);
         durable.entries.iter().for_each(|entry| extent.push(entry.index, entry.len_bytes()));
-        let entries = Entries::load(durable.entries, applied)?;
+        let entries = match copied {
+            Some(copied) => Entries::load(vec![copied.entry.clone()], applied)?,
+            None => Entries::load(durable.entries, applied)?,
+        };
         let last = entries.last();
+        let genesis = Arc::new(Membership::genesis(config.voters()));
+        let membership = Arc::clone(order.membership().unwrap_or(&genesis));
         let mut replicator = Replicator {
             group: config.group,
             me: config.replica,
-            voters: config.voters().to_vec(),
-            quorum_size: config.quorum_size(),
+            incarnation: config.incarnation,
+            memberships: Memberships::new(membership),
+            genesis,
+            expelled: None,
+            auto_replace: config.auto_replace,
             timing: config.timing,
             limits: config.limits,
             random: Random::new(config.seed),
@@ -139,13 +157,21 @@ impl Replicator {
             primary_heard: None,
             election_due: now,
             reading: None,
-            clocks: Clocks::new(config.quorum_size(), config.limits.skew_ms_max),
+            clocks: Clocks::new(config.limits.skew_ms_max),
             clock_told: None,
             too_far_behind: None,
             outputs: VecDeque::new(),
         };
+        replicator.find_memberships();
+        if let Some(copied) = copied {
+            replicator.finish_install(copied);
+        }
+        if let Some(copied) = order.copied() {
+            replicator.promise_at_least(copied);
+        }
         // The preferred voter begins at once, the others leave it time.
-        let rank = replicator.voters.iter().position(|&voter| voter == config.replica).unwrap_or(0) as u64;
+        let rank = replicator.membership().voters().position(|voter| voter.replica == config.replica);
+        let rank = rank.unwrap_or(1) as u64;
         if rank > 0 {
             replicator.expect_primary();
             replicator.election_due = replicator.election_due.after_ms(rank * config.timing.election_timeout_ms / 2);
@@ -155,35 +181,45 @@ impl Replicator {
 
     pub(crate) fn handle_message(&mut self, now: Time, from: ReplicaId, message: Message) {
         self.now = now;
-        if from == self.me || !self.voters.contains(&from) {
-            return self.ignore(from, "not from another voter");
+        if from == self.me {
+            return self.ignore(from, "not from another replica");
         }
         match message {
-            Message::Probe { ballot } => self.handle_probe(from, ballot),
-            Message::ProbeAnswer { ballot, willing, promised } => {
-                self.handle_probe_answer(from, ballot, willing, promised);
+            Message::Probe { ballot, incarnation, version } => self.handle_probe(from, ballot, incarnation, version),
+            Message::ProbeAnswer { ballot, willing, promised, incarnation } => {
+                self.see_round(promised);
+                if willing {
+                    self.handle_willing(from, ballot, incarnation);
+                }
             }
             Message::Campaign { ballot } => self.handle_campaign(from, ballot),
-            Message::Promise { ballot, last } => self.handle_promise(from, ballot, last),
+            Message::Promise { ballot, last, incarnation } => self.handle_promise((from, incarnation), ballot, last),
             Message::Outbid { promised } => self.handle_outbid(from, promised),
             Message::Fetch { ballot, after } => self.handle_fetch(from, ballot, after),
             Message::Fetched { ballot, after, entries } => self.handle_fetched(from, ballot, after, entries),
             Message::Append { ballot, previous, entries, committed, everywhere } => {
                 self.handle_append(from, ballot, previous, entries, committed, everywhere);
             }
-            Message::Appended { ballot, matched } => self.handle_appended(from, ballot, matched),
-            Message::AppendRefused { ballot, previous, retry_after } => {
-                self.handle_append_refused(from, ballot, previous, retry_after);
+            Message::Appended { ballot, matched, incarnation } => {
+                self.handle_appended((from, incarnation), ballot, matched);
+            }
+            Message::AppendRefused { ballot, previous, retry_after, incarnation } => {
+                self.handle_append_refused((from, incarnation), ballot, previous, retry_after);
             }
             Message::TakeOver { ballot } => self.handle_take_over(from, ballot),
             Message::TooFarBehind { ballot, first } => self.handle_too_far_behind(from, ballot, first),
-            Message::Clock { now_ns } => self.clocks.learn(from, now, now_ns),
+            Message::Clock { now_ns } if self.membership().member(from).is_some() => {
+                self.clocks.learn(from, now, now_ns);
+            }
+            Message::Clock { .. } => {}
+            Message::Members(membership) => self.handle_members(&membership),
             Message::Propose { .. }
             | Message::Facts(_)
             | Message::NotPrimary { .. }
             | Message::Busy { .. }
             | Message::HowFar { .. }
-            | Message::Reached { .. } => {
+            | Message::Reached { .. }
+            | Message::AskMembers { .. } => {
                 self.ignore(from, "not a message inside a group");
             }
         }
@@ -212,7 +248,8 @@ impl Replicator {
     pub(crate) fn handle_timeout(&mut self, now: Time) {
         self.now = now;
         match self.role {
-            Role::Follower if now >= self.election_due => self.become_probing(),
+            Role::Follower if now >= self.election_due && self.may_lead() => self.become_probing(),
+            Role::Follower if now >= self.election_due => self.expect_primary(),
             Role::Follower => {}
             Role::Probing(_) => self.probing_timeout(),
             Role::Candidate(_) => self.candidate_timeout(),
@@ -249,6 +286,7 @@ impl Replicator {
         }
         let record = Arc::clone(&self.entries.get(index).expect("what is not applied is in memory").record);
         self.applied = index;
+        self.memberships.applied(index);
         self.entries.trim(index, self.limits.log_tail_bytes);
         Some((index, record))
     }
@@ -288,7 +326,12 @@ impl Replicator {
     fn push(&mut self, slot: Slot) {
         self.disk.append(slot.entry.clone());
         self.extent.push(slot.entry.index, slot.entry.len_bytes());
+        let (index, record) = (slot.entry.index, Arc::clone(&slot.record));
         self.entries.push(slot);
+        if let Record::Config { membership } = &*record {
+            self.memberships.push(index, Arc::clone(membership));
+            self.follow_membership();
+        }
     }
 
     /// Voids the log from here on, in memory and on its way to the disk.
@@ -296,6 +339,9 @@ impl Replicator {
         let dropped_bytes = self.entries.truncate_from(index);
         self.extent.truncate_from(index, dropped_bytes);
         self.disk.truncate_from(index);
+        if self.memberships.truncate_from(index) {
+            self.follow_membership();
+        }
         if let Some(reading) = &mut self.reading {
             reading.through = reading.through.min(LogIndex(index.0 - 1));
         }
@@ -344,12 +390,13 @@ impl Replicator {
     }
 
     fn send_to_others(&mut self, message: &Message) {
-        for at in 0..self.voters.len() {
-            let voter = self.voters[at];
-            if voter != self.me {
-                self.send(voter, message.clone());
-            }
+        for voter in self.other_voters() {
+            self.send(voter, message.clone());
         }
+    }
+
+    fn other_voters(&self) -> Vec<ReplicaId> {
+        self.membership().voters().map(|voter| voter.replica).filter(|&voter| voter != self.me).collect()
     }
 
     fn ignore(&mut self, from: ReplicaId, reason: &'static str) {
@@ -406,6 +453,11 @@ impl Replicator {
         self.entries.last()
     }
 
+    /// The entry at that index, if it is in memory: the last one applied is.
+    pub(crate) fn entry(&self, index: LogIndex) -> Option<Entry> {
+        self.entries.get(index).map(|slot| slot.entry.clone())
+    }
+
     pub(crate) fn durable(&self) -> LogIndex {
         self.disk.durable()
     }
@@ -414,7 +466,7 @@ impl Replicator {
         self.committed
     }
 
-    /// Entries below this one are on every voter's disk, or too many. The one at it must stay: it is what others match
+    /// Entries below this one are on every member's disk, or too many. The one at it must stay: it is what others match
     /// against.
     pub(crate) fn truncatable_below(&self) -> LogIndex {
         self.everywhere.max(self.extent.cut(self.entries.last().index)).min(self.applied)

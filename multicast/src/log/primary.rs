@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 
 use super::entries::Entries;
+use super::members::Transfer;
 use super::{ReadFor, Replicator, Role};
 use crate::core::FollowerStatus;
-use crate::ids::{Ballot, LogIndex, ReplicaId};
+use crate::ids::{Ballot, Incarnation, LogIndex, ReplicaId};
+use crate::membership::{Member, MemberRole};
 use crate::message::Message;
 use crate::output::{Event, Output};
 use crate::record::{Entry, Position, Record};
@@ -16,8 +18,10 @@ pub(super) struct Primary {
     pub(super) ballot: Ballot,
     /// The entry that started the ballot: nothing before it is committed before it is.
     pub(super) start: LogIndex,
-    followers: Vec<Follower>,
+    pub(super) followers: Vec<Follower>,
     pub(super) heartbeat_due: Time,
+    /// Who has been told to take over, and until when nothing is taken for that.
+    pub(super) handing_over: Option<(ReplicaId, Time)>,
     /// Since when the preferred primary is up to date.
     preferred_since: Option<Time>,
     /// The disk could not read back what some follower needs: no use asking again in this heartbeat.
@@ -26,10 +30,10 @@ pub(super) struct Primary {
 
 /// How far one follower is.
 #[derive(Debug)]
-struct Follower {
-    replica: ReplicaId,
+pub(super) struct Follower {
+    pub(super) member: Member,
     /// Its log equals this one up to here, on its disk.
-    matched: LogIndex,
+    pub(super) matched: LogIndex,
     /// The next entry to send it.
     next: LogIndex,
     /// The position before `next`, if it has left this memory and was read back from disk.
@@ -41,13 +45,46 @@ struct Follower {
     unacknowledged_bytes: usize,
     told_committed: LogIndex,
     /// It lacks what was dropped, and has been told so.
-    beyond_help: bool,
+    pub(super) beyond_help: bool,
+    /// The copy of the state that it needs then.
+    pub(super) transfer: Transfer,
+    /// Another disk answers in its place, since then.
+    pub(super) stranger: Option<(Incarnation, Time)>,
     /// When it was last sent anything; `None`: send something at once.
     sent: Option<Time>,
-    heard: Time,
+    pub(super) heard: Time,
 }
 
 impl Follower {
+    pub(super) fn new(member: Member, next: LogIndex, heard: Time) -> Self {
+        Follower {
+            member,
+            matched: LogIndex::ZERO,
+            next,
+            anchor: Position::default(),
+            searching: false,
+            unacknowledged: VecDeque::new(),
+            unacknowledged_bytes: 0,
+            told_committed: LogIndex::ZERO,
+            beyond_help: false,
+            transfer: Transfer::Possible,
+            stranger: None,
+            sent: None,
+            heard,
+        }
+    }
+
+    pub(super) fn with_role(mut self, role: MemberRole) -> Self {
+        self.member.role = role;
+        self
+    }
+
+    /// Something else than the next entries is to be tried: does its log have what is before `next`?
+    pub(super) fn search_at(&mut self, next: LogIndex) {
+        self.restart_at(next);
+        (self.searching, self.sent) = (true, None);
+    }
+
     fn acknowledge(&mut self, matched: LogIndex) {
         self.matched = self.matched.max(matched);
         while let Some(&(last, bytes)) = self.unacknowledged.front() {
@@ -98,88 +135,81 @@ impl Told {
 }
 
 impl Replicator {
-    pub(super) fn become_primary(&mut self, ballot: Ballot) {
+    /// Becomes primary with this record as the first of the ballot.
+    pub(super) fn start_ballot(&mut self, ballot: Ballot, first: Record) {
         let start = self.entries.last().index.next();
-        let others = self.voters.iter().copied().filter(|&voter| voter != self.me);
-        let followers = others.map(|replica| Follower {
-            replica,
-            matched: LogIndex::ZERO,
-            // Most likely it has the same log; if not, it says so.
-            next: start,
-            anchor: Position::default(),
-            searching: false,
-            unacknowledged: VecDeque::new(),
-            unacknowledged_bytes: 0,
-            told_committed: LogIndex::ZERO,
-            beyond_help: false,
-            sent: None,
-            heard: self.now,
-        });
-        let followers = followers.collect();
         let heartbeat_due = self.now.after_ms(self.timing.heartbeat_ms);
         self.role = Role::Primary(Primary {
             ballot,
             start,
-            followers,
+            followers: Vec::new(),
             heartbeat_due,
+            handing_over: None,
             preferred_since: None,
             read_failed: false,
         });
         self.primary = Some(self.me);
+        self.follow_membership();
         self.outputs.push_back(Output::Event(Event::BecamePrimary { ballot }));
-        self.append(Record::Noop);
+        self.append(first);
     }
 
-    pub(super) fn handle_appended(&mut self, from: ReplicaId, ballot: Ballot, matched: LogIndex) {
-        let last = self.entries.last().index;
-        let now = self.now;
-        let Role::Primary(primary) = &mut self.role else { return };
-        if primary.ballot != ballot || matched > last {
-            return;
-        }
-        let Some(follower) = primary.followers.iter_mut().find(|follower| follower.replica == from) else { return };
-        follower.heard = now;
+    pub(super) fn handle_appended(&mut self, from: (ReplicaId, Incarnation), ballot: Ballot, matched: LogIndex) {
+        let (last, first) = (self.entries.last().index, self.first_on_disk);
+        let Some(follower) = self.hear_follower(from, ballot).filter(|_| matched <= last) else { return };
         follower.acknowledge(matched);
         if follower.searching && matched.next() >= follower.next {
             follower.searching = false;
         }
-        follower.beyond_help &= follower.matched < self.first_on_disk;
         follower.next = follower.next.max(follower.matched.next());
+        let is_matched = follower.matched >= first;
+        follower.beyond_help &= !is_matched;
         self.advance_committed();
     }
 
     pub(super) fn handle_append_refused(
         &mut self,
-        from: ReplicaId,
+        from: (ReplicaId, Incarnation),
         ballot: Ballot,
         previous: LogIndex,
         retry_after: LogIndex,
     ) {
-        let last = self.entries.last().index;
-        let now = self.now;
-        let Role::Primary(primary) = &mut self.role else { return };
-        if primary.ballot != ballot {
-            return;
-        }
-        let Some(follower) = primary.followers.iter_mut().find(|follower| follower.replica == from) else { return };
-        follower.heard = now;
+        let (last, first) = (self.entries.last().index, self.first_on_disk);
+        let Some(follower) = self.hear_follower(from, ballot) else { return };
         // Refusals of what was sent before the search, or before something that has arrived since, are old news.
         let is_old = previous <= follower.matched || (follower.searching && previous.next() != follower.next);
         if is_old {
             return;
         }
-        let dropped = if self.first_on_disk > LogIndex(1) { self.first_on_disk } else { LogIndex::ZERO };
+        let dropped = if first > LogIndex(1) { first } else { LogIndex::ZERO };
         if previous <= dropped {
-            if !std::mem::replace(&mut follower.beyond_help, true) {
-                let event = Event::FollowerBeyondHelp { replica: from, from: retry_after.next() };
-                self.outputs.push_back(Output::Event(event));
-            }
-            return self.send(from, Message::TooFarBehind { ballot, first: dropped });
+            self.send(from.0, Message::TooFarBehind { ballot, first: dropped });
+            return self.help(from.0, retry_after.next());
         }
         let retry_after = retry_after.min(last).min(LogIndex(previous.0 - 1)).max(follower.matched).max(dropped);
-        follower.restart_at(retry_after.next());
-        follower.searching = true;
-        follower.sent = None;
+        follower.search_at(retry_after.next());
+    }
+
+    /// The follower that has answered in this ballot, if it is the member and not what came in its place.
+    fn hear_follower(
+        &mut self,
+        (from, incarnation): (ReplicaId, Incarnation),
+        ballot: Ballot,
+    ) -> Option<&mut Follower> {
+        let now = self.now;
+        let Role::Primary(primary) = &mut self.role else { return None };
+        let mut followers = primary.followers.iter_mut().filter(|_| primary.ballot == ballot);
+        let follower = followers.find(|follower| follower.member.replica == from)?;
+        if follower.member.incarnation != incarnation {
+            if follower.stranger.is_none_or(|(known, _)| known != incarnation) {
+                follower.stranger = Some((incarnation, now));
+                self.outputs.push_back(Output::Event(Event::DiskReplaced { replica: from, incarnation }));
+            }
+            return None;
+        }
+        follower.stranger = None;
+        follower.heard = now;
+        Some(follower)
     }
 
     /// Sends each follower what it can take, in one message per turn if it fits, and the news of commits.
@@ -190,17 +220,20 @@ impl Replicator {
             Told { ballot: primary.ballot, committed: self.committed, everywhere: self.everywhere, now: self.now };
         let mut read_from: Option<LogIndex> = None;
         for follower in &mut primary.followers {
-            let to = (self.group, follower.replica);
+            let to = (self.group, follower.member.replica);
             let mut sent = false;
             let first = self.first_on_disk;
+            // What is not committed may still be voided: only voters need it. Whoever lost its disk gets no more than a sign.
+            let last = if follower.member.is_voter() { last } else { self.committed };
+            let is_member = follower.stranger.is_none();
             let is_dropped =
                 follower.next < first || (follower.next == first && follower.previous(&self.entries).is_none());
-            if !follower.searching && is_dropped {
+            if !follower.searching && is_member && is_dropped {
                 // Dropped before it was sent: perhaps the follower has it, else it must learn that it is lost.
-                follower.restart_at(first.next());
-                (follower.searching, follower.sent) = (true, None);
+                follower.search_at(first.next());
             }
             while !follower.searching
+                && is_member
                 && follower.next <= last
                 && follower.unacknowledged_bytes < self.limits.append_window_bytes
             {
@@ -208,7 +241,8 @@ impl Replicator {
                     read_from = read_from.or(Some(LogIndex(follower.next.0 - 1)));
                     break;
                 };
-                let entries = self.entries.batch(follower.next, self.limits.append_batch_bytes);
+                let mut entries = self.entries.batch(follower.next, self.limits.append_batch_bytes);
+                entries.retain(|entry| entry.index <= last);
                 if entries.is_empty() {
                     read_from = read_from.or(Some(follower.next));
                     break;
@@ -216,7 +250,8 @@ impl Replicator {
                 self.outputs.push_back(Output::Send { to, message: told.append(follower, previous, entries) });
                 sent = true;
             }
-            if !sent && (follower.sent.is_none() || (!follower.searching && follower.told_committed < told.committed)) {
+            let is_news = !follower.searching && is_member && follower.told_committed < told.committed;
+            if !sent && (follower.sent.is_none() || is_news) {
                 // Every log agrees on the beginning, which serves as heartbeat for those far behind.
                 let previous = follower.previous(&self.entries);
                 if previous.is_none() && follower.searching {
@@ -239,6 +274,7 @@ impl Replicator {
             return;
         }
         primary.read_failed = read.is_empty();
+        let mut helpless = Vec::new();
         let told =
             Told { ballot: primary.ballot, committed: self.committed, everywhere: self.everywhere, now: self.now };
         for follower in &mut primary.followers {
@@ -246,11 +282,11 @@ impl Replicator {
             if known.is_some() && (follower.searching || self.entries.get(follower.next).is_some()) {
                 continue;
             }
+            if follower.stranger.is_some() {
+                continue;
+            }
             if read.is_empty() {
-                if !std::mem::replace(&mut follower.beyond_help, true) {
-                    let event = Event::FollowerBeyondHelp { replica: follower.replica, from: follower.next };
-                    self.outputs.push_back(Output::Event(event));
-                }
+                helpless.push((follower.member.replica, follower.next));
                 continue;
             }
             let before = LogIndex(follower.next.0 - 1);
@@ -260,24 +296,37 @@ impl Replicator {
             if follower.searching {
                 follower.sent = None;
             } else if let Some(at) = read.iter().position(|entry| entry.index == follower.next) {
-                let message = told.append(follower, previous, read[at..].to_vec());
-                self.outputs.push_back(Output::Send { to: (self.group, follower.replica), message });
+                let mut entries = read[at..].to_vec();
+                entries.retain(|entry| follower.member.is_voter() || entry.index <= told.committed);
+                let message = told.append(follower, previous, entries);
+                self.outputs.push_back(Output::Send { to: (self.group, follower.member.replica), message });
             }
+        }
+        for (replica, from) in helpless {
+            self.help(replica, from);
         }
     }
 
     /// Commits what a quorum has on disk, the own disk counting like any other.
     pub(super) fn advance_committed(&mut self) {
         let Role::Primary(primary) = &self.role else { return };
-        let mut matched: Vec<LogIndex> = primary.followers.iter().map(|follower| follower.matched).collect();
-        matched.push(self.disk.durable());
-        matched.sort_unstable();
-        let on_quorum = matched[matched.len() - self.quorum_size];
-        // Entries of earlier ballots may still be replaced until one of this ballot is on a quorum.
-        if on_quorum >= primary.start && on_quorum > self.committed {
-            self.committed = on_quorum;
+        let membership = self.memberships.latest();
+        let durable = self.disk.durable();
+        let voters = primary.followers.iter().filter(|follower| follower.member.is_voter());
+        let mut matched: Vec<LogIndex> = voters.map(|follower| follower.matched).collect();
+        if membership.is_voter(self.me, self.incarnation) {
+            matched.push(durable);
         }
-        self.everywhere = self.everywhere.max(matched[0].min(self.committed));
+        matched.sort_unstable();
+        let on_quorum = matched.len().checked_sub(membership.quorum_size()).map(|at| matched[at]);
+        // Entries of earlier ballots may still be replaced until one of this ballot is on a quorum.
+        let on_quorum = on_quorum.filter(|&index| index >= primary.start && index > self.committed);
+        let everywhere = primary.followers.iter().map(|follower| follower.matched).chain([durable]).min();
+        self.committed = on_quorum.unwrap_or(self.committed);
+        self.everywhere = self.everywhere.max(everywhere.unwrap_or_default().min(self.committed));
+        if on_quorum.is_some() {
+            self.leave_if_removed();
+        }
     }
 
     pub(super) fn primary_timeout(&mut self) {
@@ -289,8 +338,11 @@ impl Replicator {
         primary.heartbeat_due = now.after_ms(self.timing.heartbeat_ms);
         primary.read_failed = false;
         let timeout_ms = self.timing.election_timeout_ms;
-        let heard = primary.followers.iter().filter(|follower| now.ms_since(follower.heard) < timeout_ms).count();
-        if heard + 1 < self.quorum_size {
+        let voters = primary.followers.iter().filter(|follower| follower.member.is_voter());
+        let heard = voters.filter(|follower| now.ms_since(follower.heard) < timeout_ms).count();
+        let membership = self.memberships.latest();
+        let own = usize::from(membership.is_voter(self.me, self.incarnation));
+        if heard + own < membership.quorum_size() {
             // Cut off: whoever asks here should look elsewhere.
             return self.become_follower(None);
         }
@@ -301,15 +353,17 @@ impl Replicator {
             }
         }
         self.hand_over_if_due();
+        self.maintain_membership();
     }
 
     /// The first voter of the list is where the operator wants the primary.
     fn hand_over_if_due(&mut self) {
         let last = self.entries.last().index;
         let (now, return_ms, heartbeat_ms) = (self.now, self.timing.return_ms, self.timing.heartbeat_ms);
-        let preferred = self.voters[0];
+        let Some(preferred) = self.membership().voters().next().map(|voter| voter.replica) else { return };
         let Role::Primary(primary) = &mut self.role else { return };
-        let Some(follower) = primary.followers.iter().find(|follower| follower.replica == preferred) else { return };
+        let mut followers = primary.followers.iter();
+        let Some(follower) = followers.find(|follower| follower.member.replica == preferred) else { return };
         let is_up_to_date =
             now.ms_since(follower.heard) < 3 * heartbeat_ms && follower.matched.0 + HAND_OVER_LAG_MAX >= last.0;
         if !is_up_to_date || return_ms == 0 {
@@ -327,10 +381,14 @@ impl Replicator {
     pub(crate) fn followers(&self) -> Vec<FollowerStatus> {
         let Role::Primary(primary) = &self.role else { return Vec::new() };
         let status = |follower: &Follower| FollowerStatus {
-            replica: follower.replica,
+            replica: follower.member.replica,
+            incarnation: follower.member.incarnation,
+            role: follower.member.role,
             matched: follower.matched,
             heard: follower.heard,
             beyond_help: follower.beyond_help,
+            is_copying: follower.transfer == Transfer::UnderWay,
+            other_disk: follower.stranger.map(|(incarnation, _)| incarnation),
         };
         primary.followers.iter().map(status).collect()
     }

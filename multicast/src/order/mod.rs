@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Command, Key};
 use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
 use crate::machine::{CONTRIBUTION_BYTES_MAX, Context, Machine};
+use crate::membership::Membership;
 use crate::output::{Applied, Change, Reply};
 use crate::record::{Contribution, Record, Refusal, Rejection};
+use crate::snapshot::{InstallRefused, Snapshot};
 use locks::Locks;
 use rows::RowKey;
 use sessions::{Ended, Session};
@@ -36,6 +38,10 @@ pub struct OrderState {
     prepared: BTreeMap<CommandId, Prepared>,
     settled: BTreeMap<CommandId, Settled>,
     locks: Locks,
+    /// None as long as it is the one of the founding.
+    membership: Option<Arc<Membership>>,
+    /// Where the state came from, if it was another replica's.
+    copied: Option<Arc<Snapshot>>,
     /// Rows that differ from what was last drained.
     dirty: BTreeSet<RowKey>,
 }
@@ -108,6 +114,8 @@ impl OrderState {
             prepared: BTreeMap::new(),
             settled: BTreeMap::new(),
             locks: Locks::default(),
+            membership: None,
+            copied: None,
             dirty: BTreeSet::new(),
         }
     }
@@ -135,6 +143,11 @@ impl OrderState {
                 self.raise_clock(*timestamp);
                 machine.tick(&self.context(*timestamp));
                 (Change::Nothing, None)
+            }
+            Record::Config { membership } => {
+                self.membership = Some(Arc::clone(membership));
+                self.dirty.insert(RowKey::Members);
+                (Change::Members(Arc::clone(membership)), None)
             }
         };
         Applied { index, change, reply }
@@ -378,6 +391,30 @@ impl OrderState {
         for (group, index) in seen.iter_effects() {
             self.depends_on.advance_effects(group, index);
         }
+    }
+
+    /// Makes a state that was another replica's ready to become this one's: it, and its rows, say from now on where its log
+    /// begins. See [`crate::snapshot`].
+    ///
+    /// # Errors
+    /// [`InstallRefused::Unfit`] if the snapshot is not this state's.
+    pub fn begin_at(&mut self, snapshot: Snapshot) -> Result<(), InstallRefused> {
+        if snapshot.entry.index != self.applied || !snapshot.is_plausible() {
+            return Err(InstallRefused::Unfit);
+        }
+        self.copied = Some(Arc::new(snapshot));
+        self.dirty.insert(RowKey::Copied);
+        Ok(())
+    }
+
+    pub(crate) fn copied(&self) -> Option<&Arc<Snapshot>> {
+        self.copied.as_ref()
+    }
+
+    /// The group's members as of this state; none if they are those of the founding.
+    #[must_use]
+    pub fn membership(&self) -> Option<&Arc<Membership>> {
+        self.membership.as_ref()
     }
 
     /// The group.

@@ -1,5 +1,7 @@
 //! The replicated state as rows of a key-value store: only rows that changed are written.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -7,6 +9,7 @@ use super::sessions::Stored;
 use super::{OrderState, Prepared, Settled};
 use crate::error::Error;
 use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
+use crate::membership::Membership;
 
 /// Version of the encoding of rows, the first byte of each value.
 const ROW_VERSION: u8 = 1;
@@ -14,6 +17,10 @@ const ROW_VERSION: u8 = 1;
 /// Names one row. Its order is that of the encoded keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RowKey {
+    /// `b`: the snapshot that this state came with. Each replica's own, so no part of the digest.
+    Copied,
+    /// `c`: the members, if they are others than at the founding.
+    Members,
     /// `e` session: it has ended.
     Ended(SessionId),
     /// `m`: applied index, clock, dependencies.
@@ -47,6 +54,8 @@ impl RowKey {
             RowKey::Settled(id) => push_id(b'o', id),
             RowKey::Prepared(id) => push_id(b'p', id),
             RowKey::Reply(id) => push_id(b'r', id),
+            RowKey::Copied => key.push(b'b'),
+            RowKey::Members => key.push(b'c'),
             RowKey::Meta => key.push(b'm'),
             RowKey::Ended(session) | RowKey::Session(session) => {
                 key.push(if matches!(self, RowKey::Ended(_)) { b'e' } else { b's' });
@@ -67,6 +76,8 @@ impl RowKey {
         let expect_len = |len: usize| if rest.len() == len { Ok(()) } else { Err(corrupt()) };
         match tag {
             b'e' => expect_len(8).and_then(|()| word(0)).map(|session| RowKey::Ended(SessionId(session))),
+            b'b' => expect_len(0).map(|()| RowKey::Copied),
+            b'c' => expect_len(0).map(|()| RowKey::Members),
             b'm' => expect_len(0).map(|()| RowKey::Meta),
             b'o' => expect_len(16).and_then(|()| id()).map(RowKey::Settled),
             b'p' => expect_len(16).and_then(|()| id()).map(RowKey::Prepared),
@@ -90,6 +101,14 @@ impl OrderState {
                 RowKey::Meta => {
                     let meta: Meta = decode_value(&value)?;
                     (state.applied, state.clock, state.depends_on) = (meta.applied, meta.clock, meta.depends_on);
+                }
+                RowKey::Copied => state.copied = Some(Arc::new(decode_value(&value)?)),
+                RowKey::Members => {
+                    let membership: Membership = decode_value(&value)?;
+                    if !membership.is_valid() {
+                        return Err(Error::CorruptRow("a membership that no group can have".to_owned()));
+                    }
+                    state.membership = Some(Arc::new(membership));
                 }
                 RowKey::Session(session) => {
                     state.sessions.entry(session).or_default().floor = decode_value(&value)?;
@@ -139,8 +158,9 @@ impl OrderState {
         let prepared = self.prepared.keys().map(|&id| RowKey::Prepared(id));
         let settled = self.settled.keys().map(|&id| RowKey::Settled(id));
         let ended = self.ended.keys().map(|&session| RowKey::Ended(session));
+        let members = self.membership.iter().map(|_| RowKey::Members);
         let keys =
-            std::iter::once(RowKey::Meta).chain(ended).chain(sessions).chain(replies).chain(prepared).chain(settled);
+            members.chain([RowKey::Meta]).chain(ended).chain(sessions).chain(replies).chain(prepared).chain(settled);
         keys.fold(0, |hash, key| {
             let hash = xxh3_64_with_seed(&key.encode(), hash);
             xxh3_64_with_seed(&self.row(key).unwrap_or_default(), hash)
@@ -149,6 +169,8 @@ impl OrderState {
 
     fn row(&self, key: RowKey) -> Option<Vec<u8>> {
         match key {
+            RowKey::Copied => self.copied.as_deref().map(encode_value),
+            RowKey::Members => self.membership.as_deref().map(encode_value),
             RowKey::Meta => Some(encode_value(&Meta {
                 applied: self.applied,
                 clock: self.clock,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::multi::Stage;
-use super::proof::INDEX_MAX;
+use super::proof::{INDEX_MAX, Reached};
 use super::{Closing, Sequencer, TIMESTAMP_MAX, Turn, len_bytes};
 use crate::command::Command;
 use crate::ids::{CommandId, GroupId, ReplicaId, Timestamp};
@@ -60,8 +60,9 @@ impl Sequencer {
                 self.heard(turn, from);
                 self.handle_busy(turn, id, binding);
             }
-            Message::Reached { question, committed, last } => {
-                self.handle_reached(turn, from, question, committed, last)
+            Message::Reached { question, committed, last, version, incarnation } => {
+                let answer = Reached { question, committed, last, version, incarnation };
+                self.handle_reached(turn, from, answer);
             }
             _ => ignore(turn, from, "not a message between groups"),
         }
@@ -250,7 +251,7 @@ impl Sequencer {
     }
 
     /// Asks a group again for everything that is lacking of it.
-    fn ask_again(&mut self, turn: &mut Turn<'_>, group: GroupId) {
+    pub(super) fn ask_again(&mut self, turn: &mut Turn<'_>, group: GroupId) {
         let lacks = |multi: &super::Multi| multi.others.get(&group).is_some_and(|told| multi.lacks(told));
         let ids: Vec<CommandId> = self.multis.iter().filter(|(_, multi)| lacks(multi)).map(|(&id, _)| id).collect();
         for id in ids {

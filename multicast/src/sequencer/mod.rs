@@ -19,6 +19,7 @@ use crate::core::{SessionChange, Unfinished};
 use crate::hash::BuildWordHasher;
 use crate::ids::{CommandId, GroupId, LogIndex, ReplicaId, Timestamp};
 use crate::log::Replicator;
+use crate::membership::Membership;
 use crate::message::Message;
 use crate::order::{OrderState, Standing};
 use crate::output::{Applied, Change, Decline, Output};
@@ -123,8 +124,7 @@ impl Turn<'_> {
 
 impl Sequencer {
     /// Takes over: `turn.order` has applied everything up to the entry that started the ballot.
-    pub(crate) fn new(config: &Config, turn: &mut Turn<'_>) -> Self {
-        let others = config.groups.iter().filter(|(group, _)| **group != config.group);
+    pub(crate) fn new(config: &Config, directory: &BTreeMap<GroupId, Membership>, turn: &mut Turn<'_>) -> Self {
         let mut sequencer = Sequencer {
             group: config.group,
             limits: config.limits,
@@ -140,7 +140,7 @@ impl Sequencer {
             multis: BTreeMap::new(),
             load: Load::default(),
             early: BTreeMap::new(),
-            peers: others.map(|(&group, voters)| (group, Peer::new(turn.now, voters))).collect(),
+            peers: directory.iter().map(|(&group, members)| (group, Peer::new(turn.now, members))).collect(),
             awake: VecDeque::new(),
             timers: BTreeSet::new(),
             forgettable: Vec::new(),
@@ -149,6 +149,14 @@ impl Sequencer {
         };
         sequencer.rebuild(turn);
         sequencer
+    }
+
+    /// Another group has other members than was known.
+    pub(crate) fn peer_moved(&mut self, turn: &mut Turn<'_>, group: GroupId, members: &Membership) {
+        let Some(peer) = self.peers.get_mut(&group) else { return };
+        if peer.moved(turn.now, members) {
+            self.ask_again(turn, group);
+        }
     }
 
     /// A client asks for a command.
@@ -240,7 +248,7 @@ impl Sequencer {
                 self.release_single(*id);
                 self.multi_skipped(turn, *id);
             }
-            Change::Nothing | Change::SessionOpened(_) | Change::SessionsClosed(_) => {}
+            Change::Nothing | Change::SessionOpened(_) | Change::SessionsClosed(_) | Change::Members(_) => {}
         }
         self.close_confirmed(turn);
         self.run(turn);

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::{LogIndex, ReplicaId};
+use crate::ids::{Incarnation, LogIndex, ReplicaId};
+use crate::membership::Membership;
 use crate::time::Time;
 
 /// Another group.
 #[derive(Debug)]
 pub(super) struct Peer {
-    voters: Vec<ReplicaId>,
+    members: Membership,
     /// Probably its primary.
     target: ReplicaId,
     /// Since when that one is asked in vain.
@@ -38,11 +39,10 @@ pub(super) struct Inquiry {
 }
 
 impl Peer {
-    /// `voters` has at least one.
-    pub(super) fn new(now: Time, voters: &[ReplicaId]) -> Self {
+    pub(super) fn new(now: Time, members: &Membership) -> Self {
         Peer {
-            target: voters[0],
-            voters: voters.to_vec(),
+            target: first_voter(members),
+            members: members.clone(),
             target_since: now,
             unanswered_since: None,
             redirected: None,
@@ -69,13 +69,39 @@ impl Peer {
         self.target
     }
 
-    pub(super) fn voters(&self) -> &[ReplicaId] {
-        &self.voters
+    /// It has other members than was known. True if the questions go to another from now on.
+    pub(super) fn moved(&mut self, now: Time, members: &Membership) -> bool {
+        self.members = members.clone();
+        // What the old ones have answered says nothing about the new.
+        self.inquiry = None;
+        self.inquired_at = None;
+        let is_lost = !self.is_among_voters(self.target);
+        if is_lost {
+            self.target = first_voter(members);
+            self.target_since = now;
+        }
+        is_lost
+    }
+
+    pub(super) fn voters(&self) -> Vec<ReplicaId> {
+        self.members.voters().map(|voter| voter.replica).collect()
+    }
+
+    pub(super) fn is_voter(&self, replica: ReplicaId, incarnation: Incarnation) -> bool {
+        self.members.is_voter(replica, incarnation)
+    }
+
+    fn is_among_voters(&self, replica: ReplicaId) -> bool {
+        self.members.voters().any(|voter| voter.replica == replica)
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.members.version
     }
 
     /// Any two sets of so many of its voters share one.
     pub(super) fn quorum_size(&self) -> usize {
-        self.voters.len() / 2 + 1
+        self.members.quorum_size()
     }
 
     /// True if a question of so long ago, or none, is all that its voters got.
@@ -103,13 +129,14 @@ impl Peer {
         if from != self.target {
             return false;
         }
-        self.aim(now, hint.filter(|hint| *hint != from && self.voters.contains(hint)));
+        self.aim(now, hint.filter(|hint| *hint != from && self.is_among_voters(*hint)));
         self.may_redirect(now, pause_ms)
     }
 
     fn aim(&mut self, now: Time, hint: Option<ReplicaId>) {
-        let at = self.voters.iter().position(|&voter| voter == self.target).unwrap_or(0);
-        self.target = hint.unwrap_or(self.voters[(at + 1) % self.voters.len()]);
+        let voters = self.voters();
+        let at = voters.iter().position(|&voter| voter == self.target).unwrap_or(voters.len() - 1);
+        self.target = hint.unwrap_or(voters[(at + 1) % voters.len()]);
         self.target_since = now;
     }
 
@@ -128,4 +155,9 @@ impl Peer {
     pub(super) fn is_silent(&self, now: Time, silence_ms: u64) -> bool {
         self.unanswered_since.is_some_and(|since| now.ms_since(since) >= silence_ms)
     }
+}
+
+/// Whom to ask first. A group has voters: other memberships are not taken over.
+fn first_voter(members: &Membership) -> ReplicaId {
+    members.voters().next().map_or(ReplicaId(0), |voter| voter.replica)
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use super::peers::{Inquiry, Peer};
 use super::{Sequencer, Turn, len_bytes};
 use crate::command::Command;
-use crate::ids::{CommandId, GroupId, LogIndex, ReplicaId};
+use crate::ids::{CommandId, GroupId, Incarnation, LogIndex, ReplicaId};
 use crate::message::Message;
 use crate::output::Decline;
 use crate::time::Time;
@@ -49,6 +49,15 @@ pub(super) struct Unproven {
     /// Answers to later questions may judge it.
     serial: u64,
     due: Time,
+}
+
+/// What a voter of another group says of its log, see [`Message::Reached`].
+pub(super) struct Reached {
+    pub(super) question: u64,
+    pub(super) committed: LogIndex,
+    pub(super) last: LogIndex,
+    pub(super) version: u64,
+    pub(super) incarnation: Incarnation,
 }
 
 impl Sequencer {
@@ -121,7 +130,7 @@ impl Sequencer {
         let Some(peer) = self.peers.get_mut(&group) else { return };
         peer.inquired_at = Some(turn.now);
         peer.inquiry = Some(Inquiry { question, lasts: std::collections::BTreeMap::new() });
-        for &voter in peer.voters() {
+        for voter in peer.voters() {
             turn.send((group, voter), Message::HowFar { question });
         }
     }
@@ -130,9 +139,7 @@ impl Sequencer {
         &mut self,
         turn: &mut Turn<'_>,
         from: (GroupId, ReplicaId),
-        question: u64,
-        committed: LogIndex,
-        last: LogIndex,
+        Reached { question, committed, last, version, incarnation }: Reached,
     ) {
         let group = from.0;
         let Some(peer) = self.peers.get_mut(&group) else { return };
@@ -141,9 +148,15 @@ impl Sequencer {
         }
         peer.reached = peer.reached.max(committed);
         peer.reached_at = turn.now;
+        if version > peer.version() {
+            turn.send(from, Message::AskMembers { version: peer.version() });
+        }
+        // Under a membership that is not known here another quorum may have decided; but then one of any quorum of this
+        // one has it in its log.
+        let counts = version <= peer.version() && peer.is_voter(from.1, incarnation);
         let quorum_size = peer.quorum_size();
         let reached = peer.reached;
-        let asked = peer.inquiry.as_mut().filter(|inquiry| inquiry.question == question);
+        let asked = peer.inquiry.as_mut().filter(|inquiry| counts && inquiry.question == question);
         let judged = asked.and_then(|inquiry| {
             inquiry.lasts.insert(from.1, last);
             let longest = inquiry.lasts.values().max().copied()?;

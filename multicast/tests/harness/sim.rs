@@ -462,6 +462,7 @@ impl Sim {
                 let delay = self.rnd.below(2 * MS);
                 self.at(delay, Happening::LogRead { node: address, life, from, bytes_max });
             }
+            Output::SendSnapshot { .. } => {}
             Output::Event(multicast::Event::IgnoredMessage { reason, .. }) => {
                 // Honest replicas may be late, never wrong.
                 panic!("{address:?} ignored a message: {reason}");

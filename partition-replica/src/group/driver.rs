@@ -126,6 +126,8 @@ impl Driver {
                 }
                 Output::Send { to, message } => self.parts.router.post(&mut self.outbox, to, message),
                 Output::ReadLog { from, bytes_max } => self.read_log(from, bytes_max)?,
+                // States are not copied between nodes yet: it asks again later.
+                Output::SendSnapshot { to, .. } => self.parts.core.handle_snapshot_sent(now, to, None),
                 Output::Serve(read) => self.parts.view.serve(read),
                 Output::Primary(primary) => self.parts.view.advance(|front, _| front.primary = primary),
                 Output::Note(note) => self.log_note(&note),
@@ -190,6 +192,15 @@ impl Driver {
             Note::Ordering(Event::FollowerBeyondHelp { replica, from }) => {
                 tracing::error!(%group, %replica, index = from.0, "a follower needs log entries that are gone");
             }
+            Note::Ordering(Event::DiskReplaced { replica, incarnation }) => {
+                tracing::warn!(%group, %replica, %incarnation, "a member came back with another disk");
+            }
+            Note::Ordering(Event::PeerMembers { group: other, version }) => {
+                tracing::info!(%group, %other, version, "another group has other members");
+            }
+            Note::Ordering(Event::Expelled { version }) => {
+                tracing::warn!(%group, version, "this replica is no member any more");
+            }
             Note::SessionExpired(session) => tracing::info!(%group, %session, "session expired"),
         }
     }
@@ -233,6 +244,11 @@ fn log_records(group: GroupId, writes: Writes, records: &mut Vec<WalRecord>) {
         records.push(WalRecord::HardState { group, promised, committed });
     } else if let Some(promised) = writes.promised {
         records.push(WalRecord::HardState { group, promised, committed: LogIndex::ZERO });
+    }
+    if let Some(first) = writes.begin_at {
+        // What follows here is the first entry, which voids whatever was there or behind it.
+        let through = LogIndex(first.0 - 1);
+        records.push(WalRecord::Trim { group, through, ballot: multicast::ids::Ballot::default() });
     }
     if let Some(from) = writes.truncate_from {
         records.push(WalRecord::Truncate { group, from });

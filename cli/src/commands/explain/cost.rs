@@ -4,8 +4,6 @@
 //! at the primary of one of them: timestamps cross once, in both directions at the same time, and each group logs three
 //! entries on its quorum; groups work side by side, so the slowest counts.
 
-use std::collections::BTreeMap;
-
 use multicast::ids::{GroupId, ReplicaId};
 use net::wan::Matrix;
 
@@ -98,8 +96,7 @@ impl<'a> Distances<'a> {
     /// The rule is the ordering core's own.
     fn quorum_size(&self, group: GroupId) -> usize {
         let voters: Vec<ReplicaId> = self.voters(group).iter().map(|node| node.id).collect();
-        let replica = voters.first().copied().unwrap_or(ReplicaId(0));
-        multicast::Config::new(group, replica, BTreeMap::from([(group, voters)])).quorum_size()
+        multicast::Membership::genesis(&voters).quorum_size()
     }
 
     fn way(&self, from: &str, to: &str) -> Option<Price> {
