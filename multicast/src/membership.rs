@@ -295,12 +295,19 @@ impl Membership {
 #[derive(Debug)]
 pub(crate) struct Memberships {
     applied: Arc<Membership>,
+    /// Where it came in, or later.
+    applied_at: LogIndex,
     newer: Vec<(LogIndex, Arc<Membership>)>,
 }
 
 impl Memberships {
-    pub(crate) fn new(applied: Arc<Membership>) -> Self {
-        Memberships { applied, newer: Vec::new() }
+    pub(crate) fn new(applied: Arc<Membership>, applied_at: LogIndex) -> Self {
+        Memberships { applied, applied_at, newer: Vec::new() }
+    }
+
+    /// Whose log reaches this far has the latest.
+    pub(crate) fn latest_at(&self) -> LogIndex {
+        self.newer.last().map_or(self.applied_at, |(index, _)| *index)
     }
 
     /// The one that counts.
@@ -333,8 +340,8 @@ impl Memberships {
     /// The log is applied up to `index`.
     pub(crate) fn applied(&mut self, index: LogIndex) {
         let count = self.newer.iter().take_while(|(at, _)| *at <= index).count();
-        if let Some((_, membership)) = self.newer.drain(..count).next_back() {
-            self.applied = membership;
+        if let Some((at, membership)) = self.newer.drain(..count).next_back() {
+            (self.applied, self.applied_at) = (membership, at);
         }
     }
 }

@@ -195,6 +195,7 @@ fn log_is_cut_by_size_and_who_needs_it_is_told() {
                 limits.log_entries_max = 30;
             }
         });
+        sim.no_copies = true;
         let dead = (A, sim.voters[&A][2]);
         sim.crash(dead);
         for sequence in 1..=200 {

@@ -21,6 +21,11 @@ fn seeds_or(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
 }
 
 fn run(seed: u64, adjust: impl Fn(&mut Options)) -> (u64, usize) {
+    let (sim, executed) = run_sim(seed, adjust);
+    (sim.trace, executed)
+}
+
+fn run_sim(seed: u64, adjust: impl Fn(&mut Options)) -> (Sim, usize) {
     let mut options = Options::draw(&mut Rnd::new(seed ^ 0xabcd));
     adjust(&mut options);
     let describe = format!("seed {seed}: {options:?}");
@@ -28,7 +33,7 @@ fn run(seed: u64, adjust: impl Fn(&mut Options)) -> (u64, usize) {
         let mut sim = Sim::new(seed, options);
         sim.run_to_quiet(400_000);
         let executed = sim.histories().values().map(Vec::len).sum();
-        (sim.trace, executed)
+        (sim, executed)
     }));
     outcome.unwrap_or_else(|panic| {
         eprintln!("MULTICAST_SEEDS={seed}..{} fails: {describe}", seed + 1);
@@ -78,6 +83,32 @@ fn cluster_struck_primaries_lose_nothing() {
             (options.clients, options.commands_per_client) = (4, 20);
         });
     }
+}
+
+/// Members come and go, disks get lost, logs are cut short, while everything else goes wrong, too.
+#[test]
+fn cluster_members_that_change_lose_nothing() {
+    let (mut changes, mut copies) = (0, 0);
+    for seed in seeds_or(0..90) {
+        let (ran, _) = run_sim(seed, |options| members_change(options, seed));
+        changes += ran.changes;
+        copies += ran.copies;
+    }
+    println!("{changes} changes, {copies} copies");
+    assert!(std::env::var("MULTICAST_SEEDS").is_ok() || (changes > 500 && copies > 100), "{changes}, {copies}");
+}
+
+fn members_change(options: &mut Options, seed: u64) {
+    let groups = options.voters.len().min(3);
+    options.voters = vec![[3, 3, 1][(seed % 3) as usize]; groups];
+    options.mix.groups = groups as u16;
+    options.spares = [2, 3, 1][(seed / 3 % 3) as usize];
+    options.operator_every_ms = [50, 300, 1_000][(seed / 9 % 3) as usize];
+    options.wipes = !seed.is_multiple_of(4);
+    options.auto_replace = !seed.is_multiple_of(5);
+    options.log_entries_max = [5, 40, 16 << 20][(seed / 2 % 3) as usize];
+    options.primary_every_ms = seed % 2 * 2_000;
+    (options.clients, options.commands_per_client, options.faults_until_ms) = (4, 25, 12_000);
 }
 
 #[test]

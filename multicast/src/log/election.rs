@@ -83,9 +83,12 @@ impl Replicator {
     pub(super) fn handle_probe(&mut self, from: ReplicaId, ballot: Ballot, incarnation: Incarnation, version: u64) {
         let members = self.memberships.committed(self.committed);
         // Whoever knows a later membership than this voter may be a member by that.
-        if members.version > version && !members.has(from, incarnation) {
-            let members = Membership::clone(members);
-            return self.send(from, Message::Members(members));
+        if members.version > version && !members.is_voter(from, incarnation) {
+            if !members.has(from, incarnation) {
+                let members = Membership::clone(members);
+                self.send(from, Message::Members(members));
+            }
+            return;
         }
         let primary_works = match &self.role {
             Role::Primary(_) => true,

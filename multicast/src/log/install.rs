@@ -62,7 +62,7 @@ impl Replicator {
         self.applied = index;
         self.too_far_behind = None;
         self.entries.trim(index, self.limits.log_tail_bytes);
-        self.memberships = Memberships::new(Arc::clone(membership.unwrap_or(&self.genesis)));
+        self.memberships = Memberships::new(Arc::clone(membership.unwrap_or(&self.genesis)), index);
         self.find_memberships();
         Ok(())
     }

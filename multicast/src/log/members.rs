@@ -45,7 +45,9 @@ impl Replicator {
 
     /// True if this replica may be elected, as far as it knows.
     pub(super) fn may_lead(&self) -> bool {
-        self.expelled.is_none() && self.membership().is_voter(self.me, self.incarnation)
+        self.expelled.is_none()
+            && self.too_far_behind.is_none()
+            && self.membership().is_voter(self.me, self.incarnation)
     }
 
     pub(crate) fn is_expelled(&self) -> bool {
@@ -131,7 +133,9 @@ impl Replicator {
             return Err(ChangeRefused::Silent(replica));
         }
         let behind = self.committed.0.saturating_sub(follower.matched.0);
-        if behind > PROMOTE_LAG_MAX { Err(ChangeRefused::Lagging { behind }) } else { Ok(()) }
+        // It must know that it is a member: one that was a voter before, and was removed, believes the removal else.
+        let is_lagging = behind > PROMOTE_LAG_MAX || follower.matched < self.memberships.latest_at();
+        if is_lagging { Err(ChangeRefused::Lagging { behind }) } else { Ok(()) }
     }
 
     /// How many voters of that membership answer, this one included.

@@ -135,7 +135,7 @@ impl Replicator {
             group: config.group,
             me: config.replica,
             incarnation: config.incarnation,
-            memberships: Memberships::new(membership),
+            memberships: Memberships::new(membership, applied),
             genesis,
             expelled: None,
             auto_replace: config.auto_replace,

@@ -7,6 +7,7 @@ pub mod checks;
 pub mod client;
 pub mod machine;
 pub mod node;
+pub mod operator;
 pub mod sim;
 
 /// SplitMix64: draws everything from the seed.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use multicast::core::Durable;
-use multicast::ids::{Ballot, GroupId, LogIndex, ReplicaId};
-use multicast::{Config, Core, Entry, OrderState, Time, Writes};
+use multicast::ids::{Ballot, GroupId, Incarnation, LogIndex, ReplicaId};
+use multicast::{Config, Core, Entry, OrderState, Snapshot, Time, Writes};
 
 use super::Rnd;
 use super::machine::TestMachine;
@@ -28,8 +28,16 @@ impl Wal {
         if let Some((promised, committed)) = writes.committed {
             assert_eq!(promised, self.promised, "what goes with it is what holds");
             assert!(committed > self.committed, "what is committed only grows");
-            assert!(self.entries.last_key_value().is_some_and(|(&last, _)| last >= committed), "it is on disk");
+            assert!(
+                writes.begin_at.is_none() && self.entries.last_key_value().is_some_and(|(&last, _)| last >= committed),
+                "it is on disk"
+            );
             self.committed = committed;
+        }
+        if let Some(index) = writes.begin_at {
+            assert_eq!(writes.append.first().map(|entry| entry.index), Some(index), "the new log has a beginning");
+            self.entries.clear();
+            self.newest_from = index;
         }
         if let Some(from) = writes.truncate_from {
             assert!(from > self.committed, "what is committed stays");
@@ -55,6 +63,17 @@ pub struct Store {
     pub rows: BTreeMap<Vec<u8>, Vec<u8>>,
     pub machine: TestMachine,
     pub applied: LogIndex,
+}
+
+impl Store {
+    fn write(&mut self, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+        for (key, value) in changes {
+            match value {
+                Some(value) => self.rows.insert(key, value),
+                None => self.rows.remove(&key),
+            };
+        }
+    }
 }
 
 pub struct Node {
@@ -147,12 +166,7 @@ impl Node {
     /// The store makes what was applied durable, and the log is cut.
     pub fn flush(&mut self) {
         let Some(core) = &mut self.core else { return };
-        for (key, value) in core.order_mut().drain_changes() {
-            match value {
-                Some(value) => self.flushed.rows.insert(key, value),
-                None => self.flushed.rows.remove(&key),
-            };
-        }
+        self.flushed.write(core.order_mut().drain_changes());
         self.flushed.machine = self.machine.clone();
         self.flushed.applied = core.order().applied();
         let keep = core.truncatable_below().min(self.flushed.applied);
@@ -160,6 +174,32 @@ impl Node {
             core.truncate_below(keep);
             self.wal.entries = self.wal.entries.split_off(&keep);
         }
+    }
+
+    /// Its state as it is now, for another replica.
+    pub fn copy(&mut self) -> Option<(Snapshot, Store)> {
+        self.flush();
+        Some((self.core.as_ref()?.snapshot()?, self.flushed.clone()))
+    }
+
+    /// Another replica's state in the place of the own one, in one step; or nothing, if it is of no use.
+    pub fn install(&mut self, snapshot: Snapshot, mut store: Store) -> Option<OrderState> {
+        let core = self.core.as_ref()?;
+        core.check_snapshot(store.applied).ok()?;
+        let mut order = OrderState::load(self.config.group, store.rows.clone()).unwrap();
+        order.begin_at(snapshot).unwrap();
+        store.write(order.drain_changes());
+        self.machine = store.machine.clone();
+        self.flushed = store;
+        Some(order)
+    }
+
+    /// Its disk is replaced by an empty one.
+    pub fn wipe(&mut self, incarnation: Incarnation) {
+        assert!(self.core.is_none(), "it is down");
+        self.wal = Wal::default();
+        self.flushed = Store::default();
+        self.config.incarnation = incarnation;
     }
 
     pub fn read_log(&self, from: LogIndex, bytes_max: usize) -> Vec<Entry> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use multicast::command::{Command, Key};
 use multicast::core::SessionChange;
-use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
+use multicast::ids::{CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId, VectorClock};
 use multicast::{Change, Config, Decline, Limits, Message, Output, Refusal, Reply, Timing};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -15,7 +15,7 @@ use super::Rnd;
 use super::checks::{Checks, Seen};
 use super::client::{Client, Mix};
 use super::machine::Executed;
-use super::node::Node;
+use super::node::{Node, Store};
 
 pub const MS: u64 = 1_000_000;
 const US: u64 = 1_000;
@@ -50,6 +50,14 @@ pub struct Options {
     pub close_per_mille: u64,
     /// Every delay is its base, every sync takes a millisecond.
     pub steady: bool,
+    /// Replicas of each group that are no members at first.
+    pub spares: usize,
+    /// So often an operator changes some group's members, or a disk is lost.
+    pub operator_every_ms: u64,
+    pub wipes: bool,
+    pub auto_replace: bool,
+    /// Logs are cut when they have more entries.
+    pub log_entries_max: u64,
 }
 
 impl Options {
@@ -86,6 +94,11 @@ impl Options {
             forgetful_per_mille: *rnd.pick(&[0, 0, 300]),
             close_per_mille: *rnd.pick(&[0, 0, 300]),
             steady: false,
+            spares: 0,
+            operator_every_ms: 0,
+            wipes: false,
+            auto_replace: true,
+            log_entries_max: 16 << 20,
         }
     }
 
@@ -119,12 +132,17 @@ impl Options {
             forgetful_per_mille: 0,
             close_per_mille: 0,
             steady: true,
+            spares: 0,
+            operator_every_ms: 0,
+            wipes: false,
+            auto_replace: true,
+            log_entries_max: 16 << 20,
         }
     }
 }
 
 #[derive(Debug)]
-enum Happening {
+pub(super) enum Happening {
     Deliver { from: Address, to: Address, bytes: Bytes },
     Drain { node: Address, life: u64 },
     Timer { node: Address, life: u64 },
@@ -146,6 +164,9 @@ enum Happening {
     Declined { client: usize, from: Address, id: CommandId, reason: Decline },
     SessionAnswer { client: usize, from: Address, result: Result<(), Decline> },
     Read { client: usize, node: Address, key: Key },
+    Operate,
+    Copied { from: Address, life: u64, to: Address, incarnation: Incarnation, snapshot: Bytes, store: Box<Store> },
+    CopySent { from: Address, life: u64, to: ReplicaId, installed: Option<LogIndex> },
 }
 
 pub struct Sim {
@@ -159,9 +180,9 @@ pub struct Sim {
     pub voters: BTreeMap<GroupId, Vec<ReplicaId>>,
     pub clients: Vec<Client>,
     by_session: BTreeMap<SessionId, usize>,
-    cuts: BTreeSet<(Address, Address)>,
+    pub(super) cuts: BTreeSet<(Address, Address)>,
     last_delivery: BTreeMap<(Address, Address), u64>,
-    faults: bool,
+    pub(super) faults: bool,
     pub checks: Checks,
     pub trace: u64,
     /// Replies as they reached no client in particular: for tests that submit by hand.
@@ -171,6 +192,11 @@ pub struct Sim {
     pub events: Vec<(Address, multicast::Event)>,
     /// Drops what it says yes to.
     pub filter: Option<Filter>,
+    /// Memberships logged and states copied.
+    pub changes: u64,
+    pub copies: u64,
+    /// All copies fail.
+    pub no_copies: bool,
 }
 
 impl Sim {
@@ -187,13 +213,20 @@ impl Sim {
             .collect();
         let mut nodes = BTreeMap::new();
         for (&group, replicas) in &voters {
-            for &replica in replicas {
+            let last = replicas.last().unwrap().0;
+            let spares = (1..=options.spares as u32).map(|at| ReplicaId(last + at));
+            for replica in replicas.iter().copied().chain(spares) {
                 let mut config = Config::new(group, replica, voters.clone());
                 config.classic = options.classic;
                 config.seed = rnd.next();
+                config.auto_replace = options.auto_replace;
+                if !replicas.contains(&replica) {
+                    config.incarnation = Incarnation(rnd.next() | 1);
+                }
                 config.limits = Limits {
                     log_tail_bytes: options.log_tail_bytes,
                     append_batch_bytes: options.batch_bytes,
+                    log_entries_max: options.log_entries_max,
                     ..Limits::default()
                 };
                 config.timing = Timing { return_ms: 3_000, ..Timing::default() };
@@ -223,6 +256,9 @@ impl Sim {
             declined: BTreeMap::new(),
             events: Vec::new(),
             filter: None,
+            changes: 0,
+            copies: 0,
+            no_copies: false,
         };
         let addresses: Vec<Address> = sim.nodes.keys().copied().collect();
         for address in addresses {
@@ -239,6 +275,9 @@ impl Sim {
         }
         if cut > 0 {
             sim.at(cut * MS, Happening::Cut);
+        }
+        if sim.options.operator_every_ms > 0 {
+            sim.at(sim.options.operator_every_ms * MS, Happening::Operate);
         }
         if sim.options.primary_every_ms > 0 {
             sim.at(sim.options.primary_every_ms * MS, Happening::StrikePrimary);
@@ -272,7 +311,7 @@ impl Sim {
         self.at(500 * MS, Happening::Step { client });
     }
 
-    fn at(&mut self, delay: u64, happening: Happening) {
+    pub(super) fn at(&mut self, delay: u64, happening: Happening) {
         self.serial += 1;
         self.queue.push(Reverse((self.now + delay, self.serial)));
         self.happenings.insert(self.serial, happening);
@@ -303,6 +342,8 @@ impl Sim {
     fn wakes_at(&self, happening: &Happening) -> Option<u64> {
         let node = match happening {
             Happening::Deliver { to: node, .. }
+            | Happening::Copied { to: node, .. }
+            | Happening::CopySent { from: node, .. }
             | Happening::Drain { node, .. }
             | Happening::Timer { node, .. }
             | Happening::Synced { node, .. }
@@ -385,12 +426,23 @@ impl Sim {
                 }
             }
             Happening::Read { client, node, key } => self.client_read(client, node, key),
+            Happening::Operate => self.operate(),
+            Happening::Copied { from, life, to, incarnation, snapshot, store } => {
+                let installed = self.install(to, incarnation, &snapshot, *store);
+                let delay = self.rnd.range(1, 20) * MS;
+                self.at(delay, Happening::CopySent { from, life, to: to.1, installed });
+            }
+            Happening::CopySent { from, life, to, installed } => {
+                if self.nodes[&from].restarts == life {
+                    self.on_core(from, |core, time| core.handle_snapshot_sent(time, to, installed));
+                }
+            }
         }
     }
 
     // Nodes.
 
-    fn on_core(&mut self, address: Address, act: impl FnOnce(&mut multicast::Core, multicast::Time)) {
+    pub(super) fn on_core(&mut self, address: Address, act: impl FnOnce(&mut multicast::Core, multicast::Time)) {
         let node = self.nodes.get_mut(&address).unwrap();
         let time = node.time(self.now);
         let Some(core) = &mut node.core else { return };
@@ -462,7 +514,7 @@ impl Sim {
                 let delay = self.rnd.below(2 * MS);
                 self.at(delay, Happening::LogRead { node: address, life, from, bytes_max });
             }
-            Output::SendSnapshot { .. } => {}
+            Output::SendSnapshot { to, incarnation } => self.send_copy(address, life, to, incarnation),
             Output::Event(multicast::Event::IgnoredMessage { reason, .. }) => {
                 // Honest replicas may be late, never wrong.
                 panic!("{address:?} ignored a message: {reason}");
@@ -679,9 +731,9 @@ impl Sim {
     }
 
     fn target(&mut self, client: usize, group: GroupId) -> Address {
-        let voters = &self.voters[&group];
-        let hint = self.clients[client].hint(group, voters);
-        let replica = if self.rnd.chance(100) { *self.rnd.pick(voters) } else { hint };
+        let replicas = self.replicas(group);
+        let hint = self.clients[client].hint(group, &replicas);
+        let replica = if self.rnd.chance(100) { *self.rnd.pick(&replicas) } else { hint };
         (group, replica)
     }
 
@@ -706,7 +758,8 @@ impl Sim {
             self.clients[client].left -= 1;
             if self.rnd.chance(mix.read_per_mille) {
                 let group = GroupId(self.rnd.below(u64::from(mix.groups)) as u16);
-                let replica = *self.rnd.pick(&self.voters[&group]);
+                let replicas = self.replicas(group);
+                let replica = *self.rnd.pick(&replicas);
                 let key = Key(self.rnd.range(1, mix.keys));
                 self.clients[client].reading = true;
                 self.at(0, Happening::Read { client, node: (group, replica), key });
@@ -736,7 +789,8 @@ impl Sim {
         if self.rnd.chance(300) {
             let groups: Vec<GroupId> = command.groups().collect();
             for group in groups {
-                let replica = *self.rnd.pick(&self.voters[&group]);
+                let replicas = self.replicas(group);
+                let replica = *self.rnd.pick(&replicas);
                 self.clients[client].hints.insert(group, replica);
             }
         }
@@ -792,7 +846,8 @@ impl Sim {
             .as_ref()
             .is_some_and(|core| core.order().applied() >= index && core.order().blocked(key, effects).is_none());
         if !served {
-            let replica = *self.rnd.pick(&self.voters[&node.0]);
+            let replicas = self.replicas(node.0);
+            let replica = *self.rnd.pick(&replicas);
             let delay = self.rnd.range(1, 20) * MS;
             return self.at(delay, Happening::Read { client, node: (node.0, replica), key });
         }
@@ -863,12 +918,14 @@ impl Sim {
             && self.voters.keys().all(|&group| {
                 let Some(primary) = self.primary(group) else { return false };
                 let last = self.core(primary).status().last;
+                let members = self.core(primary).membership();
                 self.core(primary).unfinished().is_empty()
+                    && self.is_settled(group, members)
                     && self.core(primary).order().changing_locks().next().is_none()
                     && self
                         .nodes
                         .iter()
-                        .filter(|(address, _)| address.0 == group)
+                        .filter(|(address, _)| address.0 == group && members.member(address.1).is_some())
                         .all(|(_, node)| node.core.as_ref().is_some_and(|core| core.order().applied() == last))
             })
     }
