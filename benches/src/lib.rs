@@ -1,0 +1,13 @@
+//! The geo-scalability lab: the shipped cores in virtual time, with costs measured on a machine.
+//!
+//! [`world::play`] runs one point of an experiment; the same point, costs and seed give the same figures, byte for byte.
+
+pub mod costs;
+pub mod distances;
+pub mod error;
+mod random;
+pub mod spec;
+pub mod stats;
+pub mod world;
+
+pub use error::{Error, Result};

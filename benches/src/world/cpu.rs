@@ -1,0 +1,82 @@
+//! Machines: a number of CPUs, threads with queues of jobs, first come first served.
+
+use std::collections::VecDeque;
+
+/// A thread's number.
+pub type ThreadId = usize;
+
+struct Machine {
+    idle: usize,
+    ready: VecDeque<ThreadId>,
+}
+
+struct Thread<J> {
+    machine: usize,
+    /// Jobs, each with whether it wakes the thread.
+    jobs: VecDeque<(J, bool)>,
+    is_running: bool,
+    is_ready: bool,
+}
+
+/// All machines. A thread runs one job at a time; a machine as many threads as it has CPUs.
+pub struct Machines<J> {
+    machines: Vec<Machine>,
+    threads: Vec<Thread<J>>,
+}
+
+impl<J> Machines<J> {
+    /// None yet.
+    pub fn new() -> Machines<J> {
+        Machines { machines: Vec::new(), threads: Vec::new() }
+    }
+
+    /// Another machine.
+    pub fn add_machine(&mut self, cpus: usize) -> usize {
+        self.machines.push(Machine { idle: cpus, ready: VecDeque::new() });
+        self.machines.len() - 1
+    }
+
+    /// Another thread.
+    pub fn add_thread(&mut self, machine: usize) -> ThreadId {
+        self.threads.push(Thread { machine, jobs: VecDeque::new(), is_running: false, is_ready: false });
+        self.threads.len() - 1
+    }
+
+    /// Gives a thread something to do.
+    pub fn submit(&mut self, thread: ThreadId, job: J) {
+        let found = &mut self.threads[thread];
+        let wakes = !found.is_running && found.jobs.is_empty();
+        found.jobs.push_back((job, wakes));
+        if !found.is_running && !found.is_ready {
+            found.is_ready = true;
+            self.machines[found.machine].ready.push_back(thread);
+        }
+    }
+
+    /// The next job that a CPU of the thread's machine can begin: thread, job, whether the thread was asleep.
+    pub fn begin(&mut self, thread: ThreadId) -> Option<(ThreadId, J, bool)> {
+        let machine = &mut self.machines[self.threads[thread].machine];
+        if machine.idle == 0 {
+            return None;
+        }
+        let next = machine.ready.pop_front()?;
+        let found = &mut self.threads[next];
+        found.is_ready = false;
+        let (job, wakes) = found.jobs.pop_front()?;
+        found.is_running = true;
+        machine.idle -= 1;
+        Some((next, job, wakes))
+    }
+
+    /// The thread has done its job.
+    pub fn end(&mut self, thread: ThreadId) {
+        let found = &mut self.threads[thread];
+        found.is_running = false;
+        let machine = &mut self.machines[found.machine];
+        machine.idle += 1;
+        if !found.jobs.is_empty() {
+            found.is_ready = true;
+            machine.ready.push_back(thread);
+        }
+    }
+}

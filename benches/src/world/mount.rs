@@ -1,0 +1,354 @@
+//! Mounts and the applications on them: sessions, clocks, routing and retries as the mount's engine has them, and what each
+//! operation asks for.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use metadata::op::{Change, FsOp, NewNode, RenameMode, SetAttr, WriteAt};
+use metadata::outcome::Done;
+use metadata::read::ReadOp;
+use metadata::types::{FileKind, NodeRef};
+use multicast::command::Command;
+use multicast::ids::{GroupId, ReplicaId, SessionId, VectorClock};
+
+use super::cpu::ThreadId;
+use crate::random::Random;
+use crate::spec::{Op, Scope};
+
+/// A request that has no answer yet.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Who waits.
+    pub client: usize,
+    /// Which of its attempts.
+    pub attempt: u64,
+    /// Which node was asked.
+    pub node: ReplicaId,
+    /// When.
+    pub at: u64,
+    /// The session is opened in this group.
+    pub opens: Option<GroupId>,
+}
+
+/// One mount.
+pub struct Mount {
+    /// Its region.
+    pub region: usize,
+    /// Its network thread.
+    pub net: ThreadId,
+    /// Its session.
+    pub session: SessionId,
+    /// What it has seen.
+    pub clock: VectorClock,
+    /// Where its session is known.
+    pub registered: BTreeSet<GroupId>,
+    /// Whose streams it has asked for.
+    pub subscribed: BTreeSet<GroupId>,
+    /// Who is primary, as far as it knows.
+    pub primaries: BTreeMap<GroupId, ReplicaId>,
+    /// Requests under way.
+    pub requests: BTreeMap<u64, Asked>,
+    next_request: u64,
+    next_sequence: u64,
+    open: BTreeSet<u64>,
+}
+
+impl Mount {
+    /// A mount that has seen nothing.
+    #[must_use]
+    pub fn new(number: usize, region: usize, net: ThreadId) -> Mount {
+        Mount {
+            region,
+            net,
+            session: SessionId(number as u64 + 1),
+            clock: VectorClock::new(),
+            registered: BTreeSet::new(),
+            subscribed: BTreeSet::new(),
+            primaries: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            next_request: 1,
+            next_sequence: 1,
+            open: BTreeSet::new(),
+        }
+    }
+
+    /// A request's number.
+    pub fn note(&mut self, asked: Asked) -> u64 {
+        let request = self.next_request;
+        self.next_request += 1;
+        self.requests.insert(request, asked);
+        request
+    }
+
+    /// The command of an update.
+    pub fn command(&mut self, op: &FsOp) -> Command {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.open.insert(sequence);
+        Command {
+            id: multicast::ids::CommandId { session: self.session, sequence },
+            acknowledged_below: self.open.first().copied().unwrap_or(sequence),
+            clock: self.clock.clone(),
+            destinations: op.destinations(),
+            payload: metadata::codec::encode_op(op),
+        }
+    }
+
+    /// A command has its answer.
+    pub fn settled(&mut self, sequence: u64) {
+        self.open.remove(&sequence);
+    }
+}
+
+/// One thing that an operation asks for.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A question.
+    Read(GroupId, ReadOp),
+    /// An update.
+    Update(FsOp),
+    /// The content of the file that the step before has made.
+    Fill,
+}
+
+/// A file of an application's own.
+#[derive(Clone, Debug)]
+pub struct File {
+    /// The directory that names it.
+    pub dir: NodeRef,
+    /// Its name.
+    pub name: Bytes,
+    /// The file.
+    pub node: NodeRef,
+}
+
+/// What a finished operation leaves.
+#[derive(Clone, Debug)]
+pub enum Leaves {
+    /// Nothing to remember.
+    Nothing,
+    /// A new file, to be used in that group's subtree.
+    New(GroupId, NodeRef, Bytes),
+    /// A file has another name.
+    Named(GroupId, Bytes),
+    /// A file is gone.
+    Gone(GroupId),
+    /// The file that wanders has this directory and name now.
+    Wandered(NodeRef, Bytes),
+}
+
+/// An operation under way.
+#[derive(Clone, Debug)]
+pub struct Doing {
+    /// Which.
+    pub op: Op,
+    /// Where.
+    pub scope: Scope,
+    /// What is left to ask for.
+    pub steps: VecDeque<Step>,
+    /// When it began.
+    pub since: u64,
+    /// Not an operation of the experiment: it makes a file that the next one needs.
+    pub prepares: bool,
+    /// The command under way.
+    pub command: Option<Command>,
+    /// What it leaves.
+    pub leaves: Leaves,
+    /// The newest inode that an update has told of.
+    pub told: Option<NodeRef>,
+}
+
+/// One application: it does one thing at a time.
+pub struct Client {
+    /// Its mount.
+    pub mount: usize,
+    /// The kernel's and the mount's thread that serves it.
+    pub fuse: ThreadId,
+    /// Its chance.
+    pub random: Random,
+    /// What it does.
+    pub doing: Option<Doing>,
+    /// What it wants to do when what it needs is there.
+    pub wants: Option<(Op, Scope, GroupId)>,
+    /// Counts attempts; answers to earlier ones come too late.
+    pub attempt: u64,
+    /// Attempts of this step that failed.
+    pub failures: u32,
+    /// It stays in the far region and reads.
+    pub far_reader: bool,
+    files: BTreeMap<GroupId, File>,
+    wanderer: Option<File>,
+    number: usize,
+    names: u64,
+}
+
+/// Where directories are: by the asking region and the group.
+pub type Dirs = BTreeMap<(usize, GroupId), NodeRef>;
+
+impl Client {
+    /// An application.
+    #[must_use]
+    pub fn new(number: usize, mount: usize, fuse: ThreadId, random: Random) -> Client {
+        Client {
+            mount,
+            fuse,
+            random,
+            doing: None,
+            wants: None,
+            attempt: 0,
+            failures: 0,
+            far_reader: false,
+            files: BTreeMap::new(),
+            wanderer: None,
+            number,
+            names: 0,
+        }
+    }
+
+    fn name(&mut self) -> Bytes {
+        self.names += 1;
+        format!("c{}-{}", self.number, self.names).into()
+    }
+
+    /// Begins what it wants, or what must be there before: `own` and `other` are the directories at both ends.
+    pub fn plan(&mut self, now: u64, size: usize, own: NodeRef, dir: NodeRef) -> Option<Doing> {
+        let (op, scope, group) = self.wants?;
+        let doing = |op, steps: Vec<Step>, leaves, prepares| Doing {
+            op,
+            scope,
+            steps: steps.into(),
+            since: now,
+            prepares,
+            command: None,
+            leaves,
+            told: None,
+        };
+        let create = |name: &Bytes, parent: NodeRef| {
+            let (name, node) = (name.clone(), NewNode::File);
+            Step::Update(FsOp::Create { parent, name, node, mode: 0o644, uid: 0, gid: 0, home: parent.home })
+        };
+        if op == Op::Move {
+            let Some(file) = self.wanderer.clone() else {
+                let name = self.name();
+                let leaves = Leaves::Wandered(own, name.clone());
+                return Some(doing(Op::Create, vec![create(&name, own), Step::Fill], leaves, true));
+            };
+            let to_name = self.name();
+            let to_parent = if file.dir == own { dir } else { own };
+            let steps = vec![rename(&file, to_parent, to_name.clone())];
+            return Some(doing(op, steps, Leaves::Wandered(to_parent, to_name), false));
+        }
+        let needs_file = !matches!(op, Op::Create | Op::Mkdir);
+        let file = self.files.get(&group).cloned();
+        let name = self.name();
+        let Some(file) = file.filter(|_| needs_file) else {
+            if op == Op::Mkdir {
+                let node = NewNode::Directory { placement: None };
+                let home = dir.home;
+                let step = FsOp::Create { parent: dir, name, node, mode: 0o755, uid: 0, gid: 0, home };
+                return Some(doing(op, vec![Step::Update(step)], Leaves::Nothing, false));
+            }
+            let steps = vec![create(&name, dir), Step::Fill];
+            let leaves = if needs_file { Leaves::New(group, dir, name) } else { Leaves::Nothing };
+            return Some(doing(Op::Create, steps, leaves, needs_file));
+        };
+        let (steps, leaves) = with_file(op, group, &file, name, size);
+        Some(doing(op, steps, leaves, false))
+    }
+
+    /// The operation is done.
+    pub fn finish(&mut self, doing: &Doing) {
+        let told = doing.told;
+        match &doing.leaves {
+            Leaves::Nothing => {}
+            Leaves::New(group, dir, name) => {
+                if let Some(node) = told {
+                    self.files.insert(*group, File { dir: *dir, name: name.clone(), node });
+                }
+            }
+            Leaves::Named(group, name) => {
+                if let Some(file) = self.files.get_mut(group) {
+                    file.name.clone_from(name);
+                }
+            }
+            Leaves::Gone(group) => {
+                self.files.remove(group);
+            }
+            Leaves::Wandered(dir, name) => {
+                if let Some(node) = told {
+                    self.wanderer = Some(File { dir: *dir, name: name.clone(), node });
+                }
+            }
+        }
+    }
+}
+
+fn rename(file: &File, to_parent: NodeRef, to_name: Bytes) -> Step {
+    Step::Update(FsOp::Rename {
+        from_parent: file.dir,
+        from_name: file.name.clone(),
+        source: file.node,
+        to_parent,
+        to_name,
+        target: None,
+        mode: RenameMode::NoReplace,
+        ancestors: Vec::new(),
+        keep_open: false,
+    })
+}
+
+fn with_file(op: Op, group: GroupId, file: &File, name: Bytes, size: usize) -> (Vec<Step>, Leaves) {
+    let lookup = Step::Read(file.dir.home, ReadOp::Lookup { parent: file.dir.ino, name: file.name.clone() });
+    let nothing = Leaves::Nothing;
+    match op {
+        Op::Read => {
+            let content = ReadOp::Content { ino: file.node.ino, offset: 0, len: size as u64 };
+            (vec![lookup, Step::Read(file.node.home, content)], nothing)
+        }
+        Op::Stat => (vec![lookup], nothing),
+        Op::Reread => (Vec::new(), nothing),
+        Op::Write => (vec![write(file.node, size)], nothing),
+        Op::Chmod => {
+            let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+            (vec![Step::Update(FsOp::SetAttr { node: file.node, set })], nothing)
+        }
+        Op::Rename => (vec![rename(file, file.dir, name.clone())], Leaves::Named(group, name)),
+        Op::Unlink => {
+            let (parent, name, target) = (file.dir, file.name.clone(), file.node);
+            let unlink = FsOp::Unlink { parent, name, target, keep_open: false };
+            (vec![Step::Update(unlink)], Leaves::Gone(group))
+        }
+        // They need no file.
+        Op::Create | Op::Mkdir | Op::Move => (Vec::new(), nothing),
+    }
+}
+
+/// The content of a small file.
+#[must_use]
+pub fn write(node: NodeRef, size: usize) -> Step {
+    Step::Update(FsOp::Write {
+        node,
+        at: WriteAt::Offsets,
+        changes: vec![Change::Inline { offset: 0, bytes: vec![b'x'; size].into() }],
+        size_min: 0,
+        mtime: None,
+        kill_privileges: false,
+    })
+}
+
+/// The inode that an outcome tells of.
+#[must_use]
+pub fn told(done: &Done) -> Option<NodeRef> {
+    match done {
+        Done::Node { attr, .. } | Done::Renamed { attr, .. } => {
+            Some(NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home })
+        }
+        Done::Removed { .. } | Done::Nothing | Done::Staged { .. } => None,
+    }
+}
+
+/// A directory as one names it.
+#[must_use]
+pub fn root() -> NodeRef {
+    NodeRef { ino: metadata::types::InodeId::ROOT, kind: FileKind::Directory, home: GroupId::GLOBAL }
+}

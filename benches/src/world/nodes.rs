@@ -1,0 +1,289 @@
+//! The nodes' side: mailboxes, turns, logs, what is sent.
+
+use std::collections::BTreeMap;
+
+use metadata::codec;
+use metadata::protocol::{Reply, Request, ToClient};
+use multicast::Message;
+use multicast::ids::{GroupId, ReplicaId};
+
+use super::member::{Input, Round, Ticket};
+use super::{End, Event, Frame, Job, Load, MS, World, ns};
+use crate::error::Error;
+
+/// Rounds of one turn, as in the node.
+const ROUNDS_MAX: usize = 8;
+
+impl World<'_> {
+    /// A batch of frames has been taken apart.
+    pub(crate) fn take_in(&mut self, frame: Frame) {
+        match (frame.load, frame.from, frame.to) {
+            (Load::Peer(messages), ..) => {
+                for (from, member, bytes) in messages {
+                    match Message::decode(&bytes) {
+                        Ok(message) => self.give(member, Input::Message(from, message)),
+                        Err(error) => self.broke(Error::Broken(error.to_string())),
+                    }
+                }
+            }
+            (Load::Request(bytes, _), End::Mount(mount), End::Node(node)) => self.requested(mount, node, &bytes),
+            (Load::Told(messages), End::Node(_), End::Mount(mount)) => {
+                for bytes in messages {
+                    match codec::decode_to_client(&bytes) {
+                        Ok(ToClient::Reply { request, body }) => self.replied(mount, request, body),
+                        Ok(ToClient::Event(_)) => {}
+                        Err(error) => self.broke(Error::Broken(error.to_string())),
+                    }
+                }
+            }
+            (Load::Request(..) | Load::Told(_), ..) => {}
+        }
+    }
+
+    /// Puts something into a replica's mailbox, and wakes its thread.
+    fn give(&mut self, member: usize, input: Input) {
+        let (node, thread) = self.member_at[member];
+        if !self.nodes[node].up {
+            return;
+        }
+        self.members[member].inbox.push(input);
+        if !std::mem::replace(&mut self.woken[member], true) {
+            self.submit(thread, Job::Turn(member));
+        }
+    }
+
+    fn requested(&mut self, mount: usize, node: usize, bytes: &[u8]) {
+        let request = match codec::decode_to_node(bytes) {
+            Ok(request) => request,
+            Err(error) => return self.broke(Error::Broken(error.to_string())),
+        };
+        if !self.nodes[node].up {
+            return;
+        }
+        let ticket = Ticket { mount, request: request.request };
+        let id = self.nodes[node].id;
+        let group = match &request.body {
+            Request::OpenSession { group, .. }
+            | Request::CloseSession { group, .. }
+            | Request::Subscribe { group, .. }
+            | Request::Update { group, .. }
+            | Request::Read { group, .. } => *group,
+            Request::KeepAlive { .. } | Request::Status => return,
+        };
+        let Some(&member) = self.member_of.get(&(group, id)) else {
+            return self.broke(Error::Broken(format!("{id} was asked for {group}")));
+        };
+        match request.body {
+            Request::Subscribe { .. } => self.members[member].subscribe(mount),
+            Request::Read { clock, op, .. } => match self.members[member].read(ticket, &clock, op) {
+                Ok(Some(reply)) => self.answer(node, ticket, reply),
+                Ok(None) => {}
+                Err(error) => self.broke(error),
+            },
+            body => self.give(member, Input::Request(ticket, body)),
+        }
+    }
+
+    fn answer(&mut self, node: usize, ticket: Ticket, body: Reply) {
+        let bytes = codec::encode_to_client(&ToClient::Reply { request: ticket.request, body });
+        self.transmit(End::Node(node), End::Mount(ticket.mount), bytes.len(), Load::Told(vec![bytes]));
+    }
+
+    /// A replica's turn: all that waits, then what the core says, then what is committed; returns what it costs. What
+    /// leaves it leaves when the turn has come that far.
+    pub(crate) fn turn(&mut self, at: usize) -> f64 {
+        let time = self.time();
+        let (node, _) = self.member_at[at];
+        self.woken[at] = false;
+        if !self.nodes[node].up {
+            self.members[at].inbox.clear();
+            return 0.0;
+        }
+        let cpu = self.costs.cpu_us.clone();
+        let mut cost = cpu.turn;
+        for input in std::mem::take(&mut self.members[at].inbox) {
+            let is_command = self.members[at].take(time, input);
+            cost += if is_command { cpu.order } else { cpu.message };
+        }
+        let member = &mut self.members[at];
+        if member.core.poll_timeout().is_some_and(|due| due <= time) {
+            member.core.handle_timeout(time);
+        }
+        let mut more = true;
+        for _ in 0..ROUNDS_MAX {
+            let said = self.members[at].outputs(time);
+            let said = self.release(node, at, said, cost);
+            let applied = match self.members[at].apply(time) {
+                Ok(applied) => applied,
+                Err(error) => {
+                    self.broke(error);
+                    0
+                }
+            };
+            if applied > 0 {
+                cost += cpu.store_batch + applied as f64 * (cpu.execute + cpu.store_update);
+                self.note_progress(at, ns(cost));
+            }
+            if !said && applied == 0 {
+                more = false;
+                break;
+            }
+        }
+        let said = self.members[at].outputs(time);
+        self.release(node, at, said, cost);
+        self.woken[at] |= more;
+        cost
+    }
+
+    fn release(&mut self, node: usize, at: usize, round: Result<Round, Error>, cost: f64) -> bool {
+        let mut round = match round {
+            Ok(round) => round,
+            Err(error) => {
+                self.broke(error);
+                return false;
+            }
+        };
+        if round.is_empty() {
+            return false;
+        }
+        round.from = at;
+        self.after(ns(cost), Event::Leave(node, Box::new(round)));
+        true
+    }
+
+    /// A replica's turn is over.
+    pub(crate) fn after_turn(&mut self, at: usize) {
+        let (node, thread) = self.member_at[at];
+        if !self.nodes[node].up {
+            return;
+        }
+        if self.woken[at] {
+            return self.submit(thread, Job::Turn(at));
+        }
+        let Some(due) = self.members[at].core.poll_timeout() else { return };
+        let due = due.0.saturating_sub(super::EPOCH_NS).max(self.now);
+        if self.timers[at] > due || self.timers[at] <= self.now {
+            self.timers[at] = due;
+            self.after(due - self.now, Event::Timer(at));
+        }
+    }
+
+    pub(crate) fn wake_for_timer(&mut self, at: usize) {
+        let (node, thread) = self.member_at[at];
+        if self.timers[at] == self.now && self.nodes[node].up && !std::mem::replace(&mut self.woken[at], true) {
+            self.submit(thread, Job::Turn(at));
+        }
+    }
+
+    /// What a replica said is handed to the log's and the network's thread.
+    pub(crate) fn leave(&mut self, node: usize, round: Box<Round>) {
+        if !self.nodes[node].up {
+            return;
+        }
+        // The flush begins before anything is sent.
+        if let Some((token, bytes)) = round.persist {
+            self.nodes[node].unflushed.push((round.from, token, bytes));
+        }
+        self.log_on(node);
+        if !round.sends.is_empty() || !round.tells.is_empty() {
+            let net = self.nodes[node].net;
+            self.submit(net, Job::Post(node, round));
+        }
+    }
+
+    fn log_on(&mut self, node: usize) {
+        let found = &mut self.nodes[node];
+        if !found.unflushed.is_empty() && !std::mem::replace(&mut found.is_logging, true) {
+            let log = found.log;
+            self.submit(log, Job::Log(node));
+        }
+    }
+
+    /// The log's thread has written what there was: it is flushed.
+    pub(crate) fn begin_flush(&mut self, node: usize) {
+        let written = std::mem::take(&mut self.nodes[node].unflushed);
+        let bytes: usize = written.iter().map(|(_, _, bytes)| bytes).sum();
+        self.nodes[node].flushing = written.into_iter().map(|(member, token, _)| (member, token)).collect();
+        let disk = &self.costs.disk;
+        let transfer_us = bytes as f64 / (disk.mib_per_s * 1.048_576);
+        let flush_us = disk.flush_us + transfer_us + self.random.exponential(disk.flush_tail_us);
+        self.after(ns(flush_us), Event::Flushed(node));
+    }
+
+    pub(crate) fn flushed(&mut self, node: usize) {
+        let found = &mut self.nodes[node];
+        if !found.up {
+            return;
+        }
+        found.is_logging = false;
+        let newest: BTreeMap<usize, u64> = std::mem::take(&mut found.flushing).into_iter().collect();
+        for (member, token) in newest {
+            self.give(member, Input::Persisted(token));
+        }
+        self.log_on(node);
+    }
+
+    /// The network's thread has put it together: it goes out, one batch to each receiver.
+    pub(crate) fn post(&mut self, node: usize, round: Round) {
+        if !self.nodes[node].up {
+            return;
+        }
+        let from = (self.members[round.from].group, self.nodes[node].id);
+        let mut peers: BTreeMap<ReplicaId, (usize, Vec<_>)> = BTreeMap::new();
+        for ((to_group, to), message) in round.sends {
+            let Some(&member) = self.member_of.get(&(to_group, to)) else { continue };
+            if to == from.1 {
+                self.give(member, Input::Message(from, message));
+                continue;
+            }
+            let bytes = message.encode();
+            let (total, messages) = peers.entry(to).or_default();
+            *total += bytes.len();
+            messages.push((from, member, bytes));
+        }
+        for (to, (bytes, messages)) in peers {
+            let to = End::Node(self.node_of[&to]);
+            self.transmit(End::Node(node), to, bytes, Load::Peer(messages));
+        }
+        let mut mounts: BTreeMap<usize, (usize, Vec<_>)> = BTreeMap::new();
+        for (mount, message) in round.tells {
+            let bytes = codec::encode_to_client(&message);
+            let (total, messages) = mounts.entry(mount).or_default();
+            *total += bytes.len();
+            messages.push(bytes);
+        }
+        for (mount, (bytes, messages)) in mounts {
+            self.transmit(End::Node(node), End::Mount(mount), bytes, Load::Told(messages));
+        }
+    }
+
+    /// Notes when entries of the first region's group are executed, for the lag of the far region.
+    fn note_progress(&mut self, at: usize, cost: u64) {
+        if self.point.far_readers == 0 || self.members[at].group != GroupId(1) || self.recorder.since.is_none() {
+            return;
+        }
+        let index = self.members[at].applied().0;
+        let now = self.now + cost;
+        let region = self.nodes[self.member_at[at].0].region;
+        if region == 0 && self.members[at].core.is_ready() {
+            self.recorder.executed.insert(index, now);
+        } else if self.is_far(at) {
+            // Everything up to this index is executed here now; batches need not end alike.
+            let later = self.recorder.executed.split_off(&(index + 1));
+            for (_, executed) in std::mem::replace(&mut self.recorder.executed, later) {
+                self.recorder.lag.record(now.saturating_sub(executed));
+            }
+        }
+    }
+
+    /// The first of the replicas in the far region.
+    fn is_far(&self, at: usize) -> bool {
+        let far = self.groups.get(&GroupId(1)).and_then(|voters| voters.get(3));
+        far.is_some_and(|id| self.member_of.get(&(GroupId(1), *id)) == Some(&at))
+    }
+
+    /// How long a delay between two regions is.
+    pub(crate) fn one_way(&self, a: usize, b: usize) -> u64 {
+        self.distances.one_way_ns(a, b).max(MS / 100)
+    }
+}
