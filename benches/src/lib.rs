@@ -5,9 +5,12 @@
 pub mod costs;
 pub mod distances;
 pub mod error;
+pub mod merge;
+pub mod report;
 mod random;
 pub mod spec;
 pub mod stats;
+pub mod sweep;
 pub mod world;
 
 pub use error::{Error, Result};
