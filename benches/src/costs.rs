@@ -115,9 +115,24 @@ impl Calibration {
     fn check(&self) -> std::result::Result<(), String> {
         let cpu = &self.cpu_us;
         let all = [
-            cpu.wake, cpu.packet, cpu.frame, cpu.request, cpu.turn, cpu.message, cpu.order, cpu.execute,
-            cpu.store_batch, cpu.store_update, cpu.read, cpu.log_batch, cpu.fuse, cpu.mount_hit, cpu.mount_call,
-            self.disk.flush_us, self.disk.flush_tail_us, self.network.path_us,
+            cpu.wake,
+            cpu.packet,
+            cpu.frame,
+            cpu.request,
+            cpu.turn,
+            cpu.message,
+            cpu.order,
+            cpu.execute,
+            cpu.store_batch,
+            cpu.store_update,
+            cpu.read,
+            cpu.log_batch,
+            cpu.fuse,
+            cpu.mount_hit,
+            cpu.mount_call,
+            self.disk.flush_us,
+            self.disk.flush_tail_us,
+            self.network.path_us,
         ];
         if all.iter().any(|cost| !cost.is_finite() || *cost < 0.0 || *cost > 1e7) {
             return Err("a cost is negative or beyond ten seconds".into());

@@ -29,7 +29,9 @@ impl Distances {
         let text = match rtt {
             "geo3" | "geo3-fast" | "ec2-9" | "lan3" => None,
             file => Some(std::fs::read_to_string(file).map_err(|error| {
-                Error::Invalid(format!("{file} is neither a preset, nor a round trip such as 80ms, nor a file: {error}"))
+                Error::Invalid(format!(
+                    "{file} is neither a preset, nor a round trip such as 80ms, nor a file: {error}"
+                ))
             })?),
         };
         let (matrix, names) = match &text {

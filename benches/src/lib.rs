@@ -2,12 +2,14 @@
 //!
 //! [`world::play`] runs one point of an experiment; the same point, costs and seed give the same figures, byte for byte.
 
+pub mod calibrate;
 pub mod costs;
 pub mod distances;
 pub mod error;
+pub mod experiments;
 pub mod merge;
-pub mod report;
 mod random;
+pub mod report;
 pub mod spec;
 pub mod stats;
 pub mod sweep;

@@ -32,18 +32,8 @@ pub enum Op {
 
 impl Op {
     /// All.
-    pub const ALL: [Op; 10] = [
-        Op::Read,
-        Op::Reread,
-        Op::Stat,
-        Op::Create,
-        Op::Write,
-        Op::Mkdir,
-        Op::Chmod,
-        Op::Rename,
-        Op::Unlink,
-        Op::Move,
-    ];
+    pub const ALL: [Op; 10] =
+        [Op::Read, Op::Reread, Op::Stat, Op::Create, Op::Write, Op::Mkdir, Op::Chmod, Op::Rename, Op::Unlink, Op::Move];
 
     /// Its name on the command line and in files.
     #[must_use]

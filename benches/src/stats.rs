@@ -10,9 +10,8 @@ use crate::spec::{Op, Point, Scope};
 /// Latencies are kept to three digits, up to this one.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
 /// Points of a distribution that a report draws.
-const QUANTILES: [f64; 19] = [
-    0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0,
-];
+const QUANTILES: [f64; 19] =
+    [0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0];
 /// One step of a timeline.
 pub const TIMELINE_STEP_MS: u64 = 500;
 
@@ -31,6 +30,13 @@ impl Latencies {
     /// One more.
     pub fn record(&mut self, latency_ns: u64) {
         self.0.saturating_record(latency_ns.max(1));
+    }
+
+    /// All of another one's.
+    pub fn add(&mut self, other: &Latencies) {
+        // Both have the same bounds.
+        let added = self.0.add(&other.0);
+        debug_assert!(added.is_ok(), "histograms of one kind can be added");
     }
 
     /// How many.

@@ -250,3 +250,33 @@ fn separate_commands_mount_and_unmount_and_refuse_what_is_in_the_way() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && told.contains("/nowhere: No such file"), "{told}");
 }
+
+#[test]
+fn lab_agrees_with_a_cluster_on_what_distance_costs() {
+    if is_reference() {
+        return;
+    }
+    let cluster = Cluster::up(Options::wan("geo3"));
+    let (mounts, out) = (["us", "eu", "ap"].map(|region| cluster.mount(region)), cluster.folder().join("report"));
+    let mounts = mounts.map(|mount| mount.to_str().unwrap().to_owned()).join(",");
+    let place = out.to_str().unwrap();
+    let asked = ["--rtt", "geo3", "--voters", "1", "--ops", "write,chmod", "--duration", "1500ms", "--out", place];
+    cluster.globalfs_ok(&[&["bench", "geo", "--real", &mounts], &asked[..]].concat());
+    let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+    let lines = report["validation"].as_array().unwrap();
+    assert!(lines.len() >= 6, "{report}");
+    for line in lines {
+        let (real, simulated) = (line["real_ms"].as_f64().unwrap(), line["simulated_ms"].as_f64().unwrap());
+        assert!(real > 0.0 && simulated > 0.0, "{line}");
+        // Beside other tests only what distance decides can be held to anything.
+        if line["scope"] == "remote" {
+            assert!((0.6..1.4).contains(&(simulated / real)), "{line}");
+        }
+    }
+    let json = out.join("report.json");
+    let json = json.to_str().unwrap();
+    cluster.globalfs_ok(&["bench", "geo", "--regions", "1,3", "--ops", "create", "--clients", "4", "--out", place]);
+    cluster.globalfs_ok(&["bench", "report", json, json]);
+    let wrong = cluster.globalfs(&["bench", "geo", "--ops", "creates", "--out", place]);
+    assert!(wrong.status.code() == Some(2) && String::from_utf8_lossy(&wrong.stderr).contains("create"));
+}

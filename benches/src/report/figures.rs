@@ -64,9 +64,8 @@ fn throughput(part: &Part) -> Vec<Drawn> {
     let outcomes = &part.outcomes;
     let ops = distinct(outcomes.iter().map(|outcome| main_op(outcome).0));
     let scopes = distinct(outcomes.iter().map(|outcome| main_op(outcome).1));
-    let value = |op: Op, scope: Scope| {
-        outcomes.iter().find(|outcome| main_op(outcome) == (op, scope)).map(Outcome::per_second)
-    };
+    let value =
+        |op: Op, scope: Scope| outcomes.iter().find(|outcome| main_op(outcome) == (op, scope)).map(Outcome::per_second);
     let names = ops.iter().map(|op| op.name().to_owned()).collect();
     let series: Vec<_> = scopes
         .iter()
@@ -145,9 +144,10 @@ fn heat(part: &Part) -> Vec<Drawn> {
         found.push(drawn(format!("Median latency in ms, {count} {word}, one application each"), table(&of)));
     }
     let widest = part.outcomes.iter().map(|outcome| outcome.point.regions).max().unwrap_or(1);
-    let creates = part.outcomes.iter().filter(|outcome| {
-        outcome.point.regions == widest && matches!(main_op(outcome).0, Op::Create | Op::Move)
-    });
+    let creates = part
+        .outcomes
+        .iter()
+        .filter(|outcome| outcome.point.regions == widest && matches!(main_op(outcome).0, Op::Create | Op::Move));
     let creates: Vec<&Outcome> = creates.collect();
     let kinds = distinct(creates.iter().map(|outcome| main_op(outcome)));
     let series = kinds.iter().map(|&(op, scope)| {
@@ -157,7 +157,8 @@ fn heat(part: &Part) -> Vec<Drawn> {
         Series { name: format!("{} {}", op.name(), scope.name()), points: points.collect() }
     });
     let caption = format!("Latency against distance, {widest} regions");
-    let (x, y) = (Axis::new("round trip between regions, ms", Scale::Linear), Axis::new("median, ms (log)", Scale::Log));
+    let (x, y) =
+        (Axis::new("round trip between regions, ms", Scale::Linear), Axis::new("median, ms (log)", Scale::Log));
     found.push(drawn(caption.clone(), lines(&caption, &x, &y, &series.collect::<Vec<_>>(), &[])));
     found
 }
@@ -165,7 +166,8 @@ fn heat(part: &Part) -> Vec<Drawn> {
 fn table(outcomes: &[&Outcome]) -> String {
     let distances = distinct(outcomes.iter().map(|outcome| outcome.point.rtt.clone()));
     let kinds = distinct(outcomes.iter().map(|outcome| main_op(outcome)));
-    let mut out = String::from("<div class=\"scroll\"><table class=\"heat\"><thead><tr><th>operation</th><th>place</th>");
+    let mut out =
+        String::from("<div class=\"scroll\"><table class=\"heat\"><thead><tr><th>operation</th><th>place</th>");
     for rtt in &distances {
         let _ = write!(out, "<th>{}&nbsp;ms apart</th>", escape(rtt.trim_end_matches("ms")));
     }
@@ -239,7 +241,8 @@ fn timelines(part: &Part) -> Vec<Drawn> {
         let plot = |label: &str, scale: Scale, of: &dyn Fn(&crate::stats::Moment) -> f64| {
             let line = |region: usize| {
                 let own = outcome.timeline.iter().filter(|moment| moment.region == region);
-                let points = own.map(|moment| (moment.at_s, of(moment))).filter(|point| point.1 > 0.0 || scale == Scale::Linear);
+                let points =
+                    own.map(|moment| (moment.at_s, of(moment))).filter(|point| point.1 > 0.0 || scale == Scale::Linear);
                 Series { name: format!("region {}", region + 1), points: points.collect() }
             };
             let series: Vec<Series> = (0..outcome.point.regions).map(line).collect();
@@ -276,13 +279,16 @@ fn lag(part: &Part) -> Vec<Drawn> {
     let reads = [Series { name: "reads in the far region".into(), points: with(&|lag| lag.reads_per_second) }];
     let z = Axis::new("reads per second", Scale::Linear);
     vec![
-        drawn("Lag of the far replica, and what a reader waits who knows the newest update", lines("Lag", &x, &y, &series, &[])),
+        drawn(
+            "Lag of the far replica, and what a reader waits who knows the newest update",
+            lines("Lag", &x, &y, &series, &[]),
+        ),
         drawn("Reads that the far replica serves meanwhile", lines("Far reads", &x, &z, &reads, &[])),
     ]
 }
 
 fn cost(part: &Part) -> Vec<Drawn> {
-    let kinds = distinct(part.outcomes.iter().map(|outcome| main_op(outcome)));
+    let kinds = distinct(part.outcomes.iter().map(main_op));
     let ops = distinct(kinds.iter().map(|kind| kind.0));
     let scopes = distinct(kinds.iter().map(|kind| kind.1));
     let plot = |label: &str, of: &dyn Fn(&Outcome) -> f64| {
@@ -331,7 +337,8 @@ pub fn verdicts(experiment: &Experiment, outcomes: &[Outcome]) -> Vec<(bool, Str
             for (ordering, most) in [(Ordering::ConflictAware, true), (Ordering::Classic, false)] {
                 let (Some(none), Some(tenth)) = (p95(ordering, 0.0), p95(ordering, 0.1)) else { continue };
                 let ratio = tenth / none.max(1e-9);
-                let (holds, expected) = if most { (ratio <= 1.3, "at most 1.3") } else { (ratio > 10.0, "more than 10") };
+                let (holds, expected) =
+                    if most { (ratio <= 1.3, "at most 1.3") } else { (ratio > 10.0, "more than 10") };
                 let text = format!(
                     "{}: local p95 at 10 % multi-group commands is {ratio:.2} times that at none (expected: {expected})",
                     ordering.name()

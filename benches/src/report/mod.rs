@@ -223,11 +223,5 @@ pub fn compare(a: &Report, b: &Report) -> Vec<Compared> {
     };
     let (first, second) = (lines(a), lines(b));
     let both = first.into_iter().filter_map(|(key, a)| second.get(&key).map(|b| (a, b.clone())));
-    both.map(|(a, b)| Compared {
-        what: a.0,
-        per_second: (a.1, b.1),
-        p50_ms: (a.2, b.2),
-        p99_ms: (a.3, b.3),
-    })
-    .collect()
+    both.map(|(a, b)| Compared { what: a.0, per_second: (a.1, b.1), p50_ms: (a.2, b.2), p99_ms: (a.3, b.3) }).collect()
 }

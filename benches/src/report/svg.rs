@@ -308,16 +308,7 @@ fn legend<'a>(names: impl Iterator<Item = &'a str>, bars: bool) -> String {
 /// The hatches of bars; once for each page.
 #[must_use]
 pub fn hatches() -> String {
-    let strokes = [
-        "",
-        "M0 8L8 0",
-        "M0 0L8 8",
-        "M0 4H8",
-        "M4 0V8",
-        "M0 8L8 0M0 0L8 8",
-        "M0 4H8M4 0V8",
-        "M2 2h2v2h-2z",
-    ];
+    let strokes = ["", "M0 8L8 0", "M0 0L8 8", "M0 4H8", "M4 0V8", "M0 8L8 0M0 0L8 8", "M0 4H8M4 0V8", "M2 2h2v2h-2z"];
     let mut out = String::from("<svg width=\"0\" height=\"0\" class=\"defs\" aria-hidden=\"true\"><defs>");
     for (style, stroke) in strokes.iter().enumerate() {
         put!(

@@ -100,8 +100,7 @@ impl Member {
         let group = config.group;
         let mut store = MemStore::new();
         let mut overlay = Overlay::new(&store).map_err(|error| broken(error.to_string()))?;
-        let start =
-            Genesis { inline_bytes_max: INLINE_BYTES_MAX, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) };
+        let start = Genesis { inline_bytes_max: INLINE_BYTES_MAX, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) };
         genesis(&mut overlay, group, &start).map_err(|error| broken(error.to_string()))?;
         let rows = overlay.into_writes();
         store.apply(rows);

@@ -19,7 +19,9 @@ use multicast::Time;
 use multicast::ids::{GroupId, ReplicaId};
 
 use self::cpu::{Machines, ThreadId};
-use self::member::{Member, Round};
+use self::member::Round;
+pub(crate) use self::member::{Input, Member, Ticket};
+pub(crate) use self::mount::root;
 use self::mount::{Client, Dirs, Mount};
 use crate::costs::Calibration;
 use crate::distances::Distances;

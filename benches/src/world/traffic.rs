@@ -37,8 +37,7 @@ impl World<'_> {
             self.clients[at].wants = Some(wants);
         }
         let Some((_, _, group)) = self.clients[at].wants else { return };
-        let (Some(&own), Some(&dir)) =
-            (self.dirs.get(&(region, group_of(region))), self.dirs.get(&(region, group)))
+        let (Some(&own), Some(&dir)) = (self.dirs.get(&(region, group_of(region))), self.dirs.get(&(region, group)))
         else {
             return self.broke(Error::Broken("there is no such directory".into()));
         };
@@ -157,7 +156,8 @@ impl World<'_> {
     /// A group whose primary is in the region, else one with a voter there, else the first.
     fn coordinator(&self, at: usize, groups: impl Iterator<Item = GroupId>) -> GroupId {
         let mount = &self.mounts[self.clients[at].mount];
-        let is_near = |id: &ReplicaId| self.node_of.get(id).is_some_and(|&node| self.nodes[node].region == mount.region);
+        let is_near =
+            |id: &ReplicaId| self.node_of.get(id).is_some_and(|&node| self.nodes[node].region == mount.region);
         let groups: Vec<GroupId> = groups.collect();
         let own = groups.iter().find(|group| mount.primaries.get(*group).is_some_and(is_near));
         let near = || groups.iter().find(|group| self.groups[*group].iter().any(is_near));
@@ -326,9 +326,7 @@ impl World<'_> {
             self.recorder.done(self.now, region, (doing.op, doing.scope), latency);
         }
         let pause = match self.point.think_ms {
-            think_ms if think_ms > 0.0 && !far => {
-                (self.clients[at].random.exponential(think_ms) * MS as f64) as u64
-            }
+            think_ms if think_ms > 0.0 && !far => (self.clients[at].random.exponential(think_ms) * MS as f64) as u64,
             _ => 0,
         };
         self.after(pause, Event::Begin(at));

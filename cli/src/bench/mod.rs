@@ -1,5 +1,8 @@
 //! Measures file systems through their system calls, on threads of their own.
 
+pub mod geo;
+pub mod geo_calibrate;
+pub mod geo_real;
 mod run;
 mod workload;
 

@@ -222,7 +222,7 @@ fn progress_bar(plan: &Plan) -> ProgressBar {
 }
 
 /// Sets the flag on Ctrl-C and SIGTERM, so that what was made is removed.
-fn watch_interrupt(interrupted: Arc<AtomicBool>) -> Result<tokio::runtime::Runtime> {
+pub(super) fn watch_interrupt(interrupted: Arc<AtomicBool>) -> Result<tokio::runtime::Runtime> {
     let runtime = crate::commands::service::runtime()?;
     let inside = runtime.enter();
     for (kind, name) in crate::commands::service::signals() {

@@ -1,4 +1,4 @@
-//! `globalfs bench`: measures any file systems side by side.
+//! `globalfs bench`: measures any file systems side by side; the lab is in [`super::bench_geo`].
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::bench_geo;
 use crate::bench::{self, Plan, Workload};
 use crate::exit::{Exit, Failure, Result};
 use crate::hint;
@@ -15,7 +16,9 @@ use crate::units::{ByteSize, TimeSpan};
 
 /// Options.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  globalfs bench fs /mnt/globalfs/eu /var/tmp      side by side")]
+#[command(after_help = "Examples:\n  globalfs bench fs /mnt/globalfs/eu /var/tmp      side by side
+  globalfs bench geo --experiment b --out b        throughput per region at 1, 3, 6 and 9 regions
+  globalfs bench report a/report.json b/report.json")]
 pub struct BenchArgs {
     #[command(subcommand)]
     action: Action,
@@ -25,6 +28,12 @@ pub struct BenchArgs {
 enum Action {
     /// Measure the file systems that directories are in
     Fs(FsArgs),
+    /// Simulate a cluster over 1 to 9 regions, or compare one that runs with its simulation
+    Geo(bench_geo::GeoArgs),
+    /// Measure what work costs on this machine, for `bench geo`
+    Calibrate(bench_geo::CalibrateArgs),
+    /// Compare two reports of `bench geo`
+    Report(bench_geo::ReportArgs),
 }
 
 #[derive(Debug, Args)]
@@ -69,7 +78,15 @@ const THREADS_MAX: usize = 1024;
 
 /// Measures and reports.
 pub fn run(args: &BenchArgs) -> Result<Exit> {
-    let Action::Fs(args) = &args.action;
+    match &args.action {
+        Action::Fs(args) => run_fs(args),
+        Action::Geo(args) => bench_geo::run(args),
+        Action::Calibrate(args) => bench_geo::calibrate(args),
+        Action::Report(args) => bench_geo::report(args),
+    }
+}
+
+fn run_fs(args: &FsArgs) -> Result<Exit> {
     let plan = plan(args)?;
     let report = bench::run(&plan)?;
     if args.json {

@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod bench;
+pub mod bench_geo;
 pub mod client;
 pub mod collect;
 pub mod completion;

@@ -1,0 +1,289 @@
+//! Measures what work costs on this machine: the cores, the codecs, messages over QUIC, flushes, waking a thread.
+//!
+//! CPU is counted as the process's own CPU time, so that other work on the machine matters less.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use metadata::codec;
+use metadata::op::{FsOp, NewNode};
+use metadata::protocol::{Request, ToClient, ToNode};
+use metadata::read::ReadOp;
+use multicast::command::Command;
+use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
+use multicast::{Config, Time};
+use net::{ChannelKind, ClusterCa, Endpoint, EndpointConfig, Role};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::error::{Error, Result};
+use crate::world::{Input, Member, Ticket, root};
+
+/// Commands of the cores' measurement, in batches as a busy node has them.
+const COMMANDS: u64 = 20_000;
+const BATCH: u64 = 32;
+const WAKES: usize = 20_000;
+const FRAME_LEN: usize = 200;
+const ROUND_TRIPS: usize = 5_000;
+const PIPELINE: usize = 256;
+const FLUSHES: usize = 300;
+const FLUSH_LEN: usize = 4096;
+const KIND: ChannelKind = ChannelKind::new(200, 1);
+
+/// Per piece of work, in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cores {
+    /// Ordering, at a primary.
+    pub order: f64,
+    /// A message between replicas: codec and core.
+    pub message: f64,
+    /// Execution.
+    pub execute: f64,
+    /// An answer from the state.
+    pub read: f64,
+    /// Codecs of a request and its reply.
+    pub request: f64,
+}
+
+/// Messages over the transport.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Messages {
+    /// CPU of a lone frame at one end, waking included.
+    pub lone_us: f64,
+    /// CPU of a frame among many, at one end.
+    pub frame_us: f64,
+    /// Half of a lone round trip.
+    pub one_way_us: f64,
+}
+
+fn cpu_us() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::Invalid(error.to_string())
+}
+
+/// The cores and codecs, in this thread.
+///
+/// # Errors
+/// If the cores do not work.
+pub fn cores() -> Result<Cores> {
+    let group = GroupId::GLOBAL;
+    let groups = BTreeMap::from([(group, vec![ReplicaId(1)])]);
+    let mut now = Time(1_700_000_000_000_000_000);
+    let mut member = Member::new(now, Config::new(group, ReplicaId(1), groups))?;
+    let mut found = Cores::default();
+    let settle = |member: &mut Member, now: Time, found: &mut Cores| -> Result<()> {
+        loop {
+            let begun = cpu_us();
+            let round = member.outputs(now)?;
+            if let Some((token, _)) = round.persist {
+                member.take(now, Input::Persisted(token));
+            }
+            let ordered = cpu_us();
+            let applied = member.apply(now)?;
+            found.order += ordered - begun;
+            found.execute += cpu_us() - ordered;
+            if round.is_empty() && applied == 0 {
+                return Ok(());
+            }
+        }
+    };
+    for _ in 0..50 {
+        now = now.after_ms(100);
+        member.core.handle_timeout(now);
+        settle(&mut member, now, &mut found)?;
+    }
+    let session = SessionId(7);
+    let open = Request::OpenSession { group, session, label: String::new() };
+    member.take(now, Input::Request(Ticket { mount: 0, request: 0 }, open));
+    settle(&mut member, now, &mut found)?;
+    found = Cores::default();
+    let mut codecs = 0.0;
+    for sequence in 1..=COMMANDS {
+        let op = FsOp::Create {
+            parent: root(),
+            name: format!("file-{sequence}").into(),
+            node: NewNode::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            home: group,
+        };
+        let command = Command {
+            id: CommandId { session, sequence },
+            acknowledged_below: sequence.saturating_sub(BATCH),
+            clock: VectorClock::new(),
+            destinations: op.destinations(),
+            payload: codec::encode_op(&op),
+        };
+        let begun = cpu_us();
+        let bytes = codec::encode_to_node(&ToNode { request: sequence, body: Request::Update { group, command } });
+        let request = codec::decode_to_node(&bytes).map_err(failed)?;
+        let decoded = cpu_us();
+        codecs += decoded - begun;
+        member.take(now, Input::Request(Ticket { mount: 0, request: sequence }, request.body));
+        found.order += cpu_us() - decoded;
+        if sequence.is_multiple_of(BATCH) {
+            now = now.after_ms(1);
+            settle(&mut member, now, &mut found)?;
+            member.housekeep();
+        }
+    }
+    let count = COMMANDS as f64;
+    found.order /= count;
+    found.execute /= count;
+    let begun = cpu_us();
+    for number in 1..=COMMANDS {
+        let op = ReadOp::Lookup { parent: root().ino, name: format!("file-{number}").into() };
+        let reply = member.read(Ticket { mount: 0, request: number }, &VectorClock::new(), op)?;
+        let Some(body) = reply else { return Err(Error::Broken("a read waits for nothing".into())) };
+        let bytes = codec::encode_to_client(&ToClient::Reply { request: number, body });
+        codec::decode_to_client(&bytes).map_err(failed)?;
+    }
+    found.read = (cpu_us() - begun) / count;
+    found.request = codecs / count;
+    // A message carries an entry, is encoded once and decoded once, and the core takes as long as for a command.
+    found.message = found.order + found.request / 2.0;
+    Ok(found)
+}
+
+/// How long it takes until a sleeping thread runs, in microseconds.
+///
+/// # Errors
+/// If a thread dies.
+pub fn wake() -> Result<f64> {
+    let (there, back) = (mpsc::sync_channel::<()>(1), mpsc::sync_channel::<()>(1));
+    let other = std::thread::spawn(move || {
+        while there.1.recv().is_ok() {
+            if back.0.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut each = Vec::with_capacity(WAKES);
+    for _ in 0..WAKES {
+        let begun = Instant::now();
+        there.0.send(()).map_err(failed)?;
+        back.1.recv().map_err(failed)?;
+        each.push(begun.elapsed().as_secs_f64() * 1e6 / 2.0);
+    }
+    drop(there.0);
+    other.join().map_err(|_| Error::Broken("a thread died".into()))?;
+    Ok(median(&mut each))
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Frames over the transport on the loopback.
+///
+/// # Errors
+/// If there is no loopback.
+pub fn messages() -> Result<Messages> {
+    let authority = ClusterCa::create("calibration").map_err(failed)?;
+    let node = authority.issue(Role::Node, "node").map_err(failed)?;
+    let client = authority.issue(Role::Client, "client").map_err(failed)?;
+    let serving = net::runtime("node").map_err(failed)?;
+    let asking = net::runtime("client").map_err(failed)?;
+    let server = serving.block_on(async { Endpoint::bind(EndpointConfig::node(([127, 0, 0, 1], 0).into(), node)) });
+    let server = server.map_err(failed)?;
+    let address = server.local_addr();
+    serving.spawn(async move {
+        let Some(mut incoming) = server.accept().await else { return };
+        while let Ok(Some(frame)) = incoming.receiver.recv().await {
+            if incoming.sender.send(frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    let found = asking.block_on(async {
+        let endpoint = Endpoint::bind(EndpointConfig::client(client)).map_err(failed)?;
+        let connection = endpoint.connect(address, "node").await.map_err(failed)?;
+        let (sender, mut receiver) = connection.open(KIND).await.map_err(failed)?;
+        let frame = Bytes::from(vec![7; FRAME_LEN]);
+        let mut each = Vec::with_capacity(ROUND_TRIPS);
+        let begun = cpu_us();
+        for _ in 0..ROUND_TRIPS {
+            let asked = Instant::now();
+            sender.send(frame.clone()).await.map_err(failed)?;
+            receiver.recv().await.map_err(failed)?;
+            each.push(asked.elapsed().as_secs_f64() * 1e6);
+        }
+        let lone_us = (cpu_us() - begun) / ROUND_TRIPS as f64 / 4.0;
+        let begun = cpu_us();
+        let rounds = ROUND_TRIPS * 4 / PIPELINE;
+        for _ in 0..rounds {
+            for _ in 0..PIPELINE {
+                sender.send(frame.clone()).await.map_err(failed)?;
+            }
+            for _ in 0..PIPELINE {
+                receiver.recv().await.map_err(failed)?;
+            }
+        }
+        let frame_us = (cpu_us() - begun) / (rounds * PIPELINE) as f64 / 4.0;
+        Ok(Messages { lone_us, frame_us, one_way_us: median(&mut each) / 2.0 })
+    });
+    asking.shutdown_timeout(Duration::from_millis(200));
+    serving.shutdown_timeout(Duration::from_millis(200));
+    found
+}
+
+/// Flushes of a log in this folder: the median, and how much longer they take on average, in microseconds.
+///
+/// # Errors
+/// If nothing can be written there.
+pub fn flushes(folder: &Path) -> Result<(f64, f64)> {
+    let path = folder.join(format!("globalfs-calibration-{}", std::process::id()));
+    let measured = measure_flushes(&path);
+    // It may never have been made.
+    let _ = std::fs::remove_file(&path);
+    measured.map_err(|error| Error::File { path, problem: error.to_string() })
+}
+
+fn measure_flushes(path: &Path) -> std::io::Result<(f64, f64)> {
+    let mut file: File = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
+    let block = vec![9; FLUSH_LEN];
+    // As the log's segments: zeros are there before they are needed.
+    for _ in 0..FLUSHES {
+        file.write_all(&vec![0; FLUSH_LEN])?;
+    }
+    file.sync_all()?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut each = Vec::with_capacity(FLUSHES);
+    for _ in 0..FLUSHES {
+        let begun = Instant::now();
+        file.write_all(&block)?;
+        file.sync_data()?;
+        each.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    let middle = median(&mut each);
+    // Stalls of a shared disk are no part of the usual tail.
+    let usual = &each[..each.len() * 99 / 100];
+    let mean = usual.iter().sum::<f64>() / usual.len().max(1) as f64;
+    Ok((middle, (mean - middle).max(0.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn everything_can_be_measured() {
+        let cores = cores().unwrap();
+        assert!([cores.order, cores.execute, cores.read, cores.request].iter().all(|&cost| cost > 0.0), "{cores:?}");
+        assert!(wake().unwrap() > 0.0);
+        let messages = messages().unwrap();
+        assert!(messages.lone_us > 0.0 && messages.frame_us > 0.0, "{messages:?}");
+        assert!(flushes(tempfile::tempdir().unwrap().path()).unwrap().0 > 0.0);
+    }
+}

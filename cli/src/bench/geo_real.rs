@@ -1,0 +1,305 @@
+//! The lab's workloads through the kernel, on mounts of a running cluster, beside what the simulation says of them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use geo_bench::costs::Calibration;
+use geo_bench::report::{Checked, Report};
+use geo_bench::spec::{Op, Point, Scope};
+use geo_bench::stats::Latencies;
+
+use super::geo;
+use crate::exit::{Exit, Failure, OrExit, Result};
+use crate::output::tell;
+
+/// Files that are read, looked at or removed once each, per application.
+const ONCE: usize = 60;
+/// Threads that make them.
+const MAKERS: usize = 16;
+/// Applications per region under load.
+const LOADED: usize = 8;
+/// A replica in another region may be a moment behind the one that has acknowledged.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// What to compare.
+pub struct RealPlan {
+    /// One mount per region; its last component is the region's name, which is also its subtree's.
+    pub mounts: Vec<PathBuf>,
+    /// The distances that the cluster emulates, or has.
+    pub rtt: String,
+    /// Only these operations, if there are any.
+    pub ops: Vec<Op>,
+    /// Voters of each region's group.
+    pub voters: usize,
+    /// At most so long per workload.
+    pub time: Duration,
+    /// Bytes of a file.
+    pub size: usize,
+    /// What work costs.
+    pub costs: Calibration,
+    /// Of the simulation.
+    pub seed: u64,
+    /// Tell what is going on.
+    pub progress: bool,
+}
+
+/// Runs all workloads on the mounts and in the simulation.
+pub fn run(plan: &RealPlan) -> Result<Report> {
+    let regions = plan.mounts.len();
+    let begun = Instant::now();
+    let mut report = geo::empty(plan.costs.clone(), plan.seed, false);
+    let site = Site::prepare(plan)?;
+    let mut works = vec![(Op::Create, Scope::Local, LOADED), (Op::Write, Scope::Local, LOADED)];
+    for scope in [Scope::Local, Scope::Remote, Scope::Global] {
+        let alone = regions == 1 && scope == Scope::Remote;
+        works.extend(Op::ALL.into_iter().filter(|&op| op != Op::Move && !alone).map(|op| (op, scope, 1)));
+    }
+    if regions > 1 {
+        works.push((Op::Move, Scope::Cross, 1));
+    }
+    works.retain(|(op, ..)| plan.ops.is_empty() || plan.ops.contains(op));
+    for (op, scope, clients) in works {
+        if plan.progress {
+            tell!("{} {} x{clients}", op.name(), scope.name());
+        }
+        let (real, per_second) = site.measure(op, scope, clients)?;
+        let point = point(plan, op, scope, clients);
+        let played = geo_bench::world::play(&point, &plan.costs, plan.seed, &|| false).or_exit(Exit::Failed)?;
+        let simulated = played.as_ref().and_then(|outcome| outcome.of(op, scope));
+        let Some(simulated) = simulated else { continue };
+        report.validation.push(Checked {
+            rtt: plan.rtt.clone(),
+            op,
+            scope,
+            clients,
+            real_ms: real.quantile_ms(0.5),
+            simulated_ms: simulated.latency.p50_ms,
+            real_per_second: per_second,
+            simulated_per_second: simulated.per_second,
+        });
+    }
+    report.conditions.took_s = begun.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// The same in the simulation.
+fn point(plan: &RealPlan, op: Op, scope: Scope, clients: usize) -> Point {
+    Point {
+        regions: plan.mounts.len(),
+        rtt: plan.rtt.clone(),
+        voters: plan.voters,
+        clients,
+        mounts: 1,
+        ops: vec![op],
+        locality: if scope == Scope::Local { 1.0 } else { 0.0 },
+        elsewhere: scope,
+        size: plan.size,
+        warmup_ms: 2_000,
+        duration_ms: 5_000,
+        one_machine: true,
+        ..Point::default()
+    }
+}
+
+/// Our folders on the mounts; removed at the end.
+struct Site<'a> {
+    plan: &'a RealPlan,
+    names: Vec<String>,
+    folder: String,
+}
+
+impl Drop for Site<'_> {
+    fn drop(&mut self) {
+        for region in 0..self.names.len() {
+            for group in (0..self.names.len()).map(Some).chain([None]) {
+                let folder = self.folder_of(region, region, group);
+                if let Err(error) = fs::remove_dir_all(&folder)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tell!("globalfs: {} is left behind: {error}", folder.display());
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Site<'a> {
+    fn prepare(plan: &'a RealPlan) -> Result<Site<'a>> {
+        let name = |mount: &PathBuf| mount.file_name().map(|name| name.to_string_lossy().into_owned());
+        let names: Option<Vec<String>> = plan.mounts.iter().map(name).collect();
+        let names = names.ok_or_else(|| Failure::new(Exit::Usage, "--real: mounts end with their region's name"))?;
+        for (mount, name) in plan.mounts.iter().zip(&names) {
+            if !mount.join(name).is_dir() {
+                let problem = format!("--real: {} has no subtree {name:?}, as `globalfs up` makes it", mount.display());
+                return Err(Failure::new(Exit::Usage, problem));
+            }
+        }
+        let site = Site { plan, names, folder: format!("globalfs-geo-{}", std::process::id()) };
+        for region in 0..site.names.len() {
+            for group in (0..site.names.len()).map(Some).chain([None]) {
+                let folder = site.folder_of(region, region, group);
+                fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
+            }
+        }
+        Ok(site)
+    }
+
+    /// Through `mount`: where the applications of `region` work in a group's subtree; no group is the global one.
+    fn folder_of(&self, mount: usize, region: usize, group: Option<usize>) -> PathBuf {
+        let at = &self.plan.mounts[mount];
+        let own = format!("{}-{region}", self.folder);
+        group.map_or_else(|| at.join(&own), |group| at.join(&self.names[group]).join(&own))
+    }
+
+    fn measure(&self, op: Op, scope: Scope, clients: usize) -> Result<(Latencies, f64)> {
+        let count = self.names.len() * clients;
+        let (start, made) = (Barrier::new(count), Barrier::new(count));
+        let results: Vec<io::Result<(Latencies, Duration)>> = std::thread::scope(|scope_of| {
+            let work = |number: usize| {
+                let (start, made) = (&start, &made);
+                scope_of.spawn(move || {
+                    let worker = Worker::prepare(self, op, scope, number);
+                    made.wait();
+                    std::thread::sleep(SETTLE);
+                    start.wait();
+                    worker?.work(self.plan.time)
+                })
+            };
+            let handles: Vec<_> = (0..count).map(work).collect();
+            let joined = handles.into_iter().map(|handle| handle.join());
+            joined.map(|result| result.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))).collect()
+        });
+        let (mut all, mut rate) = (Latencies::default(), 0.0);
+        for result in results {
+            let (own, took) = result.map_err(|error| anyhow!("{} {}: {error}", op.name(), scope.name()))?;
+            rate += own.count() as f64 / took.as_secs_f64().max(1e-6);
+            all.add(&own);
+        }
+        Ok((all, rate))
+    }
+}
+
+/// One application.
+struct Worker {
+    op: Op,
+    size: usize,
+    /// Where it works; in turns if there are several.
+    folders: Vec<PathBuf>,
+    /// What it names its own.
+    name: String,
+    /// Files that are there, by folder.
+    files: Vec<PathBuf>,
+    /// The other end of moves.
+    other: PathBuf,
+}
+
+impl Worker {
+    fn prepare(site: &Site<'_>, op: Op, scope: Scope, number: usize) -> io::Result<Worker> {
+        let regions = site.names.len();
+        let (region, name) = (number % regions, format!("{}-{}-{number}", op.name(), scope.name()));
+        let groups: Vec<Option<usize>> = match scope {
+            Scope::Local | Scope::Cross => vec![Some(region)],
+            Scope::Remote => (1..regions).map(|step| Some((region + step) % regions)).collect(),
+            Scope::Global => vec![None],
+        };
+        let folders: Vec<PathBuf> = groups.iter().map(|&group| site.folder_of(region, region, group)).collect();
+        let other = site.folder_of(region, region, Some((region + 1 + number % (regions - 1).max(1)) % regions));
+        let size = site.plan.size;
+        let mut worker = Worker { op, size, folders, name, files: Vec::new(), other };
+        let once = matches!(op, Op::Read | Op::Stat | Op::Unlink);
+        // What is read for the first time must have been written by another mount.
+        let author = if op == Op::Unlink { region } else { (region + 1) % regions };
+        let count = if once { ONCE } else { groups.len() };
+        if matches!(op, Op::Create | Op::Mkdir) {
+            return Ok(worker);
+        }
+        let paths = |mount: usize| -> Vec<PathBuf> {
+            let folder = |at: usize| site.folder_of(mount, region, groups[at % groups.len()]);
+            (0..count).map(|at| folder(at).join(format!("{}-{at}", worker.name))).collect()
+        };
+        make_all(&paths(if once { author } else { region }), size)?;
+        worker.files = paths(region);
+        if op == Op::Reread {
+            worker.files.iter().try_for_each(|path| fs::read(path).map(drop))?;
+        }
+        Ok(worker)
+    }
+
+    fn work(mut self, time: Duration) -> io::Result<(Latencies, Duration)> {
+        let mut latencies = Latencies::default();
+        let begun = Instant::now();
+        let bytes = vec![b'x'; self.size];
+        for number in 0.. {
+            let since = Instant::now();
+            if since - begun >= time || !self.step(number, &bytes)? {
+                break;
+            }
+            // The first of each kind opens sessions and streams.
+            if number >= self.folders.len() {
+                latencies.record(since.elapsed().as_nanos() as u64);
+            }
+        }
+        Ok((latencies, begun.elapsed()))
+    }
+
+    fn step(&mut self, number: usize, bytes: &[u8]) -> io::Result<bool> {
+        let fresh = self.folders[number % self.folders.len()].join(format!("{}-new-{number}", self.name));
+        let at = number % self.files.len().max(1);
+        let once = matches!(self.op, Op::Read | Op::Stat | Op::Unlink);
+        if once && number >= self.files.len() {
+            return Ok(false);
+        }
+        match self.op {
+            Op::Create => make(&fresh, bytes)?,
+            Op::Mkdir => fs::create_dir(fresh)?,
+            Op::Read | Op::Reread => {
+                let mut content = Vec::with_capacity(bytes.len());
+                File::open(&self.files[at])?.read_to_end(&mut content)?;
+                if content.len() != bytes.len() {
+                    return Err(io::Error::other(format!("{} bytes instead of {}", content.len(), bytes.len())));
+                }
+            }
+            Op::Stat => {
+                fs::symlink_metadata(&self.files[at])?;
+            }
+            Op::Write => OpenOptions::new().write(true).open(&self.files[at])?.write_all(bytes)?,
+            Op::Chmod => {
+                let mode = if (number / self.files.len()).is_multiple_of(2) { 0o600 } else { 0o640 };
+                fs::set_permissions(&self.files[at], fs::Permissions::from_mode(mode))?;
+            }
+            Op::Unlink => fs::remove_file(&self.files[at])?,
+            Op::Rename => {
+                fs::rename(&self.files[at], &fresh)?;
+                self.files[at] = fresh;
+            }
+            Op::Move => {
+                let there = if number.is_multiple_of(2) { &self.other } else { &self.folders[0] };
+                let there = there.join(format!("{}-moved-{number}", self.name));
+                fs::rename(&self.files[at], &there)?;
+                self.files[at] = there;
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn make(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).open(path)?.write_all(bytes)
+}
+
+fn make_all(paths: &[PathBuf], size: usize) -> io::Result<()> {
+    let bytes = vec![b'x'; size];
+    let part = |paths: &[PathBuf]| paths.iter().try_for_each(|path| make(path, &bytes));
+    let part = &part;
+    std::thread::scope(|scope| {
+        let handles: Vec<_> =
+            paths.chunks(paths.len().div_ceil(MAKERS).max(1)).map(|chunk| scope.spawn(move || part(chunk))).collect();
+        let mut joined = handles.into_iter().map(|handle| handle.join());
+        joined.try_for_each(|result| result.unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
+    })
+}
