@@ -125,7 +125,7 @@ fn normalised_op(part: &Part, op: Op) -> Drawn {
     };
     let series: Vec<Series> = localities.iter().map(line).collect();
     let x = Axis::named("regions", regions.iter().map(ToString::to_string).collect());
-    let y = Axis { at_least: Some(1.0), ..Axis::new("throughput per region ÷ that of one", Scale::Linear) };
+    let y = Axis { at_least: Some(1.0), ..Axis::new("relative to one region", Scale::Linear) };
     let base = of_op.iter().find(|outcome| outcome.point.regions == 1).map_or(0.0, |outcome| outcome.per_region());
     let caption = format!("{}: throughput per region, normalised to one region ({base:.0}/s)", op.name());
     drawn(caption.clone(), lines(&caption, &x, &y, &series, &[]))
