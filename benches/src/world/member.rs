@@ -185,6 +185,9 @@ impl Member {
                     let entries = self.read_log(from, bytes_max);
                     self.core.handle_log_read(now, entries);
                 }
+                Output::SendSnapshot { to, .. } => {
+                    return Err(Error::Broken(format!("{to} of {} lacks a log that nobody cut", self.group)));
+                }
                 Output::Event(event) => self.note(event)?,
             }
         }
@@ -240,7 +243,10 @@ impl Member {
             Event::FollowerBeyondHelp { replica, from } => {
                 Err(Error::Broken(format!("{replica} of {} lacks the log from {from}", self.group)))
             }
-            Event::BecamePrimary { .. } | Event::BecameReady { .. } => Ok(()),
+            Event::Expelled { .. } | Event::DiskReplaced { .. } => {
+                Err(Error::Broken(format!("the members of {} changed by themselves", self.group)))
+            }
+            Event::PeerMembers { .. } | Event::BecamePrimary { .. } | Event::BecameReady { .. } => Ok(()),
         }
     }
 
