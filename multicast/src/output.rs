@@ -171,6 +171,12 @@ pub enum Event {
         /// Its new disk.
         incarnation: Incarnation,
     },
+    /// The primary's log is another than what this replica knows to be committed: a membership was forced upon a replica that
+    /// had less. This one takes nothing any more, and must come back with an empty disk. Told once in a ballot.
+    Contradicted {
+        /// Where.
+        index: LogIndex,
+    },
     /// This replica is no member of its group any more.
     Expelled {
         /// By this version of the membership, or one before.

@@ -363,6 +363,39 @@ fn learner_leads_after_its_group_is_lost_only_by_force() {
     assert!(executes(&mut sim, A, &write(3, &[A]), 500));
 }
 
+/// The survivor had less than another one that may come back: what that one has more is gone, and it must not pretend to agree.
+#[test]
+fn forced_group_is_not_joined_by_a_log_that_contradicts_it() {
+    let mut sim = cluster(&[3], 0, |options| options.log_tail_bytes = 1);
+    let [first, second, third] = [0, 1, 2].map(|at| replica(&sim, at));
+    sim.crash(third);
+    for sequence in 1..=20 {
+        assert!(executes(&mut sim, A, &write(sequence, &[A]), 50));
+    }
+    sim.run_for_ms(500);
+    sim.crash(first);
+    sim.crash(second);
+    sim.restart(third);
+    sim.run_for_ms(5_000);
+    sim.is_forced = true;
+    sim.forget_records();
+    force(&mut sim, third, (third.1, Incarnation::GENESIS), &[second.1]).unwrap();
+    sim.run_for_ms(2_000);
+    assert!(executes(&mut sim, A, &write(100, &[A]), 500) || sim.declined.contains_key(&write(100, &[A]).id));
+    sim.restart(second);
+    sim.run_for_ms(10_000);
+    let told = sim.events.iter().filter(|(_, event)| matches!(event, Event::Contradicted { .. })).count();
+    assert!(told >= 1);
+    let role = sim.core(third).membership().member(second.1).unwrap().role;
+    assert_eq!(role, MemberRole::Joining, "it does not count");
+    // With an empty disk it is welcome.
+    let incarnation = sim.wipe(second);
+    sim.restart(second);
+    sim.run_for_ms(10_000);
+    assert!(sim.core(third).membership().is_voter(second.1, incarnation));
+    assert_eq!(sim.core(third).order().digest(), sim.core(second).order().digest());
+}
+
 fn force(
     sim: &mut Sim,
     address: Address,

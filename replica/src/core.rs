@@ -411,6 +411,7 @@ impl<T: Ticket> ReplicaCore<T> {
             | Event::FollowerBeyondHelp { .. }
             | Event::PeerMembers { .. }
             | Event::DiskReplaced { .. }
+            | Event::Contradicted { .. }
             | Event::Expelled { .. } => {}
         }
         self.outputs.push_back(Output::Note(Note::Ordering(event)));

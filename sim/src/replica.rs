@@ -293,6 +293,9 @@ impl Live {
             Note::Ordering(Event::IgnoredMessage { from, reason }) => {
                 self.acts.push(Act::Violation(format!("{group} ignored a message from {from:?}: {reason}")));
             }
+            Note::Ordering(Event::Contradicted { index }) => {
+                self.acts.push(Act::Violation(format!("{group} has something else committed at {index}")));
+            }
             Note::Ordering(Event::FollowerBeyondHelp { replica, from }) => {
                 self.acts.push(Act::Violation(format!("{replica} of {group} needs entry {from}, which is gone")));
             }

@@ -243,7 +243,7 @@ impl Member {
             Event::FollowerBeyondHelp { replica, from } => {
                 Err(Error::Broken(format!("{replica} of {} lacks the log from {from}", self.group)))
             }
-            Event::Expelled { .. } | Event::DiskReplaced { .. } => {
+            Event::Expelled { .. } | Event::DiskReplaced { .. } | Event::Contradicted { .. } => {
                 Err(Error::Broken(format!("the members of {} changed by themselves", self.group)))
             }
             Event::PeerMembers { .. } | Event::BecamePrimary { .. } | Event::BecameReady { .. } => Ok(()),

@@ -28,6 +28,10 @@ impl Replicator {
             self.disk.promise(ballot);
             self.clock_told = None;
         }
+        let positions = std::iter::once(previous).chain(entries.iter().map(Entry::position));
+        if let Some(index) = self.contradiction(positions) {
+            return self.note_contradiction(ballot, index);
+        }
         if !matches!(self.role, Role::Follower) || self.primary != Some(from) {
             self.become_follower(Some(from));
         }
@@ -65,6 +69,28 @@ impl Replicator {
         if self.too_far_behind.replace(first).is_none() {
             let event = Event::FollowerBeyondHelp { replica: self.me, from: self.entries.last().index.next() };
             self.outputs.push_back(Output::Event(event));
+        }
+    }
+
+    /// Where a primary's log is another than what is committed here. No quorum can bring that about: it takes a membership
+    /// that was forced upon a replica which had less than this one. What is committed here ends in a ballot that the forced
+    /// one is above, so this is seen also where the own entries have left the memory.
+    fn contradiction(&self, positions: impl Iterator<Item = Position>) -> Option<LogIndex> {
+        let newest = self.entries.position(self.committed)?.ballot;
+        let mut committed = positions.filter(|position| position.index <= self.committed);
+        let differs = |position: &Position| {
+            let known = self.entries.position(position.index);
+            position.ballot > newest || known.is_some_and(|known| known != *position)
+        };
+        // The beginning of all logs goes with every ballot.
+        committed.find(|position| position.index > LogIndex::ZERO && differs(position)).map(|position| position.index)
+    }
+
+    /// Nothing of it is taken or acknowledged: this replica has what its group does not have any more.
+    fn note_contradiction(&mut self, ballot: Ballot, index: LogIndex) {
+        if self.contradicted != Some(ballot) {
+            self.contradicted = Some(ballot);
+            self.outputs.push_back(Output::Event(Event::Contradicted { index }));
         }
     }
 

@@ -80,6 +80,8 @@ pub(crate) struct Replicator {
     clock_told: Option<(ReplicaId, Time)>,
     /// What this voter needs was dropped everywhere: the oldest entry that there is.
     too_far_behind: Option<LogIndex>,
+    /// The ballot whose log contradicts what is committed here.
+    contradicted: Option<Ballot>,
     outputs: VecDeque<Output>,
 }
 
@@ -160,6 +162,7 @@ impl Replicator {
             clocks: Clocks::new(config.limits.skew_ms_max),
             clock_told: None,
             too_far_behind: None,
+            contradicted: None,
             outputs: VecDeque::new(),
         };
         replicator.find_memberships();

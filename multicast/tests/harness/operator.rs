@@ -4,6 +4,7 @@ use bytes::Bytes;
 use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId};
 use multicast::{ChangeRefused, MemberChange, MemberRole, Membership, Snapshot};
 
+use super::checks::Checks;
 use super::node::Store;
 use super::sim::{Address, Happening, MS, Sim};
 
@@ -17,6 +18,11 @@ impl Sim {
         let mut changed = Err(ChangeRefused::NotPrimary { hint: None });
         self.on_core(address, |core, time| changed = core.change_membership(time, change));
         changed
+    }
+
+    /// What was committed may be another thing from now on.
+    pub fn forget_records(&mut self) {
+        self.checks = Checks::default();
     }
 
     pub fn force(&mut self, address: Address, act: impl FnOnce(&mut multicast::Core, multicast::Time)) {

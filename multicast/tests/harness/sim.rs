@@ -197,6 +197,8 @@ pub struct Sim {
     pub copies: u64,
     /// All copies fail.
     pub no_copies: bool,
+    /// A membership was forced: what is committed may get lost.
+    pub is_forced: bool,
 }
 
 impl Sim {
@@ -259,6 +261,7 @@ impl Sim {
             changes: 0,
             copies: 0,
             no_copies: false,
+            is_forced: false,
         };
         let addresses: Vec<Address> = sim.nodes.keys().copied().collect();
         for address in addresses {
@@ -518,6 +521,9 @@ impl Sim {
             Output::Event(multicast::Event::IgnoredMessage { reason, .. }) => {
                 // Honest replicas may be late, never wrong.
                 panic!("{address:?} ignored a message: {reason}");
+            }
+            Output::Event(multicast::Event::Contradicted { index }) if !self.is_forced => {
+                panic!("{address:?} has something else committed at {index}");
             }
             Output::Event(event) => self.events.push((address, event)),
         }

@@ -198,6 +198,10 @@ impl Driver {
             Note::Ordering(Event::PeerMembers { group: other, version }) => {
                 tracing::info!(%group, %other, version, "another group has other members");
             }
+            Note::Ordering(Event::Contradicted { index }) => tracing::error!(
+                %group, index = index.0,
+                "the group was forced to go on without what this replica has: it must begin again with an empty disk"
+            ),
             Note::Ordering(Event::Expelled { version }) => {
                 tracing::warn!(%group, version, "this replica is no member any more");
             }
