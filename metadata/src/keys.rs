@@ -66,7 +66,8 @@ pub(crate) fn volume() -> Vec<u8> {
     vec![0x01]
 }
 
-pub(crate) fn digest() -> Vec<u8> {
+/// Of the row with the digest of all others.
+pub fn digest() -> Vec<u8> {
     vec![0x02]
 }
 

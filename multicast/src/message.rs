@@ -205,6 +205,13 @@ pub enum Message {
         /// The one that is known.
         version: u64,
     },
+    /// What the machine's state at an index came to, between the replicas of a group. For the driver: the core takes no notice.
+    Digest {
+        /// The index.
+        index: LogIndex,
+        /// The state's digest behind it.
+        digest: u128,
+    },
 }
 
 /// What a destination's log says about a command.

@@ -131,6 +131,7 @@ fn sample_messages() -> Vec<Message> {
         },
         Message::Members(sample_members()),
         Message::AskMembers { version: 5 },
+        Message::Digest { index: LogIndex(1000), digest: 77 },
     ]
 }
 

@@ -94,6 +94,8 @@ pub struct Limits {
     pub group_submissions_max: usize,
     /// Bytes of peers' messages that wait for a group's thread; further ones are dropped (peers repeat).
     pub group_message_bytes_max: usize,
+    /// The members of a group compare their states at multiples of this log index. The same on all nodes.
+    pub digest_interval: u64,
 }
 
 impl Default for Limits {
@@ -112,6 +114,7 @@ impl Default for Limits {
             parked_reads_max: 4096,
             group_submissions_max: 8192,
             group_message_bytes_max: 64 << 20,
+            digest_interval: replica::DIGEST_INTERVAL,
         }
     }
 }

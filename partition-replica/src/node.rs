@@ -447,11 +447,18 @@ impl Starting {
                 group: info.id,
                 session_lease_ms: lease_ms(&config),
                 batch_entries_max: APPLY_BATCH_MAX,
+                digest_interval: limits.digest_interval,
             };
+            let mut core = ReplicaCore::new(core, replica.core);
+            if let Some(why) = replica.state.quarantined()? {
+                tracing::error!(group = %info.id, why, "this replica's state is not its group's: it stays quarantined");
+                core.restore_quarantine(why);
+                view.close();
+            }
             let parts = DriverParts {
                 group: info.id,
                 name: info.name.clone(),
-                core: ReplicaCore::new(core, replica.core),
+                core,
                 state: replica.state.clone(),
                 view: view.clone(),
                 mailbox: mailbox.clone(),

@@ -102,7 +102,7 @@ pub struct GroupStatus {
     pub group: u16,
     /// The group's name.
     pub name: String,
-    /// `primary`, `recovering` (primary, not up to date yet), `follower` or `candidate`.
+    /// `primary`, `recovering` (primary, not up to date yet), `follower`, `candidate` or `quarantined`.
     pub role: String,
     /// The primary as far as known: its node's number.
     pub primary: Option<u32>,
@@ -143,6 +143,9 @@ pub struct GroupStatus {
     /// Deleted inodes and closed sessions of which something is still to be removed, in steps.
     #[serde(default)]
     pub removals_left: u64,
+    /// Its state is not its group's, so it does nothing any more: why.
+    #[serde(default)]
+    pub quarantine: Option<String>,
 }
 
 /// A multi-group command that is under way.

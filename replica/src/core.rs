@@ -15,16 +15,15 @@ use multicast::{
 
 use crate::apply::{Apply, Batch, Step, changes_locks};
 use crate::client::{Tell, Ticket};
+use crate::digests::{Digests, Divergence};
 use crate::front::{Front, PendingRead, locked_keys};
 use crate::interest::Interest;
 use crate::leases::Leases;
 use crate::replies::{StepEnd, Waiting};
 
-/// Voters note their digests at multiples of this index.
+/// Members compare their states at multiples of this index.
 pub const DIGEST_INTERVAL: u64 = 1000;
 
-/// Digests kept for comparison.
-const DIGESTS_MAX: usize = 64;
 /// Between ticks that go on with what is left to be removed: whatever else executes goes on with it, too.
 const TICK_PAUSE_MS: u64 = 20;
 
@@ -37,6 +36,8 @@ pub struct ReplicaConfig {
     pub session_lease_ms: u64,
     /// Most entries applied in one write of the store: readers wait for no more than that.
     pub batch_entries_max: usize,
+    /// At multiples of this index the group's members compare their states: the same on all of them.
+    pub digest_interval: u64,
 }
 
 /// Something for the driver to do, in this order.
@@ -74,6 +75,8 @@ pub enum Output<T> {
     Serve(PendingRead<T>),
     /// Readers are to be told who is primary now.
     Primary(Option<ReplicaId>),
+    /// This replica's state is not its group's: nobody may read it, now or after a restart. It does nothing any more.
+    Quarantine(String),
     /// Worth a line in a log.
     Note(Note),
 }
@@ -105,7 +108,9 @@ pub struct ReplicaCore<T: Ticket> {
     outputs: VecDeque<Output<T>>,
     told_primary: Option<ReplicaId>,
     ready_since: Option<Time>,
-    digests: BTreeMap<u64, u128>,
+    digests: Digests,
+    /// Why this replica does nothing any more, if so.
+    quarantine: Option<String>,
     executed: u64,
     /// When to see whether something is left to be removed, and to log a tick if so.
     tick_at: Option<Time>,
@@ -124,7 +129,8 @@ impl<T: Ticket> ReplicaCore<T> {
             outputs: VecDeque::new(),
             told_primary: None,
             ready_since: None,
-            digests: BTreeMap::new(),
+            digests: Digests::default(),
+            quarantine: None,
             executed: 0,
             tick_at: None,
         }
@@ -139,7 +145,18 @@ impl<T: Ticket> ReplicaCore<T> {
     /// The namespace's digests at recent multiples of [`DIGEST_INTERVAL`].
     #[must_use]
     pub fn digests(&self) -> &BTreeMap<u64, u128> {
-        &self.digests
+        self.digests.own()
+    }
+
+    /// Why this replica does nothing any more, if so: its state is not its group's.
+    #[must_use]
+    pub fn quarantine(&self) -> Option<&str> {
+        self.quarantine.as_deref()
+    }
+
+    /// On start: it was quarantined before, see [`Output::Quarantine`].
+    pub fn restore_quarantine(&mut self, why: String) {
+        self.quarantine = Some(why);
     }
 
     /// Commands executed since the start.
@@ -150,12 +167,18 @@ impl<T: Ticket> ReplicaCore<T> {
 
     /// A message from another replica, as proven by its connection.
     pub fn handle_message(&mut self, now: Time, from: (GroupId, ReplicaId), message: Message) {
-        self.ordering.handle_message(now, from, message);
+        match message {
+            _ if self.quarantine.is_some() => {}
+            Message::Digest { index, digest } => self.handle_digest(from, index, digest),
+            message => self.ordering.handle_message(now, from, message),
+        }
     }
 
     /// The log is durable up to this token.
     pub fn handle_persisted(&mut self, now: Time, token: u64) {
-        self.ordering.handle_persisted(now, token);
+        if self.quarantine.is_none() {
+            self.ordering.handle_persisted(now, token);
+        }
     }
 
     /// What was found in the log; see [`Output::ReadLog`].
@@ -175,6 +198,10 @@ impl<T: Ticket> ReplicaCore<T> {
     /// If it was not taken over. Nothing was changed here.
     pub fn install_snapshot(&mut self, now: Time, order: OrderState, front: &mut Front) -> Result<(), InstallRefused> {
         self.ordering.install_snapshot(now, order)?;
+        // It is the group's state again.
+        self.quarantine = None;
+        self.digests.begin_anew();
+        front.is_quarantined = false;
         let order = self.ordering.order();
         front.applied = order.applied();
         front.dependencies.clone_from(order.depends_on());
@@ -216,12 +243,14 @@ impl<T: Ticket> ReplicaCore<T> {
 
     /// A client's update.
     pub fn handle_update(&mut self, now: Time, command: Arc<Command>, ticket: T) {
+        let Some(ticket) = self.admit(ticket) else { return };
         self.waiting.add_update(now, command.id, ticket);
         self.ordering.handle_submit(now, command);
     }
 
     /// A client's session begins or ends.
     pub fn handle_session(&mut self, now: Time, change: SessionChange, ticket: T) {
+        let Some(ticket) = self.admit(ticket) else { return };
         let (SessionChange::Open(session) | SessionChange::Close(session)) = change;
         self.waiting.add_session(now, session, ticket);
         self.ordering.handle_session(now, change);
@@ -229,7 +258,19 @@ impl<T: Ticket> ReplicaCore<T> {
 
     /// A read that must see everything that was executed before now.
     pub fn handle_linearize(&mut self, read: PendingRead<T>) {
-        self.linearize.push(read);
+        match &self.quarantine {
+            Some(_) => self.waiting.reply(read.ticket, Reply::UnknownGroup { group: self.config.group }),
+            None => self.linearize.push(read),
+        }
+    }
+
+    /// Whoever asks a replica that is none any more goes elsewhere.
+    fn admit(&mut self, ticket: T) -> Option<T> {
+        if self.quarantine.is_none() {
+            return Some(ticket);
+        }
+        self.waiting.reply(ticket, Reply::UnknownGroup { group: self.config.group });
+        None
     }
 
     /// All inputs of a turn are in: does what is due.
@@ -237,6 +278,9 @@ impl<T: Ticket> ReplicaCore<T> {
     /// # Errors
     /// If the state cannot be read.
     pub fn handle_turn(&mut self, now: Time, store: &impl Store) -> Result<(), Error> {
+        if self.quarantine.is_some() {
+            return Ok(());
+        }
         self.append_barrier(now);
         if self.ordering.poll_timeout().is_some_and(|due| due <= now) {
             self.ordering.handle_timeout(now);
@@ -253,6 +297,9 @@ impl<T: Ticket> ReplicaCore<T> {
 
     /// Now and then: requests that have waited for too long, sessions that are silent.
     pub fn handle_housekeeping(&mut self, now: Time, leases: &Leases) {
+        if self.quarantine.is_some() {
+            return;
+        }
         for id in self.waiting.forget_old(now) {
             self.ordering.handle_withdraw(now, id);
         }
@@ -268,6 +315,9 @@ impl<T: Ticket> ReplicaCore<T> {
     /// the flushed index stays: it tells where the log goes on.
     #[must_use]
     pub fn log_needed_from(&self, flushed: LogIndex) -> LogIndex {
+        if self.quarantine.is_some() {
+            return LogIndex::ZERO;
+        }
         self.ordering.truncatable_below().min(flushed)
     }
 
@@ -279,6 +329,9 @@ impl<T: Ticket> ReplicaCore<T> {
     /// When [`ReplicaCore::handle_turn`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
+        if self.quarantine.is_some() {
+            return None;
+        }
         self.ordering.poll_timeout().into_iter().chain(self.tick_at).min()
     }
 
@@ -287,6 +340,9 @@ impl<T: Ticket> ReplicaCore<T> {
         loop {
             if let Some(output) = self.outputs.pop_front() {
                 return Some(output);
+            }
+            if self.quarantine.is_some() {
+                return None;
             }
             match self.ordering.poll_output()? {
                 multicast::Output::Persist { token, writes } => return Some(Output::Persist { token, writes }),
@@ -317,12 +373,15 @@ impl<T: Ticket> ReplicaCore<T> {
     /// # Errors
     /// If the state cannot be read, or makes no sense: the replica cannot go on.
     pub fn execute<B: Store>(&mut self, now: Time, store: &B, apply: &mut impl Apply) -> Result<Option<Step>, Error> {
+        if self.quarantine.is_some() {
+            return Ok(None);
+        }
         let mut namespace = Namespace::open(self.config.group, Overlay::new(store)?)?;
         let mut batch = Batch::default();
         while batch.entries.len() < self.config.batch_entries_max {
             let Some(applied) = apply.apply_next(&mut self.ordering, now, &mut namespace) else { break };
-            if applied.index.0.is_multiple_of(DIGEST_INTERVAL) {
-                self.digests.insert(applied.index.0, namespace.store().digest());
+            if applied.index.0.is_multiple_of(self.config.digest_interval) {
+                self.tell_digest(applied.index, namespace.store().digest());
             }
             batch.push(applied, namespace.take_changes());
         }
@@ -332,8 +391,8 @@ impl<T: Ticket> ReplicaCore<T> {
         if let Some(error) = namespace.failure() {
             return Err(Error::StoreFailed(error.to_string()));
         }
-        while self.digests.len() > DIGESTS_MAX {
-            self.digests.pop_first();
+        if self.is_diverged() {
+            return Ok(None);
         }
         if metadata::namespace::left_for_later(namespace.store())? > 0 {
             self.tick_soon(now);
@@ -401,7 +460,8 @@ impl<T: Ticket> ReplicaCore<T> {
             }
             Event::BecameFollower { primary } => {
                 self.ready_since = None;
-                self.waiting.send_to_primary(primary);
+                let group = self.config.group;
+                self.waiting.send_away(|| Reply::NotPrimary { group, primary });
                 for (_, read) in self.barriers.drain(..) {
                     self.waiting.reply(read.ticket, Reply::NotPrimary { group: self.config.group, primary });
                 }
@@ -420,6 +480,44 @@ impl<T: Ticket> ReplicaCore<T> {
             self.told_primary = primary;
             self.outputs.push_back(Output::Primary(primary));
         }
+    }
+
+    /// Lets the other members compare their states with this one's.
+    fn tell_digest(&mut self, index: LogIndex, digest: u128) {
+        self.digests.note(index, digest);
+        let (group, me) = (self.config.group, self.ordering.status().replica);
+        for member in &self.ordering.membership().members {
+            if member.replica != me {
+                let (to, message) = ((group, member.replica), Message::Digest { index, digest });
+                self.outputs.push_back(Output::Send { to, message });
+            }
+        }
+    }
+
+    fn handle_digest(&mut self, from: (GroupId, ReplicaId), index: LogIndex, digest: u128) {
+        let is_voter = |replica| self.ordering.membership().voters().any(|voter| voter.replica == replica);
+        if from.0 == self.config.group && is_voter(from.1) {
+            self.digests.hear(from.1, index, digest);
+            self.is_diverged();
+        }
+    }
+
+    /// True if a quorum has another state, which ends this replica: it might acknowledge and show what is not so.
+    fn is_diverged(&mut self) -> bool {
+        let membership = self.ordering.membership();
+        self.digests.retain(|replica| membership.voters().any(|voter| voter.replica == replica));
+        let Some(found) = self.digests.divergence(membership.quorum_size()) else { return false };
+        let Divergence { index, own, others } = found;
+        let why = format!("at index {index} its state is {own:032x}, that of a quorum of its group is {others:032x}");
+        self.quarantine = Some(why.clone());
+        let group = self.config.group;
+        self.waiting.send_away(|| Reply::UnknownGroup { group });
+        let barriers = self.barriers.drain(..).map(|(_, read)| read);
+        for read in barriers.chain(self.linearize.drain(..)) {
+            self.waiting.reply(read.ticket, Reply::UnknownGroup { group });
+        }
+        self.outputs.push_back(Output::Quarantine(why));
+        true
     }
 
     /// One record for all reads of this turn that must see everything executed before they came. When this primary applies

@@ -24,6 +24,8 @@ pub struct Front {
     pub locked: Arc<LockedKeys>,
     /// Who is primary, as far as known.
     pub primary: Option<ReplicaId>,
+    /// The state is not the group's: nobody may read it.
+    pub is_quarantined: bool,
 }
 
 /// A read on its way.
@@ -99,7 +101,14 @@ impl Front {
     #[must_use]
     pub fn of(order: &OrderState) -> Front {
         let dependencies = order.depends_on().clone();
-        Front { applied: order.applied(), dependencies, locked: Arc::new(locked_keys(order)), primary: None }
+        let locked = Arc::new(locked_keys(order));
+        Front { applied: order.applied(), dependencies, locked, primary: None, is_quarantined: false }
+    }
+
+    /// What whoever wants to know something hears instead, if nobody may read the state.
+    #[must_use]
+    pub fn refusal(&self, group: GroupId) -> Option<Reply> {
+        self.is_quarantined.then_some(Reply::UnknownGroup { group })
     }
 
     /// The state as a position.

@@ -136,6 +136,15 @@ impl<C: Connection> Interest<C> {
         }
     }
 
+    /// There will be no news any more: all drop what they have cached.
+    pub fn end(&mut self, index: LogIndex, tell: &mut impl FnMut(&C, Event)) {
+        self.keys.clear();
+        for Subscriber { client, .. } in std::mem::take(&mut self.subscribers).into_values() {
+            let (invalidated, orphans) = (Vec::new(), Vec::new());
+            tell(&client, Event { group: self.group, index, invalidated, invalidate_all: true, orphans });
+        }
+    }
+
     /// Makes room: the session with the most keys drops all that it has cached.
     fn shed(&mut self, applied: LogIndex, tell: &mut impl FnMut(&C, Event)) {
         let Some((&session, _)) = self.subscribers.iter().max_by_key(|(_, subscriber)| subscriber.keys.len()) else {

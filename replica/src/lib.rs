@@ -11,6 +11,7 @@
 mod apply;
 mod client;
 mod core;
+mod digests;
 mod front;
 mod interest;
 mod leases;

@@ -7,7 +7,7 @@ use metadata::footprint::key_inode;
 use metadata::outcome::Outcome;
 use metadata::protocol::{Event, Position, Reply};
 use multicast::command::{Command, Key};
-use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
+use multicast::ids::{CommandId, GroupId, LogIndex, SessionId, VectorClock};
 use multicast::record::Rejection;
 use multicast::{Decline, Refusal, Time};
 
@@ -140,12 +140,12 @@ impl<T: Ticket> Waiting<T> {
         self.reply(ticket, declined(self.group, reason));
     }
 
-    /// This replica is not primary any more: all ask the new one.
-    pub fn send_to_primary(&mut self, primary: Option<ReplicaId>) {
+    /// Nobody waits here any more: all ask somewhere else.
+    pub fn send_away(&mut self, body: impl Fn() -> Reply) {
         let updates = std::mem::take(&mut self.updates).into_values();
         let sessions = std::mem::take(&mut self.sessions).into_values().flatten();
         for Place { ticket, .. } in updates.chain(sessions) {
-            self.reply(ticket, Reply::NotPrimary { group: self.group, primary });
+            self.reply(ticket, body());
         }
     }
 

@@ -50,6 +50,8 @@ pub struct Summary {
     pub executed: u64,
     /// Reads answered.
     pub reads: u64,
+    /// Replicas quarantined.
+    pub quarantined: u64,
     /// Virtual time.
     pub simulated_hours: f64,
     /// Real time.
@@ -72,6 +74,7 @@ impl Summary {
         self.events += outcome.events;
         self.executed += outcome.executed;
         self.reads += outcome.reads;
+        self.quarantined += outcome.quarantined;
         self.simulated_hours += outcome.simulated_ms as f64 / 3_600_000.0;
         if let Some((kind, what)) = outcome.verdict.failure() {
             self.failed.push(Failed { seed: outcome.seed, kind, what: what.to_owned() });

@@ -452,6 +452,13 @@ impl World {
                     self.fail(number, ask, attempt, true);
                 }
             }
+            // A replica that is quarantined is none any more.
+            Reply::UnknownGroup { group } => {
+                let client = &mut self.clients[number];
+                client.primaries.retain(|of, primary| (*of, *primary) != (group, node));
+                client.readers.retain(|of, reader| (*of, *reader) != (group, node));
+                self.fail(number, ask, attempt, true);
+            }
             // Also told by one that has logged it long since.
             Reply::Unavailable { .. } => self.fail(number, ask, attempt, true),
             Reply::Behind { .. } => {
@@ -463,7 +470,7 @@ impl World {
             Reply::Invalid(why) if why == STALE && self.clients[number].was_expired => {
                 self.answer(number, ask, Answer::Outcome(None));
             }
-            Reply::UnknownGroup { .. } | Reply::Invalid(_) | Reply::Alive | Reply::Status(_) => {
+            Reply::Invalid(_) | Reply::Alive | Reply::Status(_) => {
                 self.violate(format!("client {number} was told by {node}: {body:?}"));
             }
         }

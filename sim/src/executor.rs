@@ -29,6 +29,10 @@ pub struct Watched<'a> {
     pub ledger: &'a mut Ledger,
     /// The planted bug.
     pub bug: Option<Bug>,
+    /// The planted bug: this replica's executions go another way, and nobody looks on.
+    pub odd: bool,
+    /// The fault: this replica's digests are others'.
+    pub is_rotten: bool,
 }
 
 impl Apply for Watched<'_> {
@@ -39,14 +43,17 @@ impl Apply for Watched<'_> {
         namespace: &mut Namespace<Overlay<'_, B>>,
     ) -> Option<Applied> {
         namespace.set_step_rows(STEP_ROWS);
-        let mut executor = Executor { namespace, own_time: now, bug: self.bug };
+        let mut executor = Executor { namespace, own_time: now, bug: self.bug, odd: self.odd };
         let applied = core.apply_next(now, &mut executor)?;
+        if self.odd {
+            return Some(applied);
+        }
         let (group, index) = (self.group, applied.index);
         let entry = Entry {
             group,
             index,
             record: self.disk.record(group, index).map(|record| xxh3_64(&record)),
-            digest: namespace.store().digest(),
+            digest: (!self.is_rotten).then(|| namespace.store().digest()),
             order_digest: index.0.is_multiple_of(ORDER_DIGEST_INTERVAL).then(|| core.order().digest()),
             applied: &applied,
         };
@@ -60,6 +67,7 @@ struct Executor<'a, S> {
     namespace: &'a mut Namespace<S>,
     own_time: Time,
     bug: Option<Bug>,
+    odd: bool,
 }
 
 impl<S: StoreMut> Executor<'_, S> {
@@ -85,6 +93,7 @@ impl<S: StoreMut> Machine for Executor<'_, S> {
         if self.bug == Some(Bug::OwnTime) {
             context.time_ns = self.own_time.0;
         }
+        context.time_ns += u64::from(self.odd && command.id.sequence % 10 == 7);
         if self.bug == Some(Bug::ExecuteTwice) && command.id.sequence % 40 == 7 {
             Machine::execute(self.namespace, &context, command, contributions);
         }

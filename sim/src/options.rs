@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use multicast::ids::{GroupId, ReplicaId};
+use multicast::ids::{GroupId, LogIndex, ReplicaId};
 use multicast::{Limits, Timing};
 
 use crate::rng::Rnd;
@@ -118,6 +118,8 @@ pub struct Faults {
     pub slow_flush: u64,
     /// Connections of clients break.
     pub disconnect: EveryMs,
+    /// One voter's state becomes another one behind that index, in a way that only its digest shows.
+    pub rot: Option<(GroupId, ReplicaId, LogIndex)>,
 }
 
 impl Options {
@@ -130,8 +132,9 @@ impl Options {
         let (nodes, groups) = draw_groups(rnd, regions);
         let clients = (0..rnd.range(2, 5)).map(|_| rnd.index(regions)).collect();
         let widest_ms = delays_us.iter().flatten().max().copied().unwrap_or(0) / 1000 + 1;
-        let faults =
+        let mut faults =
             if rnd.chance(900) { Faults::draw(rnd) } else { Faults { jitter_percent: 20, ..Faults::default() } };
+        faults.rot = draw_rot(&mut Rnd::new(seed, 3), &groups);
         Options {
             delays_us,
             nodes,
@@ -223,6 +226,14 @@ fn draw_timing(rnd: &mut Rnd, widest_ms: u64) -> Timing {
     }
 }
 
+/// In one run of ten.
+fn draw_rot(rnd: &mut Rnd, groups: &BTreeMap<GroupId, Vec<ReplicaId>>) -> Option<(GroupId, ReplicaId, LogIndex)> {
+    let (&group, voters) = rnd.choose(groups.iter())?;
+    // Alone nobody can tell.
+    let has_quorum = voters.len() > 2 && rnd.chance(100);
+    has_quorum.then(|| (group, *rnd.pick(voters), LogIndex(rnd.range(5, 60))))
+}
+
 impl Mix {
     fn draw(rnd: &mut Rnd) -> Mix {
         Mix {
@@ -266,6 +277,7 @@ impl Faults {
             flush_failure: some(&[300, 3_000]),
             slow_flush: some(&[20, 100]),
             disconnect: some(&[500, 3_000]),
+            rot: None,
         }
     }
 }

@@ -36,6 +36,8 @@ pub enum Bug {
     OwnTime,
     /// A replica applies one committed command in a hundred twice.
     ExecuteTwice,
+    /// One replica of each group executes some commands another way. Checkers do not look: the group must find out.
+    Diverge,
     /// A stream's position runs ahead of its invalidations.
     InvalidateLate,
     /// A client answers from its cache although the stream has not reached its clock.

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use ::replica::{Leases, Note, Output, PendingRead, ReplicaConfig, ReplicaCore, Tell};
 use bytes::Bytes;
+use metadata::keys;
 use metadata::namespace::{Genesis, genesis};
 use metadata::protocol::{Position, Reply, Request, ToClient};
+use metadata::store::stored_digest;
 use metadata::types::TimeNs;
 use metadata::{MemStore, Namespace, Overlay, WriteSet, codec};
 use multicast::command::{Command, Key};
@@ -17,11 +19,15 @@ use multicast::{Config, Event, Message, OrderState, Record, Time, Writes};
 use crate::checks::ledger::Ledger;
 use crate::disk::Disk;
 use crate::executor::Watched;
+use crate::options::Options;
 use crate::planted::Bug;
 use crate::view::{Link, View, said};
 
 /// Entries applied in one write of the store.
 const APPLY_BATCH_MAX: usize = 64;
+
+/// Runs are short: their replicas compare states often.
+const DIGEST_INTERVAL: u64 = 8;
 
 /// Whom to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +60,7 @@ pub enum Act {
 pub struct Saved {
     store: MemStore,
     order: BTreeMap<Vec<u8>, Vec<u8>>,
+    quarantine: Option<String>,
 }
 
 /// One replica of one group.
@@ -62,6 +69,8 @@ pub struct Replica {
     pub config: Config,
     lease_ms: u64,
     parked_ms: u64,
+    /// Behind this index its state becomes another one.
+    rot_at: Option<LogIndex>,
     saved: Saved,
     /// While its process lives.
     pub live: Option<Live>,
@@ -94,8 +103,24 @@ pub struct Live {
 impl Replica {
     /// A replica that has never run.
     #[must_use]
-    pub fn new(config: Config, lease_ms: u64, parked_ms: u64, bug: Option<Bug>) -> Replica {
-        Replica { config, lease_ms, parked_ms, saved: Saved::default(), live: None, bug }
+    pub fn new(config: Config, options: &Options, bug: Option<Bug>) -> Replica {
+        let (lease_ms, parked_ms) = (options.session_lease_ms, options.parked_read_ms);
+        let rot = options.faults.rot.filter(|&(group, id, _)| (group, id) == (config.group, config.replica));
+        let rot_at = rot.map(|(_, _, at)| at);
+        Replica { config, lease_ms, parked_ms, rot_at, saved: Saved::default(), live: None, bug }
+    }
+
+    /// True if its group has found out that its state is another one.
+    #[must_use]
+    pub fn is_quarantined(&self) -> bool {
+        self.saved.quarantine.is_some()
+    }
+
+    /// True if its state has become another one.
+    #[must_use]
+    pub fn is_rotten(&self) -> bool {
+        let applied = self.live.as_ref().map(|live| live.ordering().order().applied());
+        self.rot_at.is_some_and(|at| applied.is_some_and(|applied| applied >= at))
     }
 
     fn group(&self) -> GroupId {
@@ -128,14 +153,24 @@ impl Replica {
         let entries = image.entries.range(order.applied()..).map(|(_, entry)| entry.clone()).collect();
         let durable = Durable { promised: image.promised, first, entries };
         self.config.seed = self.config.seed.wrapping_add(1);
-        let view = View::new(group, &order, self.bug);
+        let mut view = View::new(group, &order, self.bug);
         let flushed = order.applied();
         let core = Core::new(now, self.config.clone(), durable, order);
         let mut core = core.map_err(|error| error.to_string())?;
         core.restore_committed(image.committed);
-        let (session_lease_ms, batch_entries_max) = (self.lease_ms, APPLY_BATCH_MAX);
+        let config = ReplicaConfig {
+            group,
+            session_lease_ms: self.lease_ms,
+            batch_entries_max: APPLY_BATCH_MAX,
+            digest_interval: DIGEST_INTERVAL,
+        };
+        let mut core = ReplicaCore::new(config, core);
+        if let Some(why) = &self.saved.quarantine {
+            core.restore_quarantine(why.clone());
+            view.front.is_quarantined = true;
+        }
         self.live = Some(Live {
-            core: ReplicaCore::new(ReplicaConfig { group, session_lease_ms, batch_entries_max }, core),
+            core,
             store,
             unflushed,
             unflushed_order: WriteSet::new(),
@@ -212,14 +247,26 @@ impl Replica {
 
     /// A step of what remains to be done: outputs, else one batch of committed entries. `None` if nothing was left.
     pub fn step(&mut self, time: Time, disk: &Disk, ledger: &mut Ledger) -> Option<Vec<Act>> {
-        let (bug, group) = (self.bug, self.group());
+        let (bug, group, is_rotten) = (self.bug, self.group(), self.is_rotten());
+        let is_last = self.config.voters().iter().max() == Some(&self.config.replica);
+        let odd = bug == Some(Bug::Diverge) && self.config.voters().len() > 2 && is_last;
+        let rot_at = self.rot_at.filter(|_| !is_rotten);
         let live = self.live.as_mut()?;
         if let Err(error) = live.core.handle_turn(time, &live.store) {
             live.acts.push(Act::Violation(format!("the state of {group} cannot be read: {error}")));
         }
-        live.do_outputs(group, time, bug);
-        let mut watched = Watched { group, disk, ledger, bug };
-        let applied = live.acts.is_empty() && live.apply(time, &mut watched);
+        if let Some(why) = live.do_outputs(group, time, bug) {
+            if is_rotten {
+                live.view.close(&mut live.acts);
+                live.acts.push(Act::Note(format!("quarantined: {why}")));
+                self.saved.quarantine = Some(why);
+            } else {
+                // No healthy replica differs.
+                live.acts.push(Act::Violation(format!("{group}: quarantined: {why}")));
+            }
+        }
+        let mut watched = Watched { group, disk, ledger, bug, odd, is_rotten };
+        let applied = live.acts.is_empty() && live.apply(time, &mut watched, rot_at);
         let acts = std::mem::take(&mut live.acts);
         (applied || !acts.is_empty()).then_some(acts)
     }
@@ -266,7 +313,9 @@ impl Live {
         self.core.ordering()
     }
 
-    fn do_outputs(&mut self, group: GroupId, time: Time, bug: Option<Bug>) {
+    /// Says why the replica is quarantined, if it is now.
+    fn do_outputs(&mut self, group: GroupId, time: Time, bug: Option<Bug>) -> Option<String> {
+        let mut quarantine = None;
         while let Some(output) = self.core.poll_output(time) {
             match output {
                 Output::Persist { token, writes } => {
@@ -281,10 +330,12 @@ impl Live {
                 Output::SendSnapshot { .. } => {}
                 Output::Serve(read) => self.view.serve(&self.store, read, &mut self.acts),
                 Output::Primary(primary) => self.view.front.primary = primary,
+                Output::Quarantine(why) => quarantine = Some(why),
                 Output::Note(note) => self.note(group, &note),
             }
         }
         self.tell(bug);
+        quarantine
     }
 
     fn note(&mut self, group: GroupId, note: &Note) {
@@ -312,7 +363,7 @@ impl Live {
         self.acts.push(Act::Note(format!("{note:?}")));
     }
 
-    fn apply(&mut self, time: Time, watched: &mut Watched<'_>) -> bool {
+    fn apply(&mut self, time: Time, watched: &mut Watched<'_>, rot_at: Option<LogIndex>) -> bool {
         let group = watched.group;
         let mut step = match self.core.execute(time, &self.store, watched) {
             Ok(Some(step)) => step,
@@ -322,7 +373,14 @@ impl Live {
                 return false;
             }
         };
-        let writes = std::mem::take(&mut step.writes);
+        let mut writes = std::mem::take(&mut step.writes);
+        if rot_at.is_some_and(|at| step.applied >= at) {
+            let digest = match writes.get(&keys::digest()) {
+                Some(Some(row)) => row.iter().fold(0, |digest, byte| digest << 8 | u128::from(*byte)),
+                _ => stored_digest(&self.store).unwrap_or_default(),
+            };
+            writes.insert(keys::digest(), Some(digest.wrapping_add(1).to_be_bytes().to_vec()));
+        }
         self.unflushed.extend(writes.clone());
         self.store.apply(writes);
         self.unflushed_order.extend(std::mem::take(&mut step.order_rows));

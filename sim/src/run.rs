@@ -7,6 +7,7 @@ use multicast::ids::GroupId;
 
 use crate::options::{MS, Options};
 use crate::planted::Bug;
+use crate::replica::Replica;
 use crate::world::{Failure, World};
 
 /// How long, after faults have ended, until everything must be done.
@@ -42,6 +43,8 @@ pub struct Outcome {
     pub executed: u64,
     /// Reads answered.
     pub reads: u64,
+    /// Replicas whose group found out that their state was another one.
+    pub quarantined: u64,
     /// The trace, if it was asked for.
     pub lines: Vec<String>,
 }
@@ -73,6 +76,7 @@ pub fn run_with(seed: u64, options: Options, bug: Option<Bug>, readable: bool) -
         simulated_ms: world.now / MS,
         executed: world.ledger.executed.values().map(|executed| executed.len() as u64).sum(),
         reads: world.ledger.reads(),
+        quarantined: world.replicas().filter(|replica| replica.is_quarantined()).count() as u64,
         lines: world.trace.into_lines(),
     }
 }
@@ -95,6 +99,10 @@ fn play(world: &mut World) -> Result<(), Failure> {
 }
 
 impl World {
+    fn replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.nodes.values().flat_map(|node| node.replicas.values())
+    }
+
     /// Everyone is done, everything is applied everywhere, nothing is left over.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
@@ -105,8 +113,10 @@ impl World {
 
     fn is_settled(&self, group: GroupId) -> bool {
         let replicas = || {
-            let nodes = self.nodes.values().filter_map(|node| node.replicas.get(&group));
-            nodes.map(|replica| replica.live.as_ref().map(crate::replica::Live::ordering))
+            let replicas = self.nodes.values().filter_map(|node| node.replicas.get(&group));
+            replicas
+                .filter(|replica| !replica.is_quarantined())
+                .map(|replica| replica.live.as_ref().map(crate::replica::Live::ordering))
         };
         let primaries = replicas().flatten().filter(|core| core.is_ready());
         let Some(primary) = primaries.max_by_key(|core| core.status().promised) else { return false };

@@ -65,12 +65,20 @@ impl View {
 
     /// Starts a session's stream.
     pub fn subscribe(&mut self, session: SessionId, ticket: Ticket, acts: &mut Vec<Act>) {
-        let body = if self.interest.subscribe(session, ticket.link) {
+        let body = if let Some(refusal) = self.front.refusal(self.group) {
+            refusal
+        } else if self.interest.subscribe(session, ticket.link) {
             Reply::Session(self.front.position())
         } else {
             Reply::Unavailable { group: self.group, why: "the connection has too many streams".into() }
         };
         acts.push(tell(ticket, body));
+    }
+
+    /// Nobody may read the state any more.
+    pub fn close(&mut self, acts: &mut Vec<Act>) {
+        (self.front.is_quarantined, self.front.primary) = (true, None);
+        self.interest.end(self.front.applied, &mut |link, event| acts.push(said(Tell::Event(*link, event))));
     }
 
     /// Answers a read, or parks it.
@@ -97,6 +105,10 @@ impl View {
         read: PendingRead<Ticket>,
         acts: &mut Vec<Act>,
     ) -> Option<PendingRead<Ticket>> {
+        if let Some(refusal) = self.front.refusal(self.group) {
+            acts.push(tell(read.ticket, refusal));
+            return None;
+        }
         let front = self.shown();
         let keys = read.op.keys();
         if front.holds_back(&read, &keys) {

@@ -331,7 +331,7 @@ fn nodes(rnd: &mut Rnd, options: &Options, bug: Option<Bug>) -> BTreeMap<Replica
             config.seed = rnd.next();
             config.timing = options.timing;
             config.limits = options.limits;
-            replicas.insert(group, Replica::new(config, options.session_lease_ms, options.parked_read_ms, bug));
+            replicas.insert(group, Replica::new(config, options, bug));
         }
         let drift = options.faults.drift_ppm as i64;
         let drift = rnd.range(0, 2 * options.faults.drift_ppm) as i64 - drift;

@@ -145,7 +145,10 @@ fn verdict(nodes: &[Seen<'_>], groups: &[View<'_>]) -> Exit {
         return Exit::Unavailable;
     }
     let node_bad = |node: &Seen<'_>| node.answer.as_ref().map_or(true, |status| status.failure.is_some());
-    let bad = nodes.iter().any(node_bad) || groups.iter().any(|group| !group.has_primary || !group.digests_agree);
+    let quarantined = nodes.iter().any(|node| !quarantined(node).is_empty());
+    let bad = quarantined
+        || nodes.iter().any(node_bad)
+        || groups.iter().any(|group| !group.has_primary || !group.digests_agree);
     if bad { Exit::Problems } else { Exit::Done }
 }
 
@@ -199,10 +202,19 @@ fn as_tables(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> Stri
     text
 }
 
+/// Replicas that do nothing because their state is not their group's: the group's name, and why.
+fn quarantined<'a>(node: &'a Seen<'_>) -> Vec<(&'a str, &'a str)> {
+    let groups = node.answer.iter().flat_map(|status| &status.groups);
+    groups.filter_map(|group| Some((group.name.as_str(), group.quarantine.as_deref()?))).collect()
+}
+
 /// What else nodes have to say.
 fn remarks(nodes: &[Seen<'_>]) -> String {
     let mut text = String::new();
     for node in nodes {
+        for (group, why) in quarantined(node) {
+            text.push_str(&red(&format!("\n{}: its replica of group {group} is quarantined: {why}\n", node.name)));
+        }
         let Ok(status) = &node.answer else { continue };
         if let Some(problem) = &status.storage.log_problem {
             text.push_str(&format!("\n{}: {}\n", node.name, yellow(problem)));

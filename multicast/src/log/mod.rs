@@ -222,7 +222,8 @@ impl Replicator {
             | Message::Busy { .. }
             | Message::HowFar { .. }
             | Message::Reached { .. }
-            | Message::AskMembers { .. } => {
+            | Message::AskMembers { .. }
+            | Message::Digest { .. } => {
                 self.ignore(from, "not a message inside a group");
             }
         }

@@ -130,6 +130,7 @@ impl Driver {
                 Output::SendSnapshot { to, .. } => self.parts.core.handle_snapshot_sent(now, to, None),
                 Output::Serve(read) => self.parts.view.serve(read),
                 Output::Primary(primary) => self.parts.view.advance(|front, _| front.primary = primary),
+                Output::Quarantine(why) => self.quarantine(&why)?,
                 Output::Note(note) => self.log_note(&note),
             }
         }
@@ -172,6 +173,13 @@ impl Driver {
             entries.into_iter().map(|entry| Entry { index: entry.index, ballot: entry.ballot, record: entry.bytes });
         self.parts.core.handle_log_read(now, entries.collect());
         Ok(())
+    }
+
+    /// Nobody reads this state from now on, nor after a restart.
+    fn quarantine(&self, why: &str) -> Result<()> {
+        tracing::error!(group = %self.parts.group, why, "this replica's state is not its group's: it is quarantined");
+        self.parts.view.close();
+        self.parts.state.quarantine(why)
     }
 
     fn log_note(&self, note: &Note) {
@@ -234,6 +242,10 @@ impl Driver {
         status.digests = core.digests().iter().map(|(&index, digest)| (index, format!("{digest:032x}"))).collect();
         (status.subscribers, status.interest_keys, status.parked_reads) = self.parts.view.figures();
         status.executed = core.executed();
+        status.quarantine = core.quarantine().map(str::to_owned);
+        if core.quarantine().is_some() {
+            status.role = "quarantined".into();
+        }
         status.removals_left = metadata::namespace::left_for_later(&self.parts.state).unwrap_or_default();
         status
     }

@@ -214,6 +214,10 @@ impl View {
     /// Takes a snapshot for it, or parks it.
     pub fn begin_long(&self, read: PendingRead) -> Option<LongRead<'_>> {
         let front = self.lock_front();
+        if let Some(refusal) = front.refusal(self.group()) {
+            read.ticket.reply(refusal);
+            return None;
+        }
         if read.deadline <= self.now() {
             read.ticket.reply(Reply::Behind { applied: front.applied });
             return None;
@@ -251,7 +255,7 @@ impl View {
         let watch = watch.lock();
         let keys = read.op.keys();
         let verdict = read.conclude(self.group(), (&before, &now), |key| watch.is_changed(key), keys, result);
-        if let Some(read) = self.end(read, &now, verdict) {
+        if let Some(read) = self.settle(read, &now, verdict) {
             self.park_again(read, &now);
         }
     }

@@ -68,6 +68,14 @@ impl View {
         result
     }
 
+    /// Nobody may read the state any more.
+    pub fn close(&self) {
+        self.advance(|front, interest| {
+            (front.is_quarantined, front.primary) = (true, None);
+            interest.end(front.applied, &mut |client, event| client.push(&ToClient::Event(event)));
+        });
+    }
+
     /// The next state differs in these keys: long reads are told. Called in a step.
     pub fn note_changed(&self, keys: &[Key]) {
         self.long.note(keys);
@@ -87,6 +95,9 @@ impl View {
     /// session holds, and of which an earlier stream may not have told, are told soon.
     pub fn subscribe(&self, session: SessionId, ticket: Ticket) {
         let front = self.front.read();
+        if let Some(refusal) = front.refusal(self.group) {
+            return ticket.reply(refusal);
+        }
         let client = ticket.client().clone();
         let busy = |why: &str| Reply::Unavailable { group: self.group, why: why.into() };
         if !self.long.push(|| Job::Orphans { session, client: client.clone() }) {
@@ -117,6 +128,10 @@ impl View {
 
     /// Answers a read if it is short, or gives it back if it must wait.
     fn answer(&self, read: PendingRead, front: &Front) -> Option<PendingRead> {
+        if let Some(refusal) = front.refusal(self.group) {
+            read.ticket.reply(refusal);
+            return None;
+        }
         let keys = read.op.keys();
         if front.holds_back(&read, &keys) {
             return Some(read);
@@ -125,7 +140,7 @@ impl View {
         match metadata::answer::read(&rows, self.group, &read.op) {
             Ok(result) => {
                 let verdict = read.conclude(self.group, (front, front), |_| false, keys, result);
-                self.end(read, front, verdict)
+                self.settle(read, front, verdict)
             }
             Err(_) if rows.is_exhausted() => {
                 self.postpone(read);
@@ -139,8 +154,9 @@ impl View {
     }
 
     /// Answers a read, while `front` is locked, or gives it back if it must wait.
-    pub(super) fn end(&self, read: PendingRead, front: &Front, verdict: Verdict) -> Option<PendingRead> {
+    pub(super) fn settle(&self, read: PendingRead, front: &Front, verdict: Verdict) -> Option<PendingRead> {
         let Verdict::Answer(body, noted) = verdict else { return Some(read) };
+        let body = front.refusal(self.group).unwrap_or(body);
         if let Some(keys) = noted {
             let client = read.ticket.client();
             let tell = &mut |client: &Arc<Client>, event: Event| client.push(&ToClient::Event(event));

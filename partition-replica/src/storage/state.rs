@@ -36,6 +36,7 @@ const ORDER: u8 = 0x40;
 const META: u8 = 0xf0;
 const APPLIED: &[u8] = &[META, 1];
 const CHARTER: &[u8] = &[META, 2];
+const QUARANTINE: &[u8] = &[META, 3];
 
 const _: () = assert!(ORDER >= FOREIGN_KIND_MIN && META >= FOREIGN_KIND_MIN);
 
@@ -229,6 +230,20 @@ impl GroupState {
         self.db.get_cf(&self.family()?, CHARTER).map_err(failed)
     }
 
+    /// Writes down why nobody may read this state any more. Durable on return.
+    pub fn quarantine(&self, why: &str) -> Result<()> {
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.db.put_cf_opt(&self.family()?, QUARANTINE, why, &options).map_err(failed)?;
+        self.flush_now()
+    }
+
+    /// Why nobody may read this state, if so.
+    pub fn quarantined(&self) -> Result<Option<String>> {
+        let row = self.db.get_cf(&self.family()?, QUARANTINE).map_err(failed)?;
+        Ok(row.map(|why| String::from_utf8_lossy(&why).into_owned()))
+    }
+
     /// The log index that the rows reflect.
     pub fn applied_index(&self) -> Result<LogIndex> {
         let Some(row) = self.db.get_pinned_cf(&self.family()?, APPLIED).map_err(failed)? else {
@@ -387,6 +402,20 @@ mod tests {
     fn put(state: &GroupState, key: &[u8], value: &[u8], applied: u64) {
         let rows = WriteSet::from([(key.to_vec(), Some(value.to_vec()))]);
         state.write(rows, &[(key.to_vec(), Some(value.to_vec()))], LogIndex(applied)).unwrap();
+    }
+
+    #[test]
+    fn quarantine_outlives_a_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        let (db, state) = open(folder.path());
+        put(&state, b"a", b"1", 1);
+        assert_eq!(state.quarantined().unwrap(), None);
+        state.quarantine("it differs").unwrap();
+        db.stop_background_work();
+        drop((db, state));
+        let (_db, state) = open(folder.path());
+        assert_eq!(state.quarantined().unwrap().unwrap(), "it differs");
+        assert_eq!(state.order_rows().unwrap().len(), 1);
     }
 
     #[test]

@@ -24,8 +24,8 @@ pub struct Entry<'a> {
     pub index: LogIndex,
     /// Hash of the record.
     pub record: Option<u64>,
-    /// Digest of the namespace behind it.
-    pub digest: u128,
+    /// Digest of the namespace behind it, if it is as it should be.
+    pub digest: Option<u128>,
     /// Digest of the ordering state behind it, if it was computed.
     pub order_digest: Option<u64>,
     /// What it did.
@@ -146,8 +146,10 @@ impl Ledger {
             let known = *self.records.entry(at).or_insert(record);
             self.expect(known == record, || format!("{} has two records at {}", entry.group, entry.index));
         }
-        let known = *self.digests.entry(at).or_insert(entry.digest);
-        self.expect(known == entry.digest, || format!("{} has two states at {}", entry.group, entry.index));
+        if let Some(digest) = entry.digest {
+            let known = *self.digests.entry(at).or_insert(digest);
+            self.expect(known == digest, || format!("{} has two states at {}", entry.group, entry.index));
+        }
         if let Some(digest) = entry.order_digest {
             let known = *self.order_digests.entry(at).or_insert(digest);
             self.expect(known == digest, || format!("{} has two orders at {}", entry.group, entry.index));

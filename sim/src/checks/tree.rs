@@ -24,11 +24,12 @@ pub fn check(world: &World, model: &Model) -> Result<(), String> {
     check_blobs(world, &stores, model)
 }
 
-/// The newest state of each group.
+/// The state of each group.
 fn stores(world: &World) -> BTreeMap<GroupId, MemStore> {
     let mut stores = BTreeMap::new();
     for replica in world.nodes.values().flat_map(|node| node.replicas.values()) {
-        if let Some(live) = replica.live.as_ref().filter(|live| live.ordering().is_ready()) {
+        // All have applied the same.
+        if let Some(live) = replica.live.as_ref().filter(|_| !replica.is_rotten()) {
             stores.insert(replica.config.group, live.store.clone());
         }
     }
