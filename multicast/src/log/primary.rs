@@ -226,10 +226,15 @@ impl Replicator {
             // What is not committed may still be voided: only voters need it. Whoever lost its disk gets no more than a sign.
             let last = if follower.member.is_voter() { last } else { self.committed };
             let is_member = follower.stranger.is_none();
-            let is_dropped =
-                follower.next < first || (follower.next == first && follower.previous(&self.entries).is_none());
-            if !follower.searching && is_member && is_dropped {
-                // Dropped before it was sent: perhaps the follower has it, else it must learn that it is lost.
+            let is_unknown = follower.previous(&self.entries).is_none();
+            let is_dropped = if follower.searching {
+                follower.next <= first && is_unknown
+            } else {
+                follower.next < first || (follower.next == first && is_unknown)
+            };
+            if is_member && is_dropped {
+                // Dropped before it was sent, or while it was looked for: perhaps the follower has it, else it must learn
+                // that it is lost.
                 follower.search_at(first.next());
             }
             while !follower.searching
