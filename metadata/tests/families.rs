@@ -1097,6 +1097,32 @@ mod steps {
     }
 
     #[test]
+    fn cut_file_gets_and_loses_names_of_other_groups_while_its_content_goes_in_steps() {
+        let mut cluster = cluster(2);
+        cluster.step_rows = 16;
+        let eu = cluster.create(S, ROOT, "eu", NewNode::Directory { placement: Some(GroupId(1)) });
+        let file = cluster.mkfile(S, ROOT, "f");
+        let changes = (0..200).map(|at| put_blob(at * 20, 10, 1 + at)).collect();
+        cluster.write(S, file, changes).unwrap();
+        let cut = FsOp::SetAttr { node: file, set: SetAttr { size: Some(15), ..SetAttr::default() } };
+        cluster.submit(S, &cut).unwrap();
+        let link = FsOp::Link { node: file, parent: eu, name: name("g") };
+        for op in [link, unlink(eu, "g", file, false)] {
+            let command = cluster.command(S, &op);
+            let groups: Vec<GroupId> = command.groups().collect();
+            let contribute = |group: GroupId| (group, cluster.on(group, |namespace| namespace.contribute(&command)));
+            let contributions = groups.iter().copied().map(contribute).collect();
+            // Between the verdict and the execution.
+            cluster.on(GroupId(0), |namespace| namespace.tick());
+            for group in groups {
+                let outcome = cluster.on(group, |namespace| namespace.execute(TimeNs(9000), &command, &contributions));
+                assert!(metadata::codec::decode_outcome(&outcome).unwrap().is_ok());
+            }
+            cluster.check();
+        }
+    }
+
+    #[test]
     fn session_with_many_locks_and_orphans_ends_in_steps() {
         let mut cluster = cluster(1);
         cluster.open_session(OTHER);

@@ -54,7 +54,7 @@ impl<S: StoreMut> Namespace<S> {
         touch_changed(&mut attr, joint.time);
         if node.home == self.group {
             let mut row = self.owned_inode(node.ino)?;
-            row.attr = attr.clone();
+            row.attr = beside_steps(&row.attr, &attr);
             self.put_inode(&row)?;
         }
         if parent.home == self.group {
@@ -150,12 +150,17 @@ impl<S: StoreMut> Namespace<S> {
         holder: Option<SessionId>,
     ) -> Result<(), Error> {
         let mut row = self.owned_inode(attr.ino)?;
-        row.attr = attr.clone();
+        row.attr = beside_steps(&row.attr, attr);
         if attr.nlink > 0 {
             return self.put_inode(&row);
         }
         self.orphan(row, session, holder)
     }
+}
+
+/// An inode as the verdict makes it of what it was then; steps may have gone on with the content of a cut file since.
+fn beside_steps(now: &Attr, verdict: &Attr) -> Attr {
+    Attr { allocated: now.allocated, ..verdict.clone() }
 }
 
 /// An inode that loses a name. A directory has only one.
