@@ -163,7 +163,7 @@ impl<'a> Site<'a> {
             let work = |number: usize| {
                 let (start, made) = (&start, &made);
                 scope_of.spawn(move || {
-                    let worker = Worker::prepare(self, op, scope, number);
+                    let worker = Worker::prepare(self, op, scope, (number, count));
                     made.wait();
                     std::thread::sleep(SETTLE);
                     start.wait();
@@ -199,9 +199,9 @@ struct Worker {
 }
 
 impl Worker {
-    fn prepare(site: &Site<'_>, op: Op, scope: Scope, number: usize) -> io::Result<Worker> {
+    fn prepare(site: &Site<'_>, op: Op, scope: Scope, (number, of): (usize, usize)) -> io::Result<Worker> {
         let regions = site.names.len();
-        let (region, name) = (number % regions, format!("{}-{}-{number}", op.name(), scope.name()));
+        let (region, name) = (number % regions, format!("{}-{}-{of}-{number}", op.name(), scope.name()));
         let groups: Vec<Option<usize>> = match scope {
             Scope::Local | Scope::Cross => vec![Some(region)],
             Scope::Remote => (1..regions).map(|step| Some((region + step) % regions)).collect(),
