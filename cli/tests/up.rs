@@ -260,11 +260,11 @@ fn lab_agrees_with_a_cluster_on_what_distance_costs() {
     let (mounts, out) = (["us", "eu", "ap"].map(|region| cluster.mount(region)), cluster.folder().join("report"));
     let mounts = mounts.map(|mount| mount.to_str().unwrap().to_owned()).join(",");
     let place = out.to_str().unwrap();
-    let asked = ["--rtt", "geo3", "--voters", "1", "--ops", "write,chmod", "--duration", "1500ms", "--out", place];
+    let asked = ["--rtt", "geo3", "--voters", "1", "--ops", "write", "--duration", "1s", "--out", place];
     cluster.globalfs_ok(&[&["bench", "geo", "--real", &mounts], &asked[..]].concat());
     let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
     let lines = report["validation"].as_array().unwrap();
-    assert!(lines.len() >= 6, "{report}");
+    assert!(lines.len() >= 4, "{report}");
     for line in lines {
         let (real, simulated) = (line["real_ms"].as_f64().unwrap(), line["simulated_ms"].as_f64().unwrap());
         assert!(real > 0.0 && simulated > 0.0, "{line}");
@@ -275,7 +275,7 @@ fn lab_agrees_with_a_cluster_on_what_distance_costs() {
     }
     let json = out.join("report.json");
     let json = json.to_str().unwrap();
-    cluster.globalfs_ok(&["bench", "geo", "--regions", "1,3", "--ops", "create", "--clients", "4", "--out", place]);
+    cluster.globalfs_ok(&["bench", "geo", "--regions", "1,3", "--ops", "create", "--clients", "2", "--out", place]);
     cluster.globalfs_ok(&["bench", "report", json, json]);
     let wrong = cluster.globalfs(&["bench", "geo", "--ops", "creates", "--out", place]);
     assert!(wrong.status.code() == Some(2) && String::from_utf8_lossy(&wrong.stderr).contains("create"));

@@ -99,8 +99,8 @@ fn point(plan: &RealPlan, op: Op, scope: Scope, clients: usize) -> Point {
         locality: if scope == Scope::Local { 1.0 } else { 0.0 },
         elsewhere: scope,
         size: plan.size,
-        warmup_ms: 2_000,
-        duration_ms: 5_000,
+        warmup_ms: 1_000,
+        duration_ms: 2_000,
         one_machine: true,
         ..Point::default()
     }
