@@ -28,8 +28,9 @@ pub fn check(world: &World, model: &Model) -> Result<(), String> {
 fn stores(world: &World) -> BTreeMap<GroupId, MemStore> {
     let mut stores = BTreeMap::new();
     for replica in world.nodes.values().flat_map(|node| node.replicas.values()) {
-        // All have applied the same.
-        if let Some(live) = replica.live.as_ref().filter(|_| !replica.is_rotten()) {
+        // All have applied the same, but for those that their groups have found out, or will: these go no further.
+        let is_sound = !replica.is_rotten() && !replica.is_quarantined();
+        if let Some(live) = replica.live.as_ref().filter(|_| is_sound) {
             stores.insert(replica.config.group, live.store.clone());
         }
     }
