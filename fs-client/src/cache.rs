@@ -13,8 +13,9 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use metadata::footprint::{key_dirent, key_home, key_inode};
 use metadata::types::{Attr, Dirent, InodeId};
+use multicast::Elsewhere;
 use multicast::command::Key;
-use multicast::ids::{GroupId, LogIndex};
+use multicast::ids::{GroupId, LogIndex, VectorClock};
 use parking_lot::Mutex;
 
 use crate::content::FileMap;
@@ -265,7 +266,7 @@ impl Cache {
         }
         let (epoch, position) = self.progress.stream(group)?;
         // After the epoch was read: who raises this ends the epoch afterwards.
-        let floor = self.progress.effects(group);
+        let floor = self.progress.floor(group);
         (as_of >= position && asked >= floor).then_some(Fill {
             cache: self,
             group,
@@ -274,9 +275,9 @@ impl Cache {
         })
     }
 
-    /// Applies an invalidation of a stream of `group` at `index`, then lets the stream's position be known. Of a stream that
-    /// has ended nothing counts.
-    pub fn invalidate(&self, group: GroupId, stream: StreamId, keys: &[Key], index: LogIndex) {
+    /// Applies an invalidation of a stream of `group` at `index`, then lets the stream's position be known, and that what was
+    /// prepared up to `settled` has executed there. Of a stream that has ended nothing counts.
+    pub fn invalidate(&self, group: GroupId, stream: StreamId, keys: &[Key], (index, settled): (LogIndex, LogIndex)) {
         let turn = self.writing.lock();
         if !self.progress.is_current(group, stream) {
             return;
@@ -290,7 +291,24 @@ impl Cache {
             borrower.keys_changed(group, keys);
         }
         self.progress.advance_stream(group, index);
+        self.progress.settle(group, settled);
         drop(turn);
+    }
+
+    /// An own update, answered by another group, changes these keys here: they are forgotten. `dependencies`: of the answer.
+    /// Where the update is all that the answer tells about this group, everything else stays.
+    pub fn depend_on_own(
+        &self,
+        dependencies: &VectorClock,
+        own: &Elsewhere,
+        changed: impl IntoIterator<Item = Key>,
+    ) -> bool {
+        let turn = self.writing.lock();
+        // Before they are forgotten: what comes later and was asked for earlier is refused from here on.
+        let is_all = self.progress.depend_on_own(dependencies, own);
+        self.drop_keys(own.group, changed);
+        drop(turn);
+        is_all
     }
 
     /// Forgets everything of `group`; its stream goes on.
@@ -306,6 +324,10 @@ impl Cache {
     /// Forgets what an own update has changed in a group that did not answer itself.
     pub fn forget(&self, group: GroupId, keys: impl IntoIterator<Item = Key>) {
         let _turn = self.writing.lock();
+        self.drop_keys(group, keys);
+    }
+
+    fn drop_keys(&self, group: GroupId, keys: impl IntoIterator<Item = Key>) {
         let keys: Vec<Key> = keys.into_iter().collect();
         for &key in &keys {
             self.names.remove(&(group, key));

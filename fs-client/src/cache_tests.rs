@@ -103,7 +103,7 @@ impl Model {
             Message::Begin { .. } => {}
             Message::Event { index, keys } => {
                 let keys: Vec<Key> = keys.into_iter().map(|key| key_dirent(DIR, &name(key))).collect();
-                self.cache.invalidate(G, source, &keys, LogIndex(index));
+                self.cache.invalidate(G, source, &keys, (LogIndex(index), LogIndex::ZERO));
             }
             Message::Answer { key, as_of } => {
                 self.fill(key, as_of, Some(source));
@@ -220,7 +220,7 @@ fn directory_that_moved_or_ended_takes_its_names_along() {
         model.apply(&step);
     }
     assert!(model.cache.dirent(G, DIR, &name(0)).is_some());
-    model.cache.invalidate(G, model.source.unwrap(), &[key_home(DIR)], LogIndex(2));
+    model.cache.invalidate(G, model.source.unwrap(), &[key_home(DIR)], (LogIndex(2), LogIndex::ZERO));
     assert_eq!(model.cache.dirent(G, DIR, &name(0)), None);
 }
 
@@ -274,12 +274,12 @@ fn whole_directory_knows_what_is_not_there_until_it_changes() {
     fill(2).listing(DIR, [name(0)].iter());
     assert_eq!((found(0), found(1)), (None, Some(None)));
     // Its own attributes are void: it may have changed.
-    model.cache.invalidate(G, model.source.unwrap(), &[key_inode(DIR)], LogIndex(3));
+    model.cache.invalidate(G, model.source.unwrap(), &[key_inode(DIR)], (LogIndex(3), LogIndex::ZERO));
     assert_eq!(found(1), None);
     // Only its mode had changed.
     fill(4).attr(&directory(7));
     assert_eq!(found(1), Some(None));
-    model.cache.invalidate(G, model.source.unwrap(), &[key_inode(DIR)], LogIndex(5));
+    model.cache.invalidate(G, model.source.unwrap(), &[key_inode(DIR)], (LogIndex(5), LogIndex::ZERO));
     fill(5).attr(&directory(8));
     assert_eq!(found(1), None, "somebody has made a name");
 }

@@ -131,6 +131,11 @@ impl Listings {
     ) {
         let Some(slot) = self.slots.get(&place) else { return };
         let mut listing = slot.lock();
+        if version.is_some_and(|version| listing.is_at(version)) {
+            // The same update was told by another of its groups.
+            listing.as_of = index.max(listing.as_of);
+            return;
+        }
         // What came out of order is in the listing already, or not: nobody can say.
         let is_news = index > listing.as_of || (in_order && index == listing.as_of);
         if !is_news || !listing.change(changes, index, version) {
@@ -141,6 +146,11 @@ impl Listings {
 }
 
 impl Listing {
+    /// True if these are all names of that version.
+    fn is_at(&self, version: u64) -> bool {
+        self.version == version && self.pending == 0
+    }
+
     /// False if it is of no use any more.
     fn change(&mut self, changes: &[NameChange<'_>], index: LogIndex, version: Option<u64>) -> bool {
         for change in changes {

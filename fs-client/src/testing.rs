@@ -204,7 +204,7 @@ impl State {
             let changes = namespace.take_changes();
             let at = LogIndex(*index);
             for (_, cache, orphans, streams) in &self.clients {
-                cache.invalidate(group, streams[&group], &changes.keys, at);
+                cache.invalidate(group, streams[&group], &changes.keys, (at, LogIndex::ZERO));
                 orphans.put(group, &changes.orphans);
             }
             answer.get_or_insert((group, at, codec::decode_outcome(&bytes).unwrap()));

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::op::FsOp;
 use crate::outcome::Outcome;
 use crate::protocol::{ToClient, ToNode};
+use crate::verdict::Contribution;
 
 /// Longest encoded operation.
 pub const OP_BYTES_MAX: usize = 1 << 20;
@@ -21,6 +22,7 @@ pub const CONTRIBUTION_BYTES_MAX: usize = 8 << 20;
 
 const VERSION: u8 = 1;
 const OUTCOME_VERSION: u8 = 2;
+const CONTRIBUTION_VERSION: u8 = 2;
 
 /// A command's payload.
 #[must_use]
@@ -64,6 +66,14 @@ pub fn encode_to_client(message: &ToClient) -> Bytes {
 /// A node's message to a client from its bytes.
 pub fn decode_to_client(bytes: &[u8]) -> Result<ToClient, Error> {
     decode_plain(bytes, MESSAGE_BYTES_MAX)
+}
+
+pub(crate) fn encode_contribution(contribution: &Contribution) -> Bytes {
+    encode_as(CONTRIBUTION_VERSION, contribution)
+}
+
+pub(crate) fn decode_contribution(bytes: &[u8]) -> Result<Contribution, Error> {
+    decode_as(CONTRIBUTION_VERSION, bytes, CONTRIBUTION_BYTES_MAX)
 }
 
 pub(crate) fn encode_versioned<T: Serialize>(value: &T) -> Bytes {

@@ -67,14 +67,26 @@ impl<S: StoreMut> Namespace<S> {
     }
 
     /// What this group has to say to a command of several groups: its part of the verdict, and what the others need to
-    /// know or to take over. Changes nothing, and depends on nothing that the command's footprint does not protect.
+    /// know or to take over. Changes nothing. Whether it says yes depends on nothing that the command's footprint does not
+    /// protect.
     pub fn contribute(&mut self, command: &Command) -> Bytes {
+        self.contribute_beside(false, command)
+    }
+
+    /// As [`Namespace::contribute`]. `is_contended`: another unfinished command is about to change something that this one
+    /// changes.
+    fn contribute_beside(&mut self, is_contended: bool, command: &Command) -> Bytes {
         let contribution = match admit(command) {
-            Ok(op) => self.contribution(&op),
+            Ok(op) => self.contribution(&op).and_then(|mut part| {
+                if part.refusals.is_empty() && !is_contended {
+                    part.facts.directories = self.changing_directories(&op)?;
+                }
+                Ok(part)
+            }),
             // Every destination sees that by itself when it executes.
             Err(_) => Ok(Contribution::default()),
         };
-        self.settle(contribution.map(|contribution| codec::encode_versioned(&contribution)))
+        self.settle(contribution.map(|contribution| codec::encode_contribution(&contribution)))
     }
 
     /// Executes a command and gives its encoded [`Outcome`]. `contributions` holds those of all its destinations if there
@@ -161,10 +173,13 @@ impl<S: StoreMut> Namespace<S> {
             Err(errno) => return Ok(Err(OpError::Errno(errno))),
         };
         let session = command.id.session;
+        let mut far = Vec::new();
         let (outcome, unchanged) = if !is_joint(&op) {
             (self.run_alone(now, session, &op)?, false)
         } else if command.is_multi_group() {
-            self.run_joint(now, session, &op, received(command, contributions))?
+            let contributions = received(command, contributions);
+            far = contributions.iter().flatten().flat_map(|part| self.far_directories(now, &op, part)).collect();
+            self.run_joint(now, session, &op, contributions)?
         } else {
             let contribution = self.contribution(&op)?;
             self.run_joint(now, session, &op, Some(vec![contribution]))?
@@ -174,9 +189,42 @@ impl<S: StoreMut> Namespace<S> {
             self.changes.keys.extend(footprint.iter().filter(|(_, mode)| mode.changes()).map(|(key, _)| *key));
         }
         match outcome {
-            Ok(done) if !is_contended => Ok(Ok(done.with_directories(self.directories_of(&op)?))),
+            Ok(done) if !is_contended => {
+                let mut directories = self.directories_of(&op)?;
+                if !unchanged {
+                    directories.append(&mut far);
+                }
+                Ok(Ok(done.with_directories(directories)))
+            }
             outcome => Ok(outcome),
         }
+    }
+
+    /// The directories of this group whose entries an update is about to change.
+    fn changing_directories(&self, op: &FsOp) -> Result<Vec<InodeRow>, Error> {
+        let here = op.entry_changes().into_iter().map(|(dir, ..)| dir).filter(|dir| dir.home == self.group);
+        let mut rows: Vec<InodeRow> = Vec::new();
+        for dir in here {
+            if rows.iter().all(|row| row.attr.ino != dir.ino) {
+                rows.extend(self.inode(dir.ino)?);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// What becomes of the directories that another group has told of.
+    fn far_directories(&self, now: TimeNs, op: &FsOp, part: &Contribution) -> Vec<Attr> {
+        let told = part.facts.directories.iter().filter(|row| row.attr.home != self.group);
+        let after = |row: &InodeRow| {
+            let mut row = row.clone();
+            for (dir, change, links) in op.entry_changes() {
+                if dir.ino == row.attr.ino {
+                    change.make(&mut row, links, now);
+                }
+            }
+            row.attr
+        };
+        told.map(after).collect()
     }
 
     /// The directories that an update which has executed may have changed, as they are now.
@@ -312,8 +360,8 @@ pub fn left_for_later(store: &(impl Store + ?Sized)) -> Result<u64, Error> {
 }
 
 impl<S: StoreMut> Machine for Namespace<S> {
-    fn contribute(&mut self, _context: &Context, command: &Command) -> Bytes {
-        Namespace::contribute(self, command)
+    fn contribute(&mut self, context: &Context, command: &Command) -> Bytes {
+        self.contribute_beside(context.is_contended, command)
     }
 
     fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
@@ -431,7 +479,7 @@ fn admit(command: &Command) -> Result<FsOp, Errno> {
 
 /// Decodes every destination's contribution; `None` if one is missing or makes no sense.
 fn received(command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Option<Vec<Contribution>> {
-    let decode = |group| codec::decode_versioned(contributions.get(&group)?, codec::CONTRIBUTION_BYTES_MAX).ok();
+    let decode = |group| codec::decode_contribution(contributions.get(&group)?).ok();
     command.groups().map(decode).collect()
 }
 

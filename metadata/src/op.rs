@@ -345,6 +345,48 @@ pub enum FsOp {
 }
 
 impl FsOp {
+    /// What it does to the entries of directories: which, what, and the links that the directory gains.
+    pub(crate) fn entry_changes(&self) -> Vec<(NodeRef, EntryChange, i32)> {
+        let link = |node: &NodeRef| i32::from(node.kind == FileKind::Directory);
+        match self {
+            FsOp::Create { parent, node, .. } => {
+                let links = i32::from(matches!(node, NewNode::Directory { .. }));
+                vec![(*parent, EntryChange::Insert, links)]
+            }
+            FsOp::Link { parent, .. } => vec![(*parent, EntryChange::Insert, 0)],
+            FsOp::Unlink { parent, .. } => vec![(*parent, EntryChange::Remove, 0)],
+            FsOp::Rmdir { parent, .. } => vec![(*parent, EntryChange::Remove, -1)],
+            FsOp::Rename { from_parent, source, to_parent, target, mode, .. } => {
+                let (moves, target) = (from_parent.ino != to_parent.ino, target.as_ref());
+                let arrives = if moves { link(source) } else { 0 };
+                match (mode, target) {
+                    (RenameMode::Exchange, target) => {
+                        let links = if moves { link(source) - target.map_or(0, link) } else { 0 };
+                        vec![(*from_parent, EntryChange::Replace, -links), (*to_parent, EntryChange::Replace, links)]
+                    }
+                    (RenameMode::Replace, Some(target)) => vec![
+                        (*from_parent, EntryChange::Remove, -arrives),
+                        (*to_parent, EntryChange::Replace, arrives - link(target)),
+                    ],
+                    (RenameMode::Replace, None) | (RenameMode::NoReplace, _) => {
+                        vec![(*from_parent, EntryChange::Remove, -arrives), (*to_parent, EntryChange::Insert, arrives)]
+                    }
+                }
+            }
+            FsOp::SetAttr { .. }
+            | FsOp::Write { .. }
+            | FsOp::SetXattr { .. }
+            | FsOp::RemoveXattr { .. }
+            | FsOp::Lock { .. }
+            | FsOp::ReleaseOrphans { .. }
+            | FsOp::SetPlacement { .. }
+            | FsOp::MoveInode { .. }
+            | FsOp::StageMove { .. }
+            | FsOp::CancelMove { .. }
+            | FsOp::Collected { .. } => Vec::new(),
+        }
+    }
+
     /// The directories whose entries or place it changes, and that outlive it.
     pub(crate) fn directories(&self) -> Vec<NodeRef> {
         match self {
@@ -371,6 +413,17 @@ impl FsOp {
             | FsOp::Collected { .. } => Vec::new(),
         }
     }
+}
+
+/// What becomes of an entry of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EntryChange {
+    /// A new name.
+    Insert,
+    /// The name stands for something else.
+    Replace,
+    /// The name goes.
+    Remove,
 }
 
 /// When [`FsOp::SetXattr`] may act.

@@ -157,9 +157,10 @@ pub enum Done {
 }
 
 impl Done {
-    /// The directories that the update added to or took from, or gave another place, as they are in the answering group as
-    /// of the reply's index: those that live there, and none if another update was about to change one of them too. What
-    /// the other fields say of a directory that was renamed may be older.
+    /// The directories that the update added to or took from, or gave another place: none if another update was about to
+    /// change one of them too. Those that live in the answering group as they are there as of the reply's index; those that
+    /// live elsewhere as their group will have them once the update has executed there, if nobody else changes them between
+    /// its contribution and then. What the other fields say of a directory that was renamed may be older.
     #[must_use]
     pub fn directories(&self) -> &[Attr] {
         match self {

@@ -3,16 +3,17 @@
 //! The order of what a node sends is significant: an [`ToClient::Event`] stands before every reply that depends on it.
 
 use bytes::Bytes;
+use multicast::Elsewhere;
 use multicast::command::{Command, Key};
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::Outcome;
+use crate::outcome::{Done, Outcome};
 use crate::read::{ReadOp, ReadResult};
 use crate::types::InodeId;
 
 /// Version of these messages; the channel's hello compares it.
-pub const CLIENT_PROTOCOL_VERSION: u16 = 2;
+pub const CLIENT_PROTOCOL_VERSION: u16 = 3;
 /// The net channel kind of this protocol.
 pub const CLIENT_CHANNEL_KIND: u8 = 1;
 
@@ -108,6 +109,39 @@ pub struct Event {
     pub invalidate_all: bool,
     /// Inodes that lost their last name: say `ReleaseOrphans` when not open.
     pub orphans: Vec<InodeId>,
+    /// As [`Position::settled`].
+    pub settled: LogIndex,
+    /// The session's own updates of several groups that have executed here, too, and that another group answers: as of
+    /// `index` this holds, and the stream will tell when it changes.
+    pub executed: Vec<Executed>,
+    /// What the state depends on in other groups, if `executed` tells something of it.
+    pub dependencies: VectorClock,
+}
+
+impl Event {
+    /// Nothing but that the log has been applied up to there.
+    #[must_use]
+    pub fn quiet(group: GroupId, index: LogIndex) -> Event {
+        Event {
+            group,
+            index,
+            invalidated: Vec::new(),
+            invalidate_all: false,
+            orphans: Vec::new(),
+            settled: LogIndex::ZERO,
+            executed: Vec::new(),
+            dependencies: VectorClock::new(),
+        }
+    }
+}
+
+/// What an own update has done in the group whose stream this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executed {
+    /// The update's sequence in its session.
+    pub sequence: u64,
+    /// What it has done.
+    pub done: Done,
 }
 
 /// How far a reply's group had come.
@@ -117,6 +151,8 @@ pub struct Position {
     pub index: LogIndex,
     /// What that state depends on in other groups.
     pub dependencies: VectorClock,
+    /// Whatever the group has prepared up to this index has executed in that state.
+    pub settled: LogIndex,
 }
 
 /// A node's reply.
@@ -135,6 +171,8 @@ pub enum Reply {
         /// The session may cache what the outcome says as it may what it reads: the stream on this connection will tell
         /// when it changes.
         is_noted: bool,
+        /// What it means for what is known of its other destinations.
+        elsewhere: Vec<Elsewhere>,
     },
     /// To `Read`.
     Read {

@@ -108,6 +108,9 @@ pub(crate) struct Facts {
     pub(crate) fresh: Option<InodeId>,
     /// What new entries take over from their directories.
     pub(crate) parents: Vec<ParentFacts>,
+    /// The directories whose entries change, as they are before it: so that every group can tell what becomes of them. None
+    /// that another unfinished command is about to change, too; and others may change them before this one executes.
+    pub(crate) directories: Vec<InodeRow>,
     /// The inodes that the command is about, as they are before it.
     pub(crate) nodes: Vec<Attr>,
     /// All there is of inodes that may move.
@@ -169,6 +172,7 @@ impl Facts {
     fn extend(&mut self, other: Facts) {
         self.fresh = self.fresh.or(other.fresh);
         self.parents.extend(other.parents);
+        self.directories.extend(other.directories);
         self.nodes.extend(other.nodes);
         self.freight.extend(other.freight);
         self.chunk = self.chunk.take().or(other.chunk);

@@ -16,7 +16,7 @@ use metadata::op::{
     Ancestor, Change, FsOp, LockKind, LockRange, NewNode, RenameMode, SetAttr, SetTime, WriteAt, XattrCondition,
 };
 use metadata::outcome::{Done, Errno, Fact, OpError, Outcome};
-use metadata::protocol::{Event, Position, Reply, Request, ToClient, ToNode};
+use metadata::protocol::{Event, Executed, Position, Reply, Request, ToClient, ToNode};
 use metadata::read::{ListEntry, ReadAnswer, ReadOp};
 use metadata::store::stored_digest;
 use metadata::types::{Attr, BlobId, BlobRange, Content, Extent, FileKind, InodeId, NodeRef, TimeNs};
@@ -225,11 +225,13 @@ fn requests() -> Vec<Request> {
 
 fn replies() -> Vec<Reply> {
     let group = GroupId(1);
-    let position = || Position { index: LogIndex(9), dependencies: [(GroupId(2), LogIndex(3))].into_iter().collect() };
+    let dependencies = || [(GroupId(2), LogIndex(3))].into_iter().collect();
+    let position = || Position { index: LogIndex(9), dependencies: dependencies(), settled: LogIndex(4) };
+    let elsewhere = vec![multicast::Elsewhere { group: GroupId(2), index: LogIndex(3), prior: LogIndex(1) }];
     let mut replies = vec![
         Reply::Session(position()),
         Reply::Alive,
-        Reply::Updated { outcome: Ok(Done::Nothing), position: position(), is_noted: true },
+        Reply::Updated { outcome: Ok(Done::Nothing), position: position(), is_noted: true, elsewhere },
         Reply::Status(name("{}")),
         Reply::NotPrimary { group, primary: Some(ReplicaId(2)) },
         Reply::Behind { applied: LogIndex(4) },
@@ -252,6 +254,9 @@ fn messages() -> (Vec<ToNode>, Vec<ToClient>) {
         invalidated: vec![Key(1)],
         invalidate_all: true,
         orphans: vec![InodeId(4)],
+        settled: LogIndex(299),
+        executed: vec![Executed { sequence: 7, done: Done::Nothing }],
+        dependencies: [(GroupId(2), LogIndex(3))].into_iter().collect(),
     }));
     (to_node, to_client)
 }

@@ -30,7 +30,7 @@ pub use machine::{Context, Machine};
 pub use membership::{ChangeRefused, ForceRefused, Member, MemberChange, MemberRole, Membership};
 pub use message::Message;
 pub use order::OrderState;
-pub use output::{Applied, Change, Decline, Event, Output, Reply, Writes};
+pub use output::{Applied, Change, Decline, Elsewhere, Event, Output, Reply, Writes};
 pub use record::{Entry, Position, Record, Refusal, Rejection};
 pub use sequencer::DESTINATIONS_MAX;
 pub use snapshot::{InstallRefused, Snapshot};

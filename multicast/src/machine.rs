@@ -24,7 +24,8 @@ pub struct Context {
     /// is the same in every destination of a command. (Timestamps are hybrid clocks, so it is the timestamp's number.)
     pub time_ns: u64,
     /// Another command that is prepared here changes a key that this one changes too: both add to it. What this one reads
-    /// of such a key is not the last word for whoever has seen the other's effect in another group.
+    /// of such a key is not the last word for whoever has seen the other's effect in another group. The same for what a
+    /// contribution says of it.
     pub is_contended: bool,
 }
 

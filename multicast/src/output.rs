@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
 use crate::ids::{Ballot, CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
@@ -96,6 +97,20 @@ pub struct Reply {
     pub index: LogIndex,
     /// The machine's outcome; or it was not and will not be executed, under this id.
     pub result: Result<Bytes, Rejection>,
+    /// What it means for whoever has seen other groups; empty for one of this group alone, and when asked for again.
+    pub elsewhere: Vec<Elsewhere>,
+}
+
+/// What the effect of a command of several groups, seen in one of them, says about another destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// The other destination.
+    pub group: GroupId,
+    /// Its state as of there went into the outcome; the command is locked there.
+    pub index: LogIndex,
+    /// The newest effects of that group that this state had shown before this command's, or that came with it: whoever knew
+    /// of these learns of no other effect there.
+    pub prior: LogIndex,
 }
 
 /// Why a command or session was not taken.

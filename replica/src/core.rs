@@ -409,13 +409,15 @@ impl<T: Ticket> ReplicaCore<T> {
         let order = self.ordering.order();
         front.applied = step.applied;
         front.dependencies.clone_from(order.depends_on());
+        front.settled = order.executed_through();
         front.primary = self.ordering.primary();
         self.told_primary = front.primary;
         if changes_locks(&entries) {
             front.locked = Arc::new(locked_keys(order));
         }
         let waiting = &mut self.waiting;
-        interest.publish(front.applied, changed.all(), &orphans, &mut |client, event| waiting.tell(client, event));
+        let learned = waiting.learned(&entries, &changed, (front, interest));
+        interest.publish(front, changed.all(), &orphans, learned, &mut |client, event| waiting.tell(client, event));
         for (applied, end) in entries {
             let is_changed = |key| changed.is_changed_behind(end, key);
             self.settle(applied, StepEnd { front, interest, is_changed: &is_changed });

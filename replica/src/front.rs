@@ -20,6 +20,8 @@ pub struct Front {
     pub applied: LogIndex,
     /// What it depends on in other groups.
     pub dependencies: VectorClock,
+    /// What was prepared up to there has executed in the state.
+    pub settled: LogIndex,
     /// What must not be read by those who have seen that it is about to change.
     pub locked: Arc<LockedKeys>,
     /// Who is primary, as far as known.
@@ -100,9 +102,9 @@ impl Front {
     /// Of a replica that starts.
     #[must_use]
     pub fn of(order: &OrderState) -> Front {
-        let dependencies = order.depends_on().clone();
+        let (dependencies, settled) = (order.depends_on().clone(), order.executed_through());
         let locked = Arc::new(locked_keys(order));
-        Front { applied: order.applied(), dependencies, locked, primary: None, is_quarantined: false }
+        Front { applied: order.applied(), dependencies, settled, locked, primary: None, is_quarantined: false }
     }
 
     /// What whoever wants to know something hears instead, if nobody may read the state.
@@ -114,7 +116,14 @@ impl Front {
     /// The state as a position.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position { index: self.applied, dependencies: self.dependencies.clone() }
+        Position { index: self.applied, dependencies: self.dependencies.clone(), settled: self.settled }
+    }
+
+    /// As of an index up to which was applied.
+    #[must_use]
+    pub fn position_at(&self, index: LogIndex) -> Position {
+        let settled = if index == self.applied { self.settled } else { LogIndex::ZERO };
+        Position { index, dependencies: self.dependencies.clone(), settled }
     }
 
     /// True if a read of these keys must wait until the state has moved on.

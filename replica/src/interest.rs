@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use metadata::protocol::Event;
+use metadata::protocol::{Event, Executed};
 use metadata::types::InodeId;
 use multicast::command::Key;
 use multicast::ids::{GroupId, LogIndex, SessionId};
 
 use crate::client::Connection;
+use crate::front::Front;
 
 /// The subscribers of one group on one node.
 ///
@@ -27,6 +28,17 @@ struct Subscriber<C> {
     client: C,
     /// What it has read: the same as in [`Interest::keys`].
     keys: BTreeSet<Key>,
+}
+
+/// What an update of a session has done here, and what the session may cache of it: it holds at the end of the step.
+#[derive(Clone, Debug)]
+pub struct Learned {
+    /// Whose update.
+    pub session: SessionId,
+    /// What it did.
+    pub executed: Executed,
+    /// Under which keys it is cached.
+    pub keys: Vec<Key>,
 }
 
 /// Sessions of one connection with a stream of one group. A mount has one.
@@ -111,8 +123,22 @@ impl<C: Connection> Interest<C> {
         true
     }
 
-    /// Tells all subscribers that the log has been applied up to `index`, and what of theirs has changed.
-    pub fn publish(&mut self, index: LogIndex, changed: &[Key], orphans: &[InodeId], tell: &mut impl FnMut(&C, Event)) {
+    /// True if the session has a stream.
+    #[must_use]
+    pub fn has_stream(&self, session: SessionId) -> bool {
+        self.subscribers.contains_key(&session)
+    }
+
+    /// Tells all subscribers how far the log has been applied, what of theirs has changed, and what it has become where that
+    /// was their own doing and there is room to note it.
+    pub fn publish(
+        &mut self,
+        front: &Front,
+        changed: &[Key],
+        orphans: &[InodeId],
+        learned: Vec<Learned>,
+        tell: &mut impl FnMut(&C, Event),
+    ) {
         if self.subscribers.is_empty() {
             return;
         }
@@ -125,13 +151,26 @@ impl<C: Connection> Interest<C> {
                 invalidated.entry(session).or_default().push(key);
             }
         }
+        let mut own: BTreeMap<SessionId, Vec<Learned>> = BTreeMap::new();
+        for learned in learned {
+            own.entry(learned.session).or_default().push(learned);
+        }
         for (session, subscriber) in &mut self.subscribers {
             let invalidated = invalidated.remove(session).unwrap_or_default();
             for key in &invalidated {
                 subscriber.keys.remove(key);
             }
-            let orphans = orphans.to_vec();
-            let event = Event { group: self.group, index, invalidated, invalidate_all: false, orphans };
+            let (orphans, settled) = (orphans.to_vec(), front.settled);
+            let mut event = Event { invalidated, orphans, settled, ..Event::quiet(self.group, front.applied) };
+            for Learned { executed, keys, .. } in own.remove(session).unwrap_or_default() {
+                if self.keys.len() + keys.len() > self.keys_max {
+                    continue;
+                }
+                self.keys.extend(keys.iter().map(|&key| (key, *session)));
+                subscriber.keys.extend(keys);
+                event.dependencies.clone_from(&front.dependencies);
+                event.executed.push(executed);
+            }
             tell(&subscriber.client, event);
         }
     }
@@ -140,8 +179,7 @@ impl<C: Connection> Interest<C> {
     pub fn end(&mut self, index: LogIndex, tell: &mut impl FnMut(&C, Event)) {
         self.keys.clear();
         for Subscriber { client, .. } in std::mem::take(&mut self.subscribers).into_values() {
-            let (invalidated, orphans) = (Vec::new(), Vec::new());
-            tell(&client, Event { group: self.group, index, invalidated, invalidate_all: true, orphans });
+            tell(&client, Event { invalidate_all: true, ..Event::quiet(self.group, index) });
         }
     }
 
@@ -152,8 +190,7 @@ impl<C: Connection> Interest<C> {
         };
         self.forget(session);
         if let Some(subscriber) = self.subscribers.get_mut(&session) {
-            let (invalidated, orphans) = (Vec::new(), Vec::new());
-            let event = Event { group: self.group, index: applied, invalidated, invalidate_all: true, orphans };
+            let event = Event { invalidate_all: true, ..Event::quiet(self.group, applied) };
             tell(&subscriber.client, event);
         }
     }
@@ -190,7 +227,8 @@ mod tests {
 
     fn publish(interest: &mut Interest<Peer>, index: u64, changed: &[Key]) -> Told {
         let mut told = Told::new();
-        interest.publish(LogIndex(index), changed, &[], &mut teller(&mut told));
+        let front = Front { applied: LogIndex(index), ..Front::default() };
+        interest.publish(&front, changed, &[], Vec::new(), &mut teller(&mut told));
         told
     }
 

@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 
 use metadata::codec;
 use metadata::footprint::key_inode;
-use metadata::outcome::Outcome;
-use metadata::protocol::{Event, Position, Reply};
+use metadata::outcome::{Done, Outcome};
+use metadata::protocol::{Event, Executed, Position, Reply};
 use multicast::command::{Command, Key};
 use multicast::ids::{CommandId, GroupId, LogIndex, SessionId, VectorClock};
 use multicast::record::Rejection;
-use multicast::{Decline, Refusal, Time};
+use multicast::{Applied, Change, Decline, Refusal, Time};
 
 use crate::client::{Connection, Tell, Ticket};
 use crate::front::Front;
-use crate::interest::Interest;
-use crate::taught;
+use crate::interest::{Interest, Learned};
+use crate::taught::{self, BatchKeys};
 
 /// What a client is told of a sequence below its session's floor.
 pub const STALE: &str = "the client has acknowledged this sequence already";
@@ -78,8 +78,8 @@ impl<T: Ticket> Waiting<T> {
     /// An update is settled, perhaps long since.
     pub fn settle_update(&mut self, reply: multicast::Reply, dependencies: &VectorClock) {
         let Some(Place { ticket, .. }) = self.updates.remove(&reply.id) else { return };
-        let position = position(reply.index, dependencies);
-        self.reply(ticket, updated(reply, |outcome| Reply::Updated { outcome, position, is_noted: false }));
+        let (position, elsewhere) = (position(reply.index, dependencies), reply.elsewhere.clone());
+        self.reply(ticket, updated(reply, |outcome| Reply::Updated { outcome, position, is_noted: false, elsewhere }));
     }
 
     /// An update has executed in this step. If what its outcome says is still so at the step's end, the session may cache it as
@@ -87,31 +87,46 @@ impl<T: Ticket> Waiting<T> {
     pub fn settle_executed(&mut self, reply: multicast::Reply, command: &Command, step: &mut StepEnd<'_, T>) {
         let Some(Place { ticket, .. }) = self.updates.remove(&reply.id) else { return };
         let StepEnd { front, interest, is_changed } = step;
-        let (group, index, session) = (self.group, reply.index, command.id.session);
+        let (group, index, session, elsewhere) = (self.group, reply.index, command.id.session, reply.elsewhere.clone());
         let client = ticket.client();
         let tells = &mut self.tells;
         let mut tell = |client: &T::Client, event| tells.push_back(Tell::Event(client.clone(), event));
         let body = updated(reply, |mut outcome| {
             let is_noted = interest.is_subscribed(session, client)
-                && match (&mut outcome, codec::decode_op(&command.payload)) {
+                && match &mut outcome {
                     // Nothing was changed, and nothing is taught.
-                    (Err(_), _) => true,
-                    (Ok(done), Ok(op)) => {
-                        let is_settled = |&key: &Key| !is_changed(key) && !front.locked.contains_key(&key);
-                        if !done.directories().iter().all(|attr| is_settled(&key_inode(attr.ino))) {
-                            taught::forget_directories(done);
-                        }
-                        let mut keys = taught::keys(group, &op, done);
-                        keys.extend(done.directories().iter().map(|attr| key_inode(attr.ino)));
-                        keys.iter().all(is_settled) && interest.note(session, client, &keys, front.applied, &mut tell)
-                    }
-                    (Ok(_), Err(_)) => false,
+                    Err(_) => true,
+                    Ok(done) => lasting(group, command, done, front, is_changed)
+                        .is_some_and(|keys| interest.note(session, client, &keys, front.applied, &mut tell)),
                 };
             // What is noted is as of the step's end.
             let index = if is_noted { front.applied } else { index };
-            Reply::Updated { outcome, position: position(index, &front.dependencies), is_noted }
+            Reply::Updated { outcome, position: front.position_at(index), is_noted, elsewhere }
         });
         self.reply(ticket, body);
+    }
+
+    /// What sessions with a stream from here learn of what they have done in several groups, and what another one answers:
+    /// as far as it is something, and holds at the end of the step.
+    pub fn learned(
+        &self,
+        entries: &[(Applied, usize)],
+        changed: &BatchKeys,
+        (front, interest): (&Front, &Interest<T::Client>),
+    ) -> Vec<Learned> {
+        let learned = entries.iter().filter_map(|(applied, end)| {
+            let (Change::Executed(command), Some(reply)) = (&applied.change, &applied.reply) else { return None };
+            let CommandId { session, sequence } = command.id;
+            let is_answered = self.updates.contains_key(&command.id);
+            if !command.is_multi_group() || is_answered || !interest.has_stream(session) {
+                return None;
+            }
+            let mut done = codec::decode_outcome(reply.result.as_ref().ok()?).ok()?.ok()?;
+            let is_changed = |key| changed.is_changed_behind(*end, key);
+            let keys = lasting(self.group, command, &mut done, front, &is_changed)?;
+            Some(Learned { session, executed: Executed { sequence, done }, keys })
+        });
+        learned.collect()
     }
 
     /// A session is open, or closed.
@@ -168,6 +183,28 @@ impl<T: Ticket> Waiting<T> {
     }
 }
 
+/// The keys under which a client may cache what an outcome says of this group, if all of that holds at the end of the step.
+/// Takes out what it says of directories if that does not.
+fn lasting(
+    group: GroupId,
+    command: &Command,
+    done: &mut Done,
+    front: &Front,
+    is_changed: &dyn Fn(Key) -> bool,
+) -> Option<Vec<Key>> {
+    let op = codec::decode_op(&command.payload).ok()?;
+    let is_settled = |&key: &Key| !is_changed(key) && !front.locked.contains_key(&key);
+    let directories = |done: &Done| -> Vec<Key> {
+        done.directories().iter().filter(|attr| attr.home == group).map(|attr| key_inode(attr.ino)).collect()
+    };
+    if !directories(done).iter().all(is_settled) {
+        taught::forget_directories(done);
+    }
+    let mut keys = taught::keys(group, &op, done);
+    keys.extend(directories(done));
+    keys.iter().all(is_settled).then_some(keys)
+}
+
 /// What a client hears when something is not taken.
 fn declined(group: GroupId, reason: Decline) -> Reply {
     let unavailable = |group, why: &str| Reply::Unavailable { group, why: why.into() };
@@ -205,7 +242,7 @@ fn refused(rejection: Rejection) -> Reply {
 }
 
 fn position(index: LogIndex, dependencies: &VectorClock) -> Position {
-    Position { index, dependencies: dependencies.clone() }
+    Position { index, dependencies: dependencies.clone(), settled: LogIndex::ZERO }
 }
 
 #[cfg(test)]
@@ -273,12 +310,13 @@ mod tests {
         waiting.add_update(Time(1), id, Asked(client, 2));
         let locked = locked.iter().map(|&key| (key, LogIndex(3))).collect();
         let front = Front { applied: LogIndex(9), locked: std::sync::Arc::new(locked), ..Front::default() };
-        let reply = multicast::Reply { id, index: LogIndex(5), result: Ok(codec::encode_outcome(outcome)) };
+        let result = Ok(codec::encode_outcome(outcome));
+        let reply = multicast::Reply { id, index: LogIndex(5), result, elsewhere: Vec::new() };
         let is_changed = |key| changed.contains(&key);
         let mut end = StepEnd { front: &front, interest: &mut interest, is_changed: &is_changed };
         waiting.settle_executed(reply, &command, &mut end);
         let told = match waiting.poll_tell() {
-            Some(Tell::Reply(Asked(_, 2), Reply::Updated { outcome, position, is_noted })) => {
+            Some(Tell::Reply(Asked(_, 2), Reply::Updated { outcome, position, is_noted, .. })) => {
                 (is_noted, position.index, outcome.as_ref().map_or(0, |done| done.directories().len()))
             }
             other => panic!("{other:?}"),

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use metadata::protocol::Event;
+use metadata::protocol::{Event, Position};
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
+use multicast::Elsewhere;
 use multicast::command::Key;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, VectorClock};
 
@@ -20,6 +21,8 @@ struct Stream {
     connection: u64,
     /// Every invalidation up to here has been applied; nothing before the stream has begun.
     position: Option<LogIndex>,
+    /// What was prepared up to here has executed at or before the position.
+    settled: LogIndex,
 }
 
 #[derive(Clone, Debug)]
@@ -48,15 +51,16 @@ impl Cache {
     /// A stream was asked for; what an earlier one kept right is void.
     pub fn ask_stream(&mut self, group: GroupId, node: ReplicaId, connection: u64) {
         self.void(group);
-        self.streams.insert(group, Stream { node, connection, position: None });
+        self.streams.insert(group, Stream { node, connection, position: None, settled: LogIndex::ZERO });
     }
 
     /// A stream begins, complete from there on.
-    pub fn begin_stream(&mut self, group: GroupId, node: ReplicaId, connection: u64, position: LogIndex) {
+    pub fn begin_stream(&mut self, group: GroupId, node: ReplicaId, connection: u64, position: &Position) {
         if let Some(stream) = self.streams.get_mut(&group)
             && (stream.node, stream.connection) == (node, connection)
         {
-            stream.position = Some(position);
+            stream.position = Some(position.index);
+            stream.settled = position.settled;
         }
     }
 
@@ -86,19 +90,45 @@ impl Cache {
         let is_void =
             |entry: &Entry| entry.as_of < event.index && entry.keys.iter().any(|key| event.invalidated.contains(key));
         self.entries.retain(|(of, _), entry| *of != group || !is_void(entry));
-        if let Some(position) = self.streams.get_mut(&group).and_then(|stream| stream.position.as_mut()) {
+        if let Some(stream) = self.streams.get_mut(&group)
+            && let Some(position) = stream.position.as_mut()
+        {
             *position = event.index.max(*position);
+            stream.settled = event.settled.max(stream.settled);
         }
+    }
+
+    /// Nothing that was prepared up to there and that the stream says nothing of.
+    fn settled(&self, group: GroupId) -> LogIndex {
+        self.streams.get(&group).map_or(LogIndex::ZERO, |stream| stream.settled)
     }
 
     /// The client's clock has become this.
     pub fn depend(&mut self, clock: &VectorClock, bug: Option<Bug>) {
         for (group, index) in clock.iter_effects() {
+            let settled = self.settled(group);
             let known = self.effects.entry(group).or_default();
             if index > *known && bug != Some(Bug::CachePastEffects) {
                 *known = index;
-                self.void(group);
+                if index > settled {
+                    self.void(group);
+                }
             }
+        }
+    }
+
+    /// An own update has executed in another group; it changes these keys in `own.group`. What else is cached of that stays, if
+    /// the answer, with these dependencies, tells of no other effect there.
+    pub fn depend_on_own(&mut self, dependencies: &VectorClock, own: &Elsewhere, changed: &[Key], bug: Option<Bug>) {
+        let group = own.group;
+        let is_kept =
+            |entry: &Entry| bug == Some(Bug::KeepOwnElsewhere) || !entry.keys.iter().any(|key| changed.contains(key));
+        self.entries.retain(|(of, _), entry| *of != group || is_kept(entry));
+        let known = self.effects.get(&group).copied().unwrap_or_default().max(self.settled(group));
+        let is_all = own.prior <= known && dependencies.effects(group) <= own.index.max(own.prior);
+        if is_all {
+            let effects = self.effects.entry(group).or_default();
+            *effects = own.index.max(*effects);
         }
     }
 
@@ -106,7 +136,8 @@ impl Cache {
     pub fn fill(&mut self, (node, connection): (ReplicaId, u64), group: GroupId, asked: LogIndex, read: Answered<'_>) {
         let Answered { op, result, as_of } = read;
         let Some(position) = self.streams.get(&group).and_then(|stream| stream.position) else { return };
-        let late = as_of < position || asked < self.effects.get(&group).copied().unwrap_or_default();
+        let effects = self.effects.get(&group).copied().unwrap_or_default();
+        let late = as_of < position || (asked < effects && effects > self.settled(group));
         if late || !self.listens(group, node, connection) {
             return;
         }

@@ -6,6 +6,7 @@ use metadata::codec;
 use metadata::protocol::{Position, Reply, Request, ToClient, ToNode};
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
 use metadata::types::{Attr, BlobId};
+use multicast::Elsewhere;
 use multicast::command::Command;
 use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId};
 
@@ -410,7 +411,7 @@ impl World {
             ToClient::Reply { request, body } => {
                 let Some((expect, _, _)) = client.requests.remove(&request) else { return };
                 if let (Some(group), Reply::Session(position)) = (expect.subscribes, &body) {
-                    return client.cache.begin_stream(group, node, connection, position.index);
+                    return client.cache.begin_stream(group, node, connection, position);
                 }
                 let current = client.pending.get(&expect.ask).is_some_and(|found| found.attempt == expect.attempt);
                 if current {
@@ -432,7 +433,10 @@ impl World {
                 client.registered.insert(group);
                 self.try_ask(number, ask);
             }
-            Reply::Updated { outcome, position, .. } => self.updated(number, node, ask, outcome, &position),
+            Reply::Updated { outcome, position, elsewhere, .. } => {
+                self.know_own(number, ask, &position, &elsewhere);
+                self.updated(number, node, ask, outcome, &position);
+            }
             Reply::Read { result, position } => {
                 self.fill(number, node, expect, &result, &position);
                 self.was_read(number, ask, result, &position);
@@ -500,6 +504,18 @@ impl World {
         let Some((op, false)) = read_of(&pending.ask) else { return };
         let read = Answered { op: &op, result, as_of: position.index };
         client.cache.fill((node, connection), pending.group, expect.effects, read);
+    }
+
+    /// What an own update means for what is cached of its other groups.
+    fn know_own(&mut self, number: usize, ask: AskId, position: &Position, elsewhere: &[Elsewhere]) {
+        let client = &mut self.clients[number];
+        let Some(pending) = client.pending.get(&ask) else { return };
+        for own in elsewhere {
+            let here = pending.destinations.iter().filter(|destination| destination.group == own.group);
+            let keys = here.flat_map(|destination| &destination.footprint);
+            let changed: Vec<_> = keys.filter(|(_, mode)| mode.changes()).map(|(key, _)| *key).collect();
+            client.cache.depend_on_own(&position.dependencies, own, &changed, self.bug);
+        }
     }
 
     fn updated(

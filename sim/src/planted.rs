@@ -44,6 +44,8 @@ pub enum Bug {
     CacheBehindClock,
     /// A client keeps what it cached of a group when it learns of effects of commands prepared there.
     CachePastEffects,
+    /// A client keeps what an own update changes in a group that does not answer.
+    KeepOwnElsewhere,
     /// The collector deletes blobs that are still referred to.
     CollectReferenced,
 }

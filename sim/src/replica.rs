@@ -410,8 +410,9 @@ impl Live {
             let outcome: Bytes = namespace.execute(now, &command, &BTreeMap::new());
             if let Ok(outcome) = codec::decode_outcome(&outcome) {
                 let dependencies = self.core.ordering().order().depends_on().clone();
-                let position = Position { index: entry.index, dependencies };
-                self.acts.push(tell(ticket, Reply::Updated { outcome, position, is_noted: false }));
+                let position = Position { index: entry.index, dependencies, settled: LogIndex::ZERO };
+                let body = Reply::Updated { outcome, position, is_noted: false, elsewhere: Vec::new() };
+                self.acts.push(tell(ticket, body));
             }
         }
     }

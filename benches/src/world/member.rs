@@ -296,17 +296,13 @@ impl Member {
     /// Events first, then replies, then reads that waited.
     fn publish(&mut self, batch: Vec<multicast::Applied>) -> Result<()> {
         for &mount in &self.subscribers {
-            let event = Event {
-                group: self.group,
-                index: self.applied,
-                invalidated: Vec::new(),
-                invalidate_all: false,
-                orphans: Vec::new(),
-            };
+            let event =
+                Event { settled: self.core.order().executed_through(), ..Event::quiet(self.group, self.applied) };
             self.out.tells.push((mount, ToClient::Event(event)));
         }
         for applied in batch {
-            let position = Position { index: applied.index, dependencies: self.dependencies.clone() };
+            let dependencies = self.dependencies.clone();
+            let position = Position { index: applied.index, dependencies, ..Position::default() };
             if let Change::SessionOpened(session) = applied.change {
                 for ticket in self.sessions.remove(&session).unwrap_or_default() {
                     self.tell(ticket, Reply::Session(position.clone()));
@@ -331,7 +327,8 @@ impl Member {
             Ok(outcome) => {
                 let outcome = codec::decode_outcome(&outcome).map_err(|error| Error::Broken(error.to_string()))?;
                 let dependencies = self.core.order().depends_on().clone();
-                Reply::Updated { outcome, position: Position { index: reply.index, dependencies }, is_noted: false }
+                let position = Position { index: reply.index, dependencies, ..Position::default() };
+                Reply::Updated { outcome, position, is_noted: false, elsewhere: reply.elsewhere }
             }
             Err(rejection) => refused(rejection.by, rejection.reason),
         };
@@ -374,7 +371,8 @@ impl Member {
             let effects = read.effects.max(self.dependencies.effects(self.group));
             answer.detach(|key| blocks(&[key], effects));
         }
-        let position = Position { index: self.applied, dependencies: self.dependencies.clone() };
+        let dependencies = self.dependencies.clone();
+        let position = Position { index: self.applied, dependencies, ..Position::default() };
         Ok(Some(Reply::Read { result, position }))
     }
 

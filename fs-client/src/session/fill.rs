@@ -6,8 +6,9 @@ use metadata::op::{FsOp, NewNode, RenameMode};
 use metadata::outcome::{Done, OpError, Outcome};
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
 use metadata::types::{Attr, Dirent, FileKind, NodeRef};
-use multicast::command::Destination;
-use multicast::ids::{GroupId, LogIndex};
+use multicast::Elsewhere;
+use multicast::command::{Destination, Key};
+use multicast::ids::{GroupId, LogIndex, VectorClock};
 
 use crate::cache::{Cache, Fill};
 use crate::content::FileMap;
@@ -73,7 +74,7 @@ pub enum Kept {
     },
 }
 
-/// An own update's outcome. What it changed in other groups, or what no stream would keep right, is forgotten first.
+/// An own update's outcome, in the group that answers. What it changed there is forgotten first if no stream keeps it right.
 pub fn update(
     cache: &Cache,
     group: GroupId,
@@ -88,16 +89,54 @@ pub fn update(
         Kept::Noted(stream) => (Some(stream), as_of),
         Kept::Unnoted { asked } => (None, asked),
     };
-    for destination in destinations {
-        if destination.group != group || stream.is_none() {
-            let changed = destination.footprint.iter().filter(|(_, mode)| mode.changes());
-            cache.forget(destination.group, changed.map(|(key, _)| *key));
-        }
+    if stream.is_none() {
+        cache.forget(group, changed(destinations, group));
     }
     let Ok(done) = outcome else { return };
     if let Some(fill) = cache.fill(group, stream, as_of, asked) {
         teach(&fill, group, op, done);
     }
+}
+
+/// What another group of an own update has told of its outcome there, in its stream.
+pub fn executed(cache: &Cache, group: GroupId, stream: StreamId, op: &FsOp, done: &Done, as_of: LogIndex) {
+    if let Some(fill) = cache.fill(group, Some(stream), as_of, as_of) {
+        teach(&fill, group, op, done);
+    }
+}
+
+/// What an own update's outcome means in its groups that did not answer. There it has yet to execute; nobody else changes
+/// the names and inodes that it has locked, so what will become of them holds until something newer of the group is seen
+/// or told. `asked`: the effects that had been seen of each group when it was asked for.
+pub fn elsewhere(
+    cache: &Cache,
+    destinations: &[Destination],
+    (op, outcome): (&FsOp, &Outcome),
+    dependencies: &VectorClock,
+    elsewhere: &[Elsewhere],
+    asked: &VectorClock,
+) {
+    for own in elsewhere {
+        let before = cache.effects(own.group);
+        let is_all = cache.depend_on_own(dependencies, own, changed(destinations, own.group));
+        // Who asked knew of everything but of what the update itself has done.
+        if let (true, Ok(done)) = (is_all && asked.effects(own.group) >= before, outcome)
+            && let Some(fill) = cache.fill(own.group, None, own.index, own.index)
+        {
+            teach(&fill, own.group, op, done);
+        }
+    }
+    let is_told = |group| elsewhere.iter().any(|own| own.group == group);
+    for destination in destinations.iter().filter(|destination| !is_told(destination.group)) {
+        cache.forget(destination.group, changed(destinations, destination.group));
+    }
+}
+
+/// The keys that an update changes in one of its groups.
+fn changed(destinations: &[Destination], group: GroupId) -> impl Iterator<Item = Key> {
+    let footprints = destinations.iter().filter(move |destination| destination.group == group);
+    let keys = footprints.flat_map(|destination| &destination.footprint);
+    keys.filter(|(_, mode)| mode.changes()).map(|(key, _)| *key)
 }
 
 fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
@@ -197,5 +236,105 @@ fn teach_names(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
             changes.extract_if(.., |(other, _)| other.ino == dir.ino).map(|(_, change)| change).collect();
         let now = done.directories().iter().find(|attr| attr.ino == dir.ino);
         fill.names(dir.ino, &same, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use metadata::types::{InodeId, TimeNs};
+
+    use super::*;
+    use crate::session::progress::Progress;
+
+    const HERE: GroupId = GroupId(1);
+    const THERE: GroupId = GroupId(2);
+
+    fn attr(ino: u64, kind: FileKind, home: GroupId) -> Attr {
+        let time = TimeNs(1);
+        Attr {
+            ino: InodeId(ino),
+            kind,
+            mode: 0o755,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            home,
+            placement: home,
+            parent: None,
+            data_version: 0,
+            xattrs: 0,
+        }
+    }
+
+    fn told(cache: &Cache, stream: StreamId, attr: &Attr) {
+        let op = ReadOp::GetAttr { ino: attr.ino };
+        let question = Question { group: THERE, op: &op, asked: LogIndex::ZERO };
+        read(cache, stream, &question, &Ok(ReadAnswer::Attr(Box::new(attr.clone()))), LogIndex(10));
+    }
+
+    /// A file is renamed into a directory of another group, which prepared that at or before 12. `prior`: other effects that
+    /// the answer shows. What the cache knows of that group then: a bystander, the directory's size, the new name.
+    fn renamed(prior: u64, then: impl FnOnce(&Cache, StreamId, &FsOp, &Done)) -> (bool, Option<u64>, bool) {
+        let cache = Cache::new(Arc::new(Progress::new([HERE, THERE])), 100);
+        let stream = cache.begin_stream(THERE, LogIndex(10));
+        let (dir, bystander) = (attr(7, FileKind::Directory, THERE), attr(8, FileKind::File, THERE));
+        told(&cache, stream, &dir);
+        told(&cache, stream, &bystander);
+        let node = |ino, kind, home| NodeRef { ino: InodeId(ino), kind, home };
+        let op = FsOp::Rename {
+            from_parent: node(5, FileKind::Directory, HERE),
+            from_name: "f".into(),
+            source: node(6, FileKind::File, HERE),
+            to_parent: node(7, FileKind::Directory, THERE),
+            to_name: "g".into(),
+            target: None,
+            mode: RenameMode::Replace,
+            ancestors: Vec::new(),
+            keep_open: false,
+        };
+        let grown = Attr { size: 1, data_version: 1, ..dir };
+        let moved = Box::new(attr(6, FileKind::File, THERE));
+        let done = Done::Renamed { attr: moved, target: None, directories: vec![grown] };
+        let mut dependencies = VectorClock::new();
+        dependencies.advance_effects(THERE, LogIndex(12));
+        cache.invalidate(THERE, stream, &[], (LogIndex(12), LogIndex(10)));
+        let own = [Elsewhere { group: THERE, index: LogIndex(12), prior: LogIndex(prior) }];
+        let others: Vec<Destination> = op.destinations().into_iter().filter(|to| to.group == THERE).collect();
+        elsewhere(&cache, &others, (&op, &Ok(done.clone())), &dependencies, &own, &VectorClock::new());
+        cache.progress().depend(&dependencies);
+        then(&cache, stream, &op, &done);
+        let is_named = cache.dirent(THERE, InodeId(7), b"g").is_some();
+        (cache.attr(THERE, InodeId(8)).is_some(), cache.attr(THERE, InodeId(7)).map(|dir| dir.size), is_named)
+    }
+
+    #[test]
+    fn own_rename_is_known_in_the_other_group_before_it_executes_there() {
+        assert_eq!(renamed(0, |_, _, _, _| {}), (true, Some(1), true));
+        // The stream had passed everything up to 10.
+        assert_eq!(renamed(10, |_, _, _, _| {}), (true, Some(1), true));
+        assert_eq!(renamed(11, |_, _, _, _| {}), (false, None, false), "another's effect came before it");
+        let later = |cache: &Cache, stream, _: &FsOp, _: &Done| {
+            cache.invalidate(THERE, stream, &[], (LogIndex(13), LogIndex(10)));
+        };
+        assert_eq!(renamed(0, later), (true, None, false), "nobody has noted that for this client");
+    }
+
+    #[test]
+    fn own_rename_is_kept_right_once_the_other_group_has_told_it() {
+        let told = |cache: &Cache, stream, op: &FsOp, done: &Done| {
+            let keys: Vec<Key> = changed(&op.destinations(), THERE).collect();
+            executed(cache, THERE, stream, op, done, LogIndex(14));
+            cache.invalidate(THERE, stream, &keys, (LogIndex(14), LogIndex(14)));
+            cache.invalidate(THERE, stream, &[], (LogIndex(15), LogIndex(15)));
+        };
+        assert_eq!(renamed(0, told), (true, Some(1), true));
     }
 }

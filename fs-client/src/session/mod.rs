@@ -94,6 +94,7 @@ impl Engine {
             orphans: Arc::default(),
             window: Arc::default(),
             groups: groups.collect(),
+            across: Mutex::default(),
         });
         let links =
             config.nodes.iter().map(|node| (node.number, Link::spawn(node.clone(), endpoint.clone(), shared.clone())));
@@ -260,8 +261,10 @@ impl Engine {
             }
             let target = self.target(group, tries)?;
             let (destinations, op) = (update.destinations.clone(), update.op.clone());
-            let asked = sent.command.clock.effects(group);
-            let expect = Expect::Update { group, destinations, op, asked };
+            if destinations.len() > 1 {
+                self.shared.expect_across(sent.command.id.sequence, &op);
+            }
+            let expect = Expect::Update { group, destinations, op, clock: sent.command.clock.clone() };
             let request = Request::Update { group, command: sent.command.clone() };
             let asked_at = Instant::now();
             let reply = match self.link(target)?.call(request, expect, until).await {

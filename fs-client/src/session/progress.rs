@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use multicast::Elsewhere;
 use multicast::ids::{GroupId, LogIndex, VectorClock};
 use parking_lot::Mutex;
 
@@ -26,6 +27,8 @@ struct GroupProgress {
     epoch: AtomicU64,
     /// Counts beginnings and ends of streams: what comes late of an earlier one is ignored.
     stream: AtomicU64,
+    /// What was prepared up to there has executed at or before a position of the present stream.
+    settled: AtomicU64,
     /// Up to there updates of several groups may be prepared here whose effect the client has seen elsewhere, and this
     /// group's stream says nothing of prepared updates.
     effects: AtomicU64,
@@ -50,6 +53,7 @@ impl Progress {
                 position: AtomicU64::new(0),
                 epoch: AtomicU64::new(0),
                 stream: AtomicU64::new(0),
+                settled: AtomicU64::new(0),
                 effects: AtomicU64::new(0),
             })
             .collect();
@@ -91,6 +95,7 @@ impl Progress {
     pub fn begin_stream(&self, group: GroupId, position: LogIndex) -> StreamId {
         let Some(group) = self.group(group) else { return StreamId(0) };
         group.position.store(0, Ordering::Release);
+        group.settled.store(0, Ordering::Release);
         group.epoch.fetch_add(1, Ordering::AcqRel);
         let stream = group.stream.fetch_add(1, Ordering::AcqRel) + 1;
         group.position.store(position.0 + 1, Ordering::Release);
@@ -101,6 +106,7 @@ impl Progress {
     pub fn end_stream(&self, group: GroupId) {
         if let Some(group) = self.group(group) {
             group.position.store(0, Ordering::Release);
+            group.settled.store(0, Ordering::Release);
             group.epoch.fetch_add(1, Ordering::AcqRel);
             group.stream.fetch_add(1, Ordering::AcqRel);
         }
@@ -132,8 +138,17 @@ impl Progress {
         }
     }
 
+    /// The present stream of `group` has come to a state in which everything that was prepared up to `index` has executed:
+    /// whatever its entries say while it has, they say after those.
+    pub fn settle(&self, group: GroupId, index: LogIndex) {
+        if let Some(group) = self.group(group) {
+            group.settled.fetch_max(index.0, Ordering::AcqRel);
+        }
+    }
+
     /// An answer depends on these. Where it shows effects of updates that another group has prepared, what is cached of that
-    /// group may be older than they are: it is void, and only what is asked for from now on counts.
+    /// group may be older than they are: it is void, and only what is asked for from now on counts. Unless the stream is
+    /// behind them already.
     pub fn depend(&self, dependencies: &VectorClock) {
         for (id, index) in dependencies.iter() {
             self.see(id, index);
@@ -141,7 +156,9 @@ impl Progress {
         for (id, index) in dependencies.iter_effects() {
             match self.group(id) {
                 Some(group) => {
-                    if group.effects.fetch_max(index.0, Ordering::AcqRel) < index.0 {
+                    if group.effects.fetch_max(index.0, Ordering::AcqRel) < index.0
+                        && group.settled.load(Ordering::Acquire) < index.0
+                    {
                         group.epoch.fetch_add(1, Ordering::AcqRel);
                     }
                 }
@@ -150,7 +167,29 @@ impl Progress {
         }
     }
 
+    /// What an own update's outcome says about another of its groups, given all that the answer depends on. True if the
+    /// update itself is all that is new there: then only what it changes is void, and the caller sees to that. Else nothing
+    /// was noted, and [`Progress::depend`] says what is void.
+    pub fn depend_on_own(&self, dependencies: &VectorClock, own: &Elsewhere) -> bool {
+        let Some(group) = self.group(own.group) else { return false };
+        let known = group.effects.load(Ordering::Acquire).max(group.settled.load(Ordering::Acquire));
+        if own.prior.0 > known || dependencies.effects(own.group) > own.index.max(own.prior) {
+            return false;
+        }
+        group.effects.fetch_max(own.index.0, Ordering::AcqRel);
+        group.seen.fetch_max(own.index.0, Ordering::AcqRel);
+        true
+    }
+
     /// What is cached of `group` must have been asked for by a client whose clock had reached these effects.
+    #[must_use]
+    pub fn floor(&self, group: GroupId) -> LogIndex {
+        let Some(group) = self.group(group) else { return LogIndex::ZERO };
+        let effects = group.effects.load(Ordering::Acquire);
+        if effects <= group.settled.load(Ordering::Acquire) { LogIndex::ZERO } else { LogIndex(effects) }
+    }
+
+    /// Commands that `group` has prepared up to here may have been seen executed elsewhere.
     #[must_use]
     pub fn effects(&self, group: GroupId) -> LogIndex {
         LogIndex(self.group(group).map_or(0, |group| group.effects.load(Ordering::Acquire)))
@@ -223,6 +262,44 @@ mod tests {
         assert_eq!(progress.usable(G), Some(after), "no news");
         assert_eq!(progress.seen(G), LogIndex(7));
         assert_eq!(progress.clock(), dependencies);
+    }
+
+    #[test]
+    fn own_update_voids_only_what_it_changes_unless_its_answer_shows_other_effects() {
+        let told = |effects: u64| {
+            let mut dependencies = VectorClock::new();
+            dependencies.advance_effects(G, LogIndex(effects));
+            dependencies
+        };
+        let own = |index, prior| Elsewhere { group: G, index: LogIndex(index), prior: LogIndex(prior) };
+        let progress = Progress::new([G]);
+        progress.begin_stream(G, LogIndex(10));
+        progress.depend(&told(4));
+        let before = progress.usable(G).unwrap();
+        assert!(progress.depend_on_own(&told(7), &own(7, 4)));
+        progress.depend(&told(7));
+        assert_eq!((progress.usable(G), progress.effects(G)), (Some(before), LogIndex(7)));
+        assert!(!progress.depend_on_own(&told(9), &own(9, 8)), "another's effect came before");
+        assert!(!progress.depend_on_own(&told(9), &own(8, 7)), "another's effect came after");
+        assert_eq!(progress.effects(G), LogIndex(7));
+        progress.depend(&told(9));
+        assert_ne!(progress.usable(G), Some(before));
+    }
+
+    #[test]
+    fn effect_that_the_stream_has_passed_voids_nothing_until_the_stream_ends() {
+        let progress = Progress::new([G]);
+        progress.begin_stream(G, LogIndex(10));
+        progress.settle(G, LogIndex(10));
+        let before = progress.usable(G).unwrap();
+        let mut dependencies = VectorClock::new();
+        dependencies.advance_effects(G, LogIndex(9));
+        progress.depend(&dependencies);
+        assert_eq!((progress.usable(G), progress.floor(G)), (Some(before), LogIndex(0)));
+        assert_eq!(progress.effects(G), LogIndex(9), "who is asked must know");
+        progress.end_stream(G);
+        progress.begin_stream(G, LogIndex(9));
+        assert_eq!(progress.floor(G), LogIndex(9));
     }
 
     #[test]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use metadata::op::FsOp;
-use metadata::protocol::{Event, Reply, Request};
+use metadata::protocol::{Event, Executed, Reply, Request};
 use metadata::read::ReadOp;
 use multicast::command::Destination;
-use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId};
+use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use parking_lot::Mutex;
 
 use super::fill::{self, Kept};
@@ -20,6 +20,9 @@ use super::window::SequenceWindow;
 use crate::cache::Cache;
 use crate::volume::OrphanBox;
 
+/// Updates of several groups that are remembered.
+const ACROSS_MAX: usize = 256;
+
 /// What connections' tasks work on.
 pub struct Shared {
     pub(super) session: SessionId,
@@ -28,6 +31,8 @@ pub struct Shared {
     pub(super) orphans: Arc<OrphanBox>,
     pub(super) window: Arc<Mutex<SequenceWindow>>,
     pub(super) groups: BTreeMap<GroupId, Group>,
+    /// The last updates of several groups, by sequence: what they have done is told by the streams of all these groups.
+    pub(super) across: Mutex<BTreeMap<u64, Arc<FsOp>>>,
 }
 
 /// One group, seen from this session.
@@ -70,8 +75,8 @@ pub enum Expect {
         destinations: Arc<[Destination]>,
         /// The update.
         op: Arc<FsOp>,
-        /// The effects that had been seen of the group when it was asked.
-        asked: LogIndex,
+        /// What had been seen when it was asked.
+        clock: VectorClock,
     },
     /// The beginning of a stream.
     Stream {
@@ -92,6 +97,15 @@ impl Shared {
     pub(super) fn registrations(&self, groups: &[GroupId]) -> Vec<u64> {
         let of = |group| self.groups.get(group).map_or(0, |known: &Group| known.registration.load(Ordering::Acquire));
         groups.iter().map(of).collect()
+    }
+
+    /// An update of several groups is asked for.
+    pub(super) fn expect_across(&self, sequence: u64, op: &Arc<FsOp>) {
+        let mut across = self.across.lock();
+        across.insert(sequence, op.clone());
+        if across.len() > ACROSS_MAX {
+            across.pop_first();
+        }
     }
 
     /// The stream that `(node, generation)` brings news of `group` in, if it does. By the time that it is used it may have
@@ -128,6 +142,7 @@ impl Handler for Shared {
                 let mut stream = known.stream.lock();
                 if stream.asked == Some((node, generation)) {
                     stream.live = Some(self.cache.begin_stream(group, position.index));
+                    self.progress.settle(group, position.settled);
                 }
             }
             (Expect::Stream { group }, _) => {
@@ -152,11 +167,18 @@ impl Handler for Shared {
                 self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
-            (Expect::Update { group, destinations, op, asked }, Reply::Updated { outcome, position, is_noted }) => {
+            (
+                Expect::Update { group, destinations, op, clock },
+                Reply::Updated { outcome, position, is_noted, elsewhere },
+            ) => {
                 self.learn_served(group, node);
                 let stream = self.source(group, node, generation).filter(|_| *is_noted);
-                let kept = stream.map_or(Kept::Unnoted { asked }, Kept::Noted);
+                let kept = stream.map_or(Kept::Unnoted { asked: clock.effects(group) }, Kept::Noted);
                 fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
+                if destinations.len() > 1 {
+                    let (others, done) = (others(&destinations, group), (&*op, outcome));
+                    fill::elsewhere(&self.cache, &others, done, &position.dependencies, elsewhere, &clock);
+                }
                 self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
@@ -165,12 +187,20 @@ impl Handler for Shared {
     }
 
     fn handle_event(&self, link: &Arc<Link<Shared>>, generation: Generation, event: Event) {
-        let Event { group, index, invalidated, invalidate_all, orphans } = event;
+        let Event { group, index, invalidated, invalidate_all, orphans, settled, executed, dependencies } = event;
         let Some(stream) = self.source(group, link.node.number, generation) else { return };
         if invalidate_all {
             self.cache.invalidate_all(group, stream);
         }
-        self.cache.invalidate(group, stream, &invalidated, index);
+        // Before that these keys have changed, so that they are never missed.
+        for Executed { sequence, done } in &executed {
+            let op = self.across.lock().get(sequence).cloned();
+            if let Some(op) = op {
+                fill::executed(&self.cache, group, stream, &op, done, index);
+            }
+        }
+        self.cache.invalidate(group, stream, &invalidated, (index, settled));
+        self.progress.depend(&dependencies);
         self.orphans.put(group, &orphans);
     }
 
@@ -184,6 +214,11 @@ impl Handler for Shared {
             }
         }
     }
+}
+
+/// What an update names beside the group that answers.
+fn others(destinations: &[Destination], group: GroupId) -> Vec<Destination> {
+    destinations.iter().filter(|destination| destination.group != group).cloned().collect()
 }
 
 impl Shared {

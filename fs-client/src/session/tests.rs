@@ -74,7 +74,7 @@ impl World {
 }
 
 fn at(index: u64) -> Position {
-    Position { index: LogIndex(index), dependencies: VectorClock::new() }
+    Position { index: LogIndex(index), ..Position::default() }
 }
 
 fn reply(request: u64, body: Reply) -> ToClient {
@@ -96,7 +96,10 @@ fn an_update() -> FsOp {
 }
 
 fn updated(request: u64, index: u64) -> ToClient {
-    reply(request, Reply::Updated { outcome: Ok(Done::Nothing), position: at(index), is_noted: false })
+    reply(
+        request,
+        Reply::Updated { outcome: Ok(Done::Nothing), position: at(index), is_noted: false, elsewhere: Vec::new() },
+    )
 }
 
 const PATIENT: Duration = Duration::from_secs(20);
@@ -193,7 +196,7 @@ fn lookup() -> ReadOp {
 }
 
 fn applied(index: u64, invalidated: Vec<multicast::command::Key>, orphans: Vec<InodeId>) -> ToClient {
-    ToClient::Event(Event { group: G, index: LogIndex(index), invalidated, invalidate_all: false, orphans })
+    ToClient::Event(Event { invalidated, orphans, ..Event::quiet(G, LogIndex(index)) })
 }
 
 fn nothing_found(request: u64, index: u64) -> ToClient {

@@ -4,8 +4,9 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::namespace::{Namespace, touch_modified};
+use crate::op::EntryChange;
 use crate::outcome::{Errno, Fact, OpError};
-use crate::rows::{DirentRow, ListingRow};
+use crate::rows::{DirentRow, InodeRow, ListingRow};
 use crate::store::StoreMut;
 use crate::types::{Dirent, InodeId, NodeRef, TimeNs};
 use crate::verdict::{Rank, Refusal, Step, Stop};
@@ -43,11 +44,7 @@ impl<S: StoreMut> Namespace<S> {
         now: TimeNs,
     ) -> Result<(), Error> {
         let mut dir = self.owned_inode(parent)?;
-        dir.cookie_last += 1;
-        dir.attr.size += 1;
-        dir.attr.data_version += 1;
-        dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
-        touch_modified(&mut dir, now);
+        EntryChange::Insert.make(&mut dir, links, now);
         self.put_inode(&dir)?;
         self.put_entry(parent, name, DirentRow { node, cookie: dir.cookie_last })
     }
@@ -62,8 +59,7 @@ impl<S: StoreMut> Namespace<S> {
         now: TimeNs,
     ) -> Result<(), Error> {
         let mut dir = self.owned_inode(parent)?;
-        dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
-        touch_modified(&mut dir, now);
+        EntryChange::Replace.make(&mut dir, links, now);
         self.put_inode(&dir)?;
         self.repoint_entry(parent, name, node)
     }
@@ -78,10 +74,7 @@ impl<S: StoreMut> Namespace<S> {
 
     pub(super) fn remove_entry(&mut self, parent: InodeId, name: &[u8], links: i32, now: TimeNs) -> Result<(), Error> {
         let mut dir = self.owned_inode(parent)?;
-        dir.attr.size = dir.attr.size.saturating_sub(1);
-        dir.attr.data_version += 1;
-        dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
-        touch_modified(&mut dir, now);
+        EntryChange::Remove.make(&mut dir, links, now);
         self.put_inode(&dir)?;
         let key = keys::dirent(parent, name);
         let Some(row) = self.read::<DirentRow>(&key)? else { return Err(Error::CorruptRow { key }) };
@@ -94,6 +87,26 @@ impl<S: StoreMut> Namespace<S> {
         let listing = ListingRow { name: Bytes::copy_from_slice(name), node: row.node };
         self.put(keys::listing(parent, row.cookie), rows::encode(&listing))?;
         self.put(keys::dirent(parent, name), rows::encode(&row))
+    }
+}
+
+impl EntryChange {
+    /// What it does to the directory, which gains `links`.
+    pub(crate) fn make(self, dir: &mut InodeRow, links: i32, now: TimeNs) {
+        match self {
+            EntryChange::Insert => {
+                dir.cookie_last += 1;
+                dir.attr.size += 1;
+                dir.attr.data_version += 1;
+            }
+            EntryChange::Replace => {}
+            EntryChange::Remove => {
+                dir.attr.size = dir.attr.size.saturating_sub(1);
+                dir.attr.data_version += 1;
+            }
+        }
+        dir.attr.nlink = dir.attr.nlink.saturating_add_signed(links);
+        touch_modified(dir, now);
     }
 }
 

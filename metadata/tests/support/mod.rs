@@ -111,12 +111,15 @@ impl Cluster {
             }
         }
         let now = TimeNs(self.now);
-        let mut outcomes = Vec::new();
+        let (mut outcomes, mut far) = (Vec::new(), Vec::new());
         for &group in &groups {
             let outcome = self.on(group, |namespace| namespace.execute(now, &command, &contributions));
             let mut outcome = decode_outcome(&outcome).unwrap();
-            self.check_directories(group, op, &mut outcome);
+            far.extend(self.check_directories(group, op, &mut outcome));
             outcomes.push(outcome);
+        }
+        for told in far {
+            self.check_directory(&told);
         }
         assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]), "every group answers alike");
         outcomes.swap_remove(0)
@@ -186,18 +189,14 @@ impl Cluster {
     }
 
     /// The directories that an outcome tells of are as the group has them, and all that live there and whose entries
-    /// changed are told. Takes them out.
-    fn check_directories(&self, group: GroupId, op: &FsOp, outcome: &mut Outcome) {
+    /// changed are told. Takes them out, and returns those that live elsewhere: so they will be there.
+    fn check_directories(&self, group: GroupId, op: &FsOp, outcome: &mut Outcome) -> Vec<Attr> {
         let directories = take_directories(outcome);
         if outcome.is_err() {
-            return;
+            return Vec::new();
         }
-        for directory in &directories {
-            let Ok(ReadAnswer::Attr(attr)) = self.read(group, &ReadOp::GetAttr { ino: directory.ino }) else {
-                panic!()
-            };
-            assert_eq!(*attr, *directory);
-        }
+        let (here, far): (Vec<Attr>, Vec<Attr>) = directories.into_iter().partition(|attr| attr.home == group);
+        here.iter().for_each(|told| self.check_directory(told));
         let parents = match op {
             FsOp::Create { parent, .. }
             | FsOp::Link { parent, .. }
@@ -207,8 +206,14 @@ impl Cluster {
             _ => Vec::new(),
         };
         for parent in parents.iter().filter(|parent| parent.home == group) {
-            assert!(directories.iter().any(|attr| attr.ino == parent.ino), "{op:?} does not tell of {parent:?}");
+            assert!(here.iter().any(|attr| attr.ino == parent.ino), "{op:?} does not tell of {parent:?}");
         }
+        far
+    }
+
+    fn check_directory(&self, told: &Attr) {
+        let Ok(ReadAnswer::Attr(attr)) = self.read(told.home, &ReadOp::GetAttr { ino: told.ino }) else { panic!() };
+        assert_eq!(*attr, *told);
     }
 
     pub fn read(&self, group: GroupId, op: &ReadOp) -> ReadResult {

@@ -46,6 +46,12 @@ impl Locks {
         self.by_key.get(&key).is_some_and(|locks| locks.iter().any(|lock| lock.mode.changes()))
     }
 
+    /// True if a command other than `id` will change the key.
+    pub(crate) fn is_changing_beside(&self, key: Key, id: CommandId) -> bool {
+        let is_other = |lock: &Lock| lock.id != id && lock.mode.changes();
+        self.by_key.get(&key).is_some_and(|locks| locks.iter().any(is_other))
+    }
+
     pub(crate) fn changing(&self) -> impl Iterator<Item = (Key, LogIndex, CommandId)> + '_ {
         self.by_key.iter().flat_map(|(&key, locks)| {
             locks.iter().filter(|lock| lock.mode.changes()).map(move |lock| (key, lock.index, lock.id))

@@ -14,7 +14,7 @@ use crate::command::{Command, Key};
 use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
 use crate::machine::{CONTRIBUTION_BYTES_MAX, Context, Machine};
 use crate::membership::Membership;
-use crate::output::{Applied, Change, Reply};
+use crate::output::{Applied, Change, Elsewhere, Reply};
 use crate::record::{Contribution, Record, Refusal, Rejection};
 use crate::snapshot::{InstallRefused, Snapshot};
 use locks::Locks;
@@ -166,14 +166,14 @@ impl OrderState {
                 let outcome = machine.execute(&self.context_of(timestamp, command), command, &BTreeMap::new());
                 self.merge_dependencies(&command.clock);
                 self.store_reply(command.id, binding, Ok(outcome.clone()), command.acknowledged_below);
-                let reply = Reply { id: command.id, index: self.applied, result: Ok(outcome) };
+                let reply = Reply { id: command.id, index: self.applied, result: Ok(outcome), elsewhere: Vec::new() };
                 return (Change::Executed(Arc::clone(command)), Some(reply));
             }
             Standing::Prepared | Standing::Settled => return (Change::Skipped(command.id), None),
             Standing::Executed(_) | Standing::Rejected(_) => self.stored_reply(command.id, binding),
             Standing::Refused(reason) => {
                 let result = Err(Rejection { by: self.group, reason });
-                Some(Reply { id: command.id, index: self.applied, result })
+                Some(Reply { id: command.id, index: self.applied, result, elsewhere: Vec::new() })
             }
         };
         (Change::Skipped(command.id), reply)
@@ -197,7 +197,7 @@ impl OrderState {
                 let groups: Vec<GroupId> = command.groups().collect();
                 let change = self.apply_refuse(id, command.binding(), &groups, reason);
                 let result = Err(Rejection { by: self.group, reason });
-                (change, Some(Reply { id, index: self.applied, result }))
+                (change, Some(Reply { id, index: self.applied, result, elsewhere: Vec::new() }))
             }
             Standing::Refused(Refusal::IdReused | Refusal::BeyondWindow)
             | Standing::Prepared
@@ -208,8 +208,12 @@ impl OrderState {
     }
 
     fn apply_commit(&mut self, id: CommandId, timestamp: Timestamp, machine: &mut dyn Machine) -> Change {
-        let context = self.context(timestamp);
         let depends_on = self.depends_on.clone();
+        let is_contended = self.prepared.get(&id).is_some_and(|prepared| {
+            let footprint = prepared.command.footprint(self.group).unwrap_or(&[]);
+            footprint.iter().any(|(key, mode)| mode.changes() && self.locks.is_changing_beside(*key, id))
+        });
+        let context = Context { is_contended, ..self.context(timestamp) };
         let Some(prepared) = self.prepared.get_mut(&id) else { return Change::Skipped(id) };
         if prepared.committed.is_some() || timestamp < prepared.timestamp {
             return Change::Skipped(id);
@@ -246,9 +250,15 @@ impl OrderState {
         let mut values: BTreeMap<GroupId, Bytes> = BTreeMap::new();
         values.insert(own, contribution.value.clone());
         self.merge_dependencies(&command.clock);
-        for (&group, theirs) in foreign.iter().filter(|(group, _)| **group != own) {
+        let others = || foreign.iter().filter(|(group, _)| **group != own).map(|(&group, theirs)| (group, theirs));
+        for (group, theirs) in others() {
             values.insert(group, theirs.value.clone());
             self.merge_dependencies(&theirs.depends_on);
+        }
+        let mut elsewhere = Vec::new();
+        for (group, theirs) in others() {
+            let prior = self.depends_on.effects(group);
+            elsewhere.push(Elsewhere { group, index: theirs.index, prior });
             self.depends_on.advance_effects(group, theirs.index);
         }
         let outcome = machine.execute(&self.context_of(timestamp, &command), &command, &values);
@@ -257,7 +267,7 @@ impl OrderState {
         let verdict = Verdict::Executed { timestamp: prepared.timestamp, contribution };
         self.settled.insert(id, Settled { binding, groups: command.groups().collect(), verdict });
         self.dirty.insert(RowKey::Settled(id));
-        let reply = Reply { id, index: self.applied, result: Ok(outcome) };
+        let reply = Reply { id, index: self.applied, result: Ok(outcome), elsewhere };
         (Change::Executed(command), Some(reply))
     }
 
@@ -285,7 +295,8 @@ impl OrderState {
         };
         let command = prepared.command;
         self.store_reply(id, command.binding(), Err(rejection), command.acknowledged_below);
-        (Change::Aborted(command), Some(Reply { id, index: self.applied, result: Err(rejection) }))
+        let reply = Reply { id, index: self.applied, result: Err(rejection), elsewhere: Vec::new() };
+        (Change::Aborted(command), Some(reply))
     }
 
     fn apply_forget(&mut self, ids: &[CommandId]) -> Change {
@@ -355,7 +366,7 @@ impl OrderState {
         let stored = self.sessions.get(&id.session)?.replies.get(&id.sequence)?;
         let reused = Rejection { by: self.group, reason: Refusal::IdReused };
         let result = if stored.binding == binding { stored.result.clone() } else { Err(reused) };
-        Some(Reply { id, index: stored.index, result })
+        Some(Reply { id, index: stored.index, result, elsewhere: Vec::new() })
     }
 
     fn remove_prepared(&mut self, id: CommandId) -> Option<Prepared> {
@@ -439,6 +450,13 @@ impl OrderState {
     #[must_use]
     pub fn depends_on(&self) -> &VectorClock {
         &self.depends_on
+    }
+
+    /// Every command that was prepared here up to this index has executed in this state, or never will.
+    #[must_use]
+    pub fn executed_through(&self) -> LogIndex {
+        let first = self.prepared.values().map(|prepared| prepared.index).min();
+        first.map_or(self.applied, |first| LogIndex(first.0.saturating_sub(1)))
     }
 
     /// The unfinished command that a client must wait for before it reads `key`. `effects` is its clock's

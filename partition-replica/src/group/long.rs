@@ -197,8 +197,7 @@ impl View {
             match metadata::answer::orphans_held(&snapshot, session, after, ORPHAN_ROWS) {
                 Ok((orphans, more)) => {
                     if !orphans.is_empty() {
-                        let (group, invalidated) = (self.group(), Vec::new());
-                        let event = Event { group, index, invalidated, invalidate_all: false, orphans };
+                        let event = Event { orphans, ..Event::quiet(self.group(), index) };
                         client.push(&ToClient::Event(event));
                     }
                     after = more;

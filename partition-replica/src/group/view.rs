@@ -312,7 +312,7 @@ pub(super) mod tests {
             front.locked = Arc::new(locked.iter().map(|&(key, at)| (key, LogIndex(at))).collect());
             view.note_changed(changed);
             let tell = &mut |client: &Arc<Client>, event: Event| client.push(&ToClient::Event(event));
-            interest.publish(front.applied, changed, &[], tell);
+            interest.publish(front, changed, &[], Vec::new(), tell);
         });
     }
 

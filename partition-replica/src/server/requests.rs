@@ -143,7 +143,7 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
             shared.leases.lock().note(command.id.session, shared.clock.now());
             if names_unknown_group(shared, &command) {
                 let (outcome, position) = (Err(OpError::Errno(Errno::Invalid)), Position::default());
-                return ticket.reply(Reply::Updated { outcome, position, is_noted: false });
+                return ticket.reply(Reply::Updated { outcome, position, is_noted: false, elsewhere: Vec::new() });
             }
             to_thread(shared, group, ticket, |ticket| Input::Submit { command: Arc::new(command), ticket });
         }

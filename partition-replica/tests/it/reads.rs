@@ -89,7 +89,7 @@ fn outcome_of_an_update_may_be_cached_until_the_stream_tells_of_a_change() {
         group,
         &Request::Update { group, command: command.clone() },
     ) {
-        Reply::Updated { outcome: Ok(done), position, is_noted } => (done, position, is_noted),
+        Reply::Updated { outcome: Ok(done), position, is_noted, .. } => (done, position, is_noted),
         other => panic!("{other:?}"),
     };
     let command = author.command(&create("before"));
