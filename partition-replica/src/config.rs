@@ -9,17 +9,31 @@ use multicast::ids::{GroupId, ReplicaId};
 
 use crate::error::{Error, Result};
 
+/// What becomes of a data directory without data. The default, to refuse it, is right for all starts but the first: a voter that
+/// has lost its disk has forgotten what it promised, and must not pass for the one that promised it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirstStart {
+    /// It is refused, unless it has a file named [`INITIALISE_MARKER`](crate::INITIALISE_MARKER): then the cluster is being
+    /// founded.
+    #[default]
+    No,
+    /// The cluster is being founded, and this node has never run: its replicas are the voters that the configuration names.
+    /// A lie here makes a voter of one that has forgotten what it promised.
+    Founding,
+    /// The node's disk is new, its groups may exist for long: its replicas are others than those on the disk before. They
+    /// count once the groups have taken them in.
+    NewDisk,
+}
+
 /// One node's view of the cluster.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// This node's number: the identity of all its replicas. A node whose disk was lost must not use it again.
+    /// This node's number: with its disk's incarnation, the identity of all its replicas.
     pub number: ReplicaId,
     /// Where log and state live.
     pub data_dir: PathBuf,
-    /// This is the node's first start: a data directory that is empty or missing may be made its own. Without it, and
-    /// without a file named [`INITIALISE_MARKER`](crate::INITIALISE_MARKER) in the directory, the node does not start on
-    /// one: a voter that has lost its disk has forgotten what it promised.
-    pub initialise: bool,
+    /// Whether a data directory that is empty or missing may be made this node's.
+    pub first_start: FirstStart,
     /// UDP address to listen on.
     pub listen: SocketAddr,
     /// Names the cluster for ever; data of another cluster are refused.

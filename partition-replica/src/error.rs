@@ -28,9 +28,9 @@ pub enum Error {
     },
     /// There is nothing in the data directory, and nobody said that this is the node's first start.
     #[error(
-        "{}: this node has no data here. If it has never run, start it once with --initialise. If it has run, then its disk \
-         is missing or was lost: mount the right one; a node that has lost its data must not come back, for it has \
-         forgotten what it promised", path.display()
+        "{}: this node has no data here. If its disk is only missing, mount it. If the disk is lost, or the node is new to \
+         its cluster, start it once with --initialise: it begins anew, and its groups take it in as another member. Only at \
+         the very first start of the whole cluster use --found", path.display()
     )]
     NotInitialised {
         /// The directory.

@@ -19,10 +19,10 @@ mod server;
 mod storage;
 
 pub use collector::{BlobDeleter, CollectorTimes, Deleted};
-pub use config::{GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
+pub use config::{FirstStart, GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
 pub use error::{Error, ErrorClass, Result};
 pub use node::Node;
-pub use status::{CollectorStatus, GroupStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus};
+pub use status::{CollectorStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus};
 pub use storage::folder::INITIALISE_MARKER;
 
 /// A number that nobody can foresee.

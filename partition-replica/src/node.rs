@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use multicast::ids::GroupId;
+use multicast::ids::{GroupId, Incarnation};
 use net::wan::WanSide;
 use net::{Endpoint, EndpointConfig, LinkConfig, LinkReceiver, PeerLink};
 use parking_lot::{Condvar, Mutex};
@@ -108,7 +108,7 @@ impl Node {
     pub fn start(config: NodeConfig) -> Result<Node> {
         config.check()?;
         let me = config.node()?.clone();
-        let folder = DataFolder::open(&config.data_dir, &recovery::stamp(&config), config.initialise)?;
+        let folder = DataFolder::open(&config.data_dir, &recovery::stamp(&config), config.first_start)?;
         let ending = Ending::default();
         let wal = {
             let ending = ending.clone();
@@ -261,11 +261,7 @@ impl Shared {
         let timely = |report: mpsc::Receiver<GroupStatus>| {
             report.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
         };
-        let mut groups: Vec<GroupStatus> = reports.into_iter().filter_map(timely).collect();
-        for status in &mut groups {
-            let config = self.config.groups.iter().find(|group| group.id.0 == status.group);
-            status.voters = config.map(|group| group.voters.iter().map(|voter| voter.0).collect()).unwrap_or_default();
-        }
+        let groups: Vec<GroupStatus> = reports.into_iter().filter_map(timely).collect();
         NodeStatus {
             node: self.config.number.0,
             name: self.name.clone(),
@@ -438,9 +434,13 @@ impl Starting {
         let router = Arc::new(Router::new(config.number, mailboxes.clone(), links));
         let leases = Arc::new(Mutex::new(Leases::default()));
         let clock = Clock::start();
+        if folder.incarnation() != Incarnation::GENESIS {
+            let incarnation = folder.incarnation();
+            tracing::info!(%incarnation, "this is not the disk of the founding: it counts in groups that have taken it in");
+        }
         let (mut groups, mut drivers) = (BTreeMap::new(), Vec::new());
         for info in config.local_groups() {
-            let replica = recovery::open_replica(&config, info, &state, &wal, clock)?;
+            let replica = recovery::open_replica(&config, (info, folder.incarnation()), &state, &wal, clock)?;
             let view = Arc::new(View::new(info.id, replica.state.clone(), replica.front, limits, clock));
             let mailbox = mailboxes[&info.id].clone();
             let core = ReplicaConfig {
@@ -457,6 +457,7 @@ impl Starting {
             }
             let parts = DriverParts {
                 group: info.id,
+                me: (config.number, folder.incarnation()),
                 name: info.name.clone(),
                 core,
                 state: replica.state.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use metadata::Overlay;
 use metadata::namespace::{genesis, volume};
 use multicast::core::{Core, Durable};
-use multicast::ids::{GroupId, LogIndex};
+use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId};
 use multicast::{Entry, OrderState};
 use replica::Front;
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,11 @@ pub fn open_log(folder: &DataFolder, config: &NodeConfig, on_failure: OnFailure)
     let path = folder.log();
     let disk = Arc::new(RealDisk::open(path.clone()).map_err(Error::file(path))?);
     let Stamp { cluster, authority, node } = stamp(config);
-    let stamp = xxh3_64(format!("{cluster}/{authority}/{}", node.0).as_bytes());
+    let mut owner = format!("{cluster}/{authority}/{}", node.0);
+    if folder.incarnation() != Incarnation::GENESIS {
+        owner.push_str(&format!("/{}", folder.incarnation()));
+    }
+    let stamp = xxh3_64(owner.as_bytes());
     let wal = WalConfig {
         segment_bytes: config.limits.log_segment_bytes,
         cache_bytes: config.limits.log_cache_bytes,
@@ -58,7 +62,13 @@ pub fn open_state(folder: &DataFolder, config: &NodeConfig) -> Result<StateDb> {
 }
 
 /// One replica from state and log. On its group's first start the state gets its first rows.
-pub fn open_replica(config: &NodeConfig, info: &GroupInfo, db: &StateDb, wal: &Wal, clock: Clock) -> Result<Replica> {
+pub fn open_replica(
+    config: &NodeConfig,
+    (info, incarnation): (&GroupInfo, Incarnation),
+    db: &StateDb,
+    wal: &Wal,
+    clock: Clock,
+) -> Result<Replica> {
     let state = db.group(info.id)?;
     let applied = state.applied_index()?;
     match state.charter()? {
@@ -75,12 +85,18 @@ pub fn open_replica(config: &NodeConfig, info: &GroupInfo, db: &StateDb, wal: &W
     if order.applied() != applied {
         return Err(state.damaged(format!("order at index {}, rows at {applied}", order.applied())));
     }
-    let front = Front::of(&order);
+    let mut front = Front::of(&order);
+    front.is_quarantined = !is_member(&order, config.number, incarnation);
     let durable = durable(info.id, applied, wal)?;
-    let mut core = Core::new(clock.now(), core_config(config, info.id), durable, order)
+    let mut core = Core::new(clock.now(), core_config(config, info.id, incarnation), durable, order)
         .map_err(|error| state.damaged(error.to_string()))?;
     core.restore_committed(wal.state(info.id).committed);
     Ok(Replica { state, core, front })
+}
+
+/// True if the group has taken this disk in, as of that state. Before that it may be empty, and nobody reads it.
+pub fn is_member(order: &OrderState, me: ReplicaId, incarnation: Incarnation) -> bool {
+    incarnation == Incarnation::GENESIS || order.membership().is_some_and(|members| members.has(me, incarnation))
 }
 
 /// A group's first start: the volume's first rows, and with them for ever what they were made from.
@@ -161,9 +177,10 @@ fn durable(group: GroupId, applied: LogIndex, wal: &Wal) -> Result<Durable> {
     Ok(Durable { promised: log.promised, first, entries: entries.collect() })
 }
 
-fn core_config(config: &NodeConfig, group: GroupId) -> multicast::Config {
+fn core_config(config: &NodeConfig, group: GroupId, incarnation: Incarnation) -> multicast::Config {
     let groups = config.groups.iter().map(|group| (group.id, group.voters.clone())).collect();
     let mut core = multicast::Config::new(group, config.number, groups);
+    core.incarnation = incarnation;
     let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     core.timing.heartbeat_ms = ms(config.timeouts.heartbeat);
     core.timing.election_timeout_ms = ms(config.timeouts.election);

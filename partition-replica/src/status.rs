@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use multicast::core::{RoleName, Unfinished, Wait};
+use multicast::membership::MemberRole;
 use serde::{Deserialize, Serialize};
 
 use crate::storage::wal::KeptBy;
@@ -112,6 +113,12 @@ pub struct GroupStatus {
     pub ballot_owner: Option<u32>,
     /// The voters, by node number.
     pub voters: Vec<u32>,
+    /// All members by this replica's log, voters among them.
+    #[serde(default)]
+    pub members: Vec<MemberStatus>,
+    /// Which of the node's disks this is: 0 is that of the founding, others are in hexadecimal.
+    #[serde(default)]
+    pub incarnation: String,
     /// Last log entry here.
     pub last_index: u64,
     /// Committed as far as known here.
@@ -148,6 +155,17 @@ pub struct GroupStatus {
     pub quarantine: Option<String>,
 }
 
+/// A member of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its node's number.
+    pub node: u32,
+    /// `voter`, `learner` or `joining` (a learner that is to be a voter).
+    pub role: String,
+    /// Which of the node's disks.
+    pub incarnation: String,
+}
+
 /// A multi-group command that is under way.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct UnfinishedStatus {
@@ -176,7 +194,15 @@ pub(crate) fn of_core(core: &multicast::Core, now: multicast::Time) -> GroupStat
     };
     let lag =
         status.followers.iter().map(|follower| (follower.replica.0, status.last.0.saturating_sub(follower.matched.0)));
+    let members = status.membership.members.iter().map(|member| MemberStatus {
+        node: member.replica.0,
+        role: role_of(member.role).into(),
+        incarnation: member.incarnation.to_string(),
+    });
     GroupStatus {
+        voters: status.membership.voters().map(|voter| voter.replica.0).collect(),
+        members: members.collect(),
+        incarnation: status.incarnation.to_string(),
         group: status.group.0,
         role: role.into(),
         primary: status.primary.map(|primary| primary.0),
@@ -189,6 +215,14 @@ pub(crate) fn of_core(core: &multicast::Core, now: multicast::Time) -> GroupStat
         unfinished: core.unfinished().iter().map(|unfinished| of_unfinished(unfinished, now)).collect(),
         sessions: core.order().sessions().count(),
         ..GroupStatus::default()
+    }
+}
+
+fn role_of(role: MemberRole) -> &'static str {
+    match role {
+        MemberRole::Voter => "voter",
+        MemberRole::Learner => "learner",
+        MemberRole::Joining => "joining",
     }
 }
 

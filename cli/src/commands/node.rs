@@ -11,7 +11,7 @@ use metadata::namespace::Genesis;
 use metadata::types::TimeNs;
 use net::Role;
 use net::wan::Wan;
-use partition_replica::{ErrorClass, GroupInfo, Limits, Node, NodeConfig, NodeInfo, Timeouts};
+use partition_replica::{ErrorClass, FirstStart, GroupInfo, Limits, Node, NodeConfig, NodeInfo, Timeouts};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -31,7 +31,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   globalfs node --config /etc/globalfs/cluster.toml --name eu-1
-  globalfs node --config /etc/globalfs/cluster.toml --name eu-1 --initialise     for the very first start
+  globalfs node --config /etc/globalfs/cluster.toml --name eu-1 --found         at the cluster's very first start
+  globalfs node --config /etc/globalfs/cluster.toml --name eu-1 --initialise    once, on a new disk in a running cluster
   RUST_LOG=debug globalfs node --name eu-1 --log-format json
 
 A line `ready …` on stdout tells that clients can connect. SIGTERM and Ctrl-C end it cleanly; it may be killed at any
@@ -46,12 +47,20 @@ pub struct NodeArgs {
     /// Where to keep data instead of where the configuration says
     #[arg(long, value_name = "DIR", env = "GLOBALFS_NODE_DATA", hide_env_values = true)]
     data: Option<PathBuf>,
-    /// This is the node's first start: make an empty data directory its own
+    /// The node's disk is new, the cluster is not: make an empty data directory its own
     ///
-    /// Without it a node refuses to start on an empty directory, because it may have lost its disk. `globalfs init` and
-    /// `globalfs up` leave a marker in the directories that they make, which does the same once.
-    #[arg(long)]
+    /// The node begins anew. It counts in none of its groups until a quorum of the group's other voters has taken it in as
+    /// another member, in place of the one on the lost disk; they do so by themselves. Without this option a node refuses to
+    /// start on an empty directory, because its disk may only be missing.
+    #[arg(long, conflicts_with = "found")]
     initialise: bool,
+    /// The whole cluster starts for the very first time, and this node with it: make an empty data directory its own
+    ///
+    /// Never use it on a node that has run before: one that has lost its disk would pass for the voter that it was, and what
+    /// was acknowledged could be lost. `globalfs init` and `globalfs up` leave a marker in the directories that they make,
+    /// which does the same once.
+    #[arg(long)]
+    found: bool,
     /// Memory, instead of the configuration's limits.node_memory
     #[arg(long, value_name = "SIZE", env = "GLOBALFS_NODE_MEMORY", hide_env_values = true)]
     memory: Option<ByteSize>,
@@ -128,7 +137,11 @@ fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
     Ok(NodeConfig {
         number: node.id,
         data_dir: args.data.clone().unwrap_or_else(|| node.data.clone()),
-        initialise: args.initialise,
+        first_start: match (args.found, args.initialise) {
+            (true, _) => FirstStart::Founding,
+            (false, true) => FirstStart::NewDisk,
+            (false, false) => FirstStart::No,
+        },
         listen: args.listen.map_or_else(|| node.resolve_listen(), Ok)?,
         cluster_id: cluster.name.clone(),
         nodes: nodes.collect(),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use multicast::ids::{GroupId, LogIndex};
+use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId};
 use multicast::{Entry, Event, Time, Writes};
 use parking_lot::Mutex;
 use replica::{Leases, Note, Output, Plain, ReplicaCore};
@@ -13,6 +13,7 @@ use super::mailbox::{Input, Mailbox};
 use super::view::{View, tell};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::recovery::is_member;
 use crate::server::client::Ticket;
 use crate::server::peers::{Outbox, Router};
 use crate::status::GroupStatus;
@@ -28,6 +29,8 @@ const TURN_MAX: Duration = Duration::from_secs(1);
 pub struct DriverParts {
     /// Its group.
     pub group: GroupId,
+    /// This node, and which of its disks this is.
+    pub me: (ReplicaId, Incarnation),
     /// The group's name.
     pub name: String,
     /// What decides, as recovered.
@@ -55,12 +58,15 @@ pub struct Driver {
     /// The turn ended before everything was done.
     more: bool,
     stop: bool,
+    /// The disk is new, and the group has not taken it in yet: nobody reads it.
+    is_outsider: bool,
 }
 
 impl Driver {
     /// Around a recovered replica.
     pub fn new(parts: DriverParts) -> Driver {
-        Driver { outbox: Outbox::new(parts.group), more: true, stop: false, parts }
+        let is_outsider = parts.view.is_closed() && parts.core.quarantine().is_none();
+        Driver { outbox: Outbox::new(parts.group), more: true, stop: false, is_outsider, parts }
     }
 
     /// Runs until told to stop. An error is final for the node.
@@ -161,8 +167,20 @@ impl Driver {
             while let Some(said) = core.poll_tell() {
                 tell(said);
             }
-            Ok(true)
-        })
+            Ok::<(), Error>(())
+        })?;
+        self.open_if_member();
+        Ok(true)
+    }
+
+    /// Once the group has taken a new disk in, it has something to show.
+    fn open_if_member(&mut self) {
+        let (me, incarnation) = self.parts.me;
+        if self.is_outsider && is_member(self.parts.core.ordering().order(), me, incarnation) {
+            self.is_outsider = false;
+            self.parts.view.advance(|front, _| front.is_quarantined = false);
+            tracing::info!(group = %self.parts.group, "this disk is a member of its group now");
+        }
     }
 
     fn read_log(&mut self, from: LogIndex, bytes_max: usize) -> Result<()> {

@@ -76,6 +76,11 @@ impl View {
         });
     }
 
+    /// True if nobody may read the state.
+    pub fn is_closed(&self) -> bool {
+        self.front.read().is_quarantined
+    }
+
     /// The next state differs in these keys: long reads are told. Called in a step.
     pub fn note_changed(&self, keys: &[Key]) {
         self.long.note(keys);

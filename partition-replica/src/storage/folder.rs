@@ -4,14 +4,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use multicast::ids::ReplicaId;
+use multicast::ids::{Incarnation, ReplicaId};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::config::FirstStart;
 use crate::error::{Error, Result};
 
 const FORMAT: u32 = 2;
-/// Whoever makes a cluster leaves a file of this name in the data directories of its nodes: the first start may initialise
-/// them. It is gone afterwards, so that a directory that was emptied is not taken for a new one.
+const INCARNATION: &str = "incarnation ";
+/// Whoever makes a cluster leaves a file of this name in the data directories of its nodes: the first start takes part in its
+/// founding. It is gone afterwards, so that a directory that was emptied is not taken for one of the founding.
 pub const INITIALISE_MARKER: &str = "initialise";
 
 /// Whose data a directory holds.
@@ -26,9 +28,28 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    fn text(&self) -> String {
+    /// As it is written. A disk of the founding does not say so: an incarnation is an addition, and a program that does not
+    /// know of it must not take the disk for one of the founding.
+    fn text(&self, incarnation: Incarnation) -> String {
         let Stamp { cluster, authority, node } = self;
-        format!("globalfs node data\nformat {FORMAT}\ncluster {cluster}\nauthority {authority}\nnode {}\n", node.0)
+        let mut text =
+            format!("globalfs node data\nformat {FORMAT}\ncluster {cluster}\nauthority {authority}\nnode {}\n", node.0);
+        if incarnation != Incarnation::GENESIS {
+            text.push_str(&format!("{INCARNATION}{:016x}\n", incarnation.0));
+        }
+        text
+    }
+
+    /// The incarnation that these bytes name, if they are this stamp.
+    fn read(&self, found: &[u8]) -> Option<Incarnation> {
+        let found = std::str::from_utf8(found).ok()?;
+        let end = found.strip_prefix(self.text(Incarnation::GENESIS).as_str())?;
+        if end.is_empty() {
+            return Some(Incarnation::GENESIS);
+        }
+        let number = u64::from_str_radix(end.strip_prefix(INCARNATION)?.trim_end(), 16).ok()?;
+        let incarnation = Incarnation(number);
+        (number != 0 && self.text(incarnation) == found).then_some(incarnation)
     }
 }
 
@@ -36,15 +57,16 @@ impl Stamp {
 #[derive(Debug)]
 pub struct DataFolder {
     path: PathBuf,
+    incarnation: Incarnation,
     /// The lock goes with it.
     _lock: File,
 }
 
 impl DataFolder {
-    /// Locks the directory and checks its stamp. One without data gets its stamp if `initialise` or the marker in it says
-    /// that this is the node's first start; else it is refused, for the node's disk may have been lost.
-    pub fn open(path: &Path, stamp: &Stamp, initialise: bool) -> Result<DataFolder> {
-        if initialise {
+    /// Locks the directory and checks its stamp. One without data gets its stamp if `first_start` or the marker in it says
+    /// that it may; else it is refused, for the node's disk may have been lost.
+    pub fn open(path: &Path, stamp: &Stamp, first_start: FirstStart) -> Result<DataFolder> {
+        if first_start != FirstStart::No {
             fs::create_dir_all(path).map_err(Error::file(path))?;
         } else if !path.exists() {
             return Err(Error::NotInitialised { path: path.into() });
@@ -57,9 +79,14 @@ impl DataFolder {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Locked { path: path.into() }),
             Err(error) => return Err(Error::File { path: lock_path, source: error.into() }),
         }
-        let folder = DataFolder { path: path.into(), _lock: lock };
-        folder.check_stamp(&stamp.text(), initialise)?;
+        let mut folder = DataFolder { path: path.into(), incarnation: Incarnation::GENESIS, _lock: lock };
+        folder.incarnation = folder.check_stamp(stamp, first_start)?;
         Ok(folder)
+    }
+
+    /// Which of the node's disks this is, as was written when it was formatted.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
     }
 
     /// Where the log lives.
@@ -72,33 +99,38 @@ impl DataFolder {
         self.path.join("state")
     }
 
-    fn check_stamp(&self, expected: &str, initialise: bool) -> Result<()> {
+    fn check_stamp(&self, stamp: &Stamp, first_start: FirstStart) -> Result<Incarnation> {
         let path = self.path.join("stamp");
         let marker = self.path.join(INITIALISE_MARKER);
-        match fs::read(&path) {
-            Ok(found) if found == expected.as_bytes() => {}
-            Ok(found) => {
-                let (found, expected) = (shown(&String::from_utf8_lossy(&found)), shown(expected));
-                let problem = format!("holds \"{found}\", this node is \"{expected}\"");
-                return Err(Error::ForeignData { path: self.path.clone(), problem });
-            }
+        let incarnation = match fs::read(&path) {
+            Ok(found) => stamp.read(&found).ok_or_else(|| {
+                let (found, expected) = (String::from_utf8_lossy(&found), stamp.text(Incarnation::GENESIS));
+                let problem = format!("holds \"{}\", this node is \"{}\"", shown(&found), shown(&expected));
+                Error::ForeignData { path: self.path.clone(), problem }
+            })?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if self.log().exists() || self.state().exists() {
                     let problem = "there are data without the stamp that says whose they are".into();
                     return Err(Error::ForeignData { path: self.path.clone(), problem });
                 }
-                if !initialise && !marker.exists() {
-                    return Err(Error::NotInitialised { path: self.path.clone() });
-                }
-                self.write_stamp(&path, expected).map_err(Error::file(&path))?;
+                // Whoever says that the disk is a new one is believed before the marker, which may have been copied back.
+                let incarnation = match first_start {
+                    FirstStart::NewDisk => draw_incarnation(),
+                    FirstStart::Founding => Incarnation::GENESIS,
+                    FirstStart::No if marker.exists() => Incarnation::GENESIS,
+                    FirstStart::No => return Err(Error::NotInitialised { path: self.path.clone() }),
+                };
+                self.write_stamp(&path, &stamp.text(incarnation)).map_err(Error::file(&path))?;
+                incarnation
             }
             Err(source) => return Err(Error::File { path, source }),
-        }
+        };
         match fs::remove_file(&marker) {
-            Ok(()) => File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(Error::file(&marker)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(Error::File { path: marker, source }),
+            Ok(()) => File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(Error::file(&marker))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::File { path: marker, source }),
         }
+        Ok(incarnation)
     }
 
     /// Durable, the directory's own name included.
@@ -114,6 +146,11 @@ impl DataFolder {
             None => Ok(()),
         }
     }
+}
+
+/// One that no disk has had, and not that of the founding.
+fn draw_incarnation() -> Incarnation {
+    Incarnation(crate::random_u64().max(1))
 }
 
 /// A stamp in one line; it may be anything that is called so.
@@ -135,7 +172,9 @@ mod tests {
     #[test]
     fn folder_in_use_or_of_another_node_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let open = |cluster, authority, node| DataFolder::open(folder.path(), &stamp(cluster, authority, node), true);
+        let open = |cluster, authority, node| {
+            DataFolder::open(folder.path(), &stamp(cluster, authority, node), FirstStart::Founding)
+        };
         let held = open("c", "a", 1).unwrap();
         assert!(matches!(open("c", "a", 1), Err(Error::Locked { .. })));
         drop(held);
@@ -152,23 +191,49 @@ mod tests {
     fn folder_without_data_is_initialised_once_and_on_demand_only() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("node");
-        let open = |initialise| DataFolder::open(&folder, &stamp("c", "a", 1), initialise).map(|_| ());
-        let refused = open(false).unwrap_err();
+        let open = |first| DataFolder::open(&folder, &stamp("c", "a", 1), first).map(|folder| folder.incarnation());
+        let refused = open(FirstStart::No).unwrap_err();
         assert!(matches!(refused, Error::NotInitialised { .. }));
         assert!(refused.to_string().contains("--initialise"), "{refused}");
         assert!(!folder.exists());
         fs::create_dir(&folder).unwrap();
-        assert!(matches!(open(false), Err(Error::NotInitialised { .. })));
+        assert!(matches!(open(FirstStart::No), Err(Error::NotInitialised { .. })));
         fs::write(folder.join(INITIALISE_MARKER), b"").unwrap();
-        open(false).unwrap();
+        assert_eq!(open(FirstStart::No).unwrap(), Incarnation::GENESIS);
         assert!(!folder.join(INITIALISE_MARKER).exists());
-        open(false).unwrap();
+        open(FirstStart::No).unwrap();
         // The disk is lost.
         fs::remove_dir_all(&folder).unwrap();
         fs::create_dir(&folder).unwrap();
-        assert!(matches!(open(false), Err(Error::NotInitialised { .. })));
-        open(true).unwrap();
-        open(false).unwrap();
+        assert!(matches!(open(FirstStart::No), Err(Error::NotInitialised { .. })));
+        let first = open(FirstStart::NewDisk).unwrap();
+        assert_ne!(first, Incarnation::GENESIS, "a disk formatted later is not one of the founding");
+        assert_eq!(open(FirstStart::No).unwrap(), first);
+        assert_eq!(open(FirstStart::NewDisk).unwrap(), first, "it is formatted once");
+        assert_eq!(open(FirstStart::Founding).unwrap(), first, "nor does it become one later");
+        // Lost again, and a backup of the marker with it: the operator says that the disk is new.
+        fs::remove_dir_all(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(INITIALISE_MARKER), b"").unwrap();
+        let second = open(FirstStart::NewDisk).unwrap();
+        assert!(second != Incarnation::GENESIS && second != first);
+        assert!(!folder.join(INITIALISE_MARKER).exists());
+    }
+
+    #[test]
+    fn stamp_with_a_damaged_incarnation_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || DataFolder::open(folder.path(), &stamp("c", "a", 1), FirstStart::NewDisk);
+        drop(open().unwrap());
+        let path = folder.path().join("stamp");
+        let good = fs::read_to_string(&path).unwrap();
+        for end in ["incarnation 0000000000000000\n", "incarnation 12\n", "incarnation \n", "incarnation", "x"] {
+            let start = stamp("c", "a", 1).text(Incarnation::GENESIS);
+            fs::write(&path, format!("{start}{end}")).unwrap();
+            assert!(matches!(open(), Err(Error::ForeignData { .. })), "{end}");
+        }
+        fs::write(&path, good).unwrap();
+        assert!(open().is_ok());
     }
 
     proptest! {
@@ -177,7 +242,7 @@ mod tests {
         fn folder_with_any_bytes_as_its_stamp_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("stamp"), bytes).unwrap();
-            let opened = DataFolder::open(folder.path(), &stamp("c", "a", 1), true);
+            let opened = DataFolder::open(folder.path(), &stamp("c", "a", 1), FirstStart::NewDisk);
             let refused = matches!(opened, Err(Error::ForeignData { .. }));
             prop_assert!(refused);
         }

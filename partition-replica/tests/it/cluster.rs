@@ -9,7 +9,7 @@ use metadata::types::TimeNs;
 use multicast::ids::{GroupId, ReplicaId};
 use net::{ClusterCa, EndpointConfig, Identity, Role};
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
-use partition_replica::{GroupInfo, GroupStatus, Limits, Node, NodeConfig, NodeInfo, Timeouts};
+use partition_replica::{FirstStart, GroupInfo, GroupStatus, Limits, Node, NodeConfig, NodeInfo, Timeouts};
 
 pub const GROUPS: u16 = 4;
 pub const SOON: Duration = Duration::from_secs(30);
@@ -76,7 +76,7 @@ impl Cluster {
         NodeConfig {
             number: ReplicaId(node),
             data_dir: self.folder.path().join(format!("node-{node}")),
-            initialise: true,
+            first_start: FirstStart::Founding,
             listen: address,
             cluster_id: "test-cluster".into(),
             nodes: self.infos.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use metadata::read::{ReadAnswer, ReadOp};
 use metadata::types::InodeId;
 use multicast::ids::{GroupId, ReplicaId};
-use partition_replica::{Error, ErrorClass, Node, Timeouts};
+use partition_replica::{Error, ErrorClass, FirstStart, Node, Timeouts};
 
 use crate::client::Client;
 use crate::cluster::Cluster;
@@ -51,7 +51,7 @@ fn node_that_lost_its_disk_is_refused_unless_it_is_told_to_begin_anew() {
     let cluster = Cluster::start();
     cluster.crash(1);
     std::fs::remove_dir_all(cluster.config(1).data_dir).unwrap();
-    let error = refused(&cluster, |config| config.initialise = false);
+    let error = refused(&cluster, |config| config.first_start = FirstStart::No);
     assert!(matches!(error, Error::NotInitialised { .. }), "{error}");
 }
 

@@ -6,6 +6,7 @@ mod client;
 mod cluster;
 mod collector;
 mod crashes;
+mod disks;
 mod founding;
 mod groups;
 mod hostile;
