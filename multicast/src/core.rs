@@ -59,6 +59,17 @@ pub enum SessionChange {
     Close(SessionId),
 }
 
+/// What need not be handed in at once; see [`Core::unhurried`]. The default: all must.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unhurried {
+    /// The own disk's progress: no quorum has followed yet.
+    pub persisted: bool,
+    /// A follower's [`Message::Appended`] up to here: a quorum had that before.
+    pub appended_through: LogIndex,
+    /// What clients submit, for a moment: a batch is under way, and what comes before its end fills the next one.
+    pub submissions: bool,
+}
+
 /// One replica of one group.
 #[derive(Debug)]
 pub struct Core {
@@ -361,6 +372,19 @@ impl Core {
         let sequencer = self.sequencer.as_ref().and_then(Sequencer::poll_timeout);
         let progress = self.subscribers.due(self.log.committed());
         sequencer.into_iter().chain(progress).chain([self.log.poll_timeout()]).min()
+    }
+
+    /// What would move nothing on if it came alone, as things stand now: a driver that has nothing else to do may leave it
+    /// lying until something else comes, [`Core::poll_timeout`] included. Good until the next input.
+    #[must_use]
+    pub fn unhurried(&self) -> Unhurried {
+        self.log.unhurried()
+    }
+
+    /// True if [`Core::apply_next`] would apply something.
+    #[must_use]
+    pub fn can_apply(&self) -> bool {
+        self.log.can_apply()
     }
 
     /// Applies the next committed entry to the state, if there is one.

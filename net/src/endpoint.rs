@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use quinn::{
-    ClientConfig, EndpointConfig as QuicEndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, ServerConfig,
-    TokioRuntime, TransportConfig, VarInt, congestion::CubicConfig,
+    AckFrequencyConfig, ClientConfig, EndpointConfig as QuicEndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime,
+    ServerConfig, TokioRuntime, TransportConfig, VarInt, congestion::CubicConfig,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
@@ -33,6 +33,9 @@ const CLOSED: VarInt = VarInt::from_u32(0);
 const REFUSED: VarInt = VarInt::from_u32(1);
 const BROKEN: VarInt = VarInt::from_u32(2);
 const BUSY: VarInt = VarInt::from_u32(3);
+
+/// The peer may receive so many datagrams before it must acknowledge them at once; fewer it acknowledges within 25 ms.
+const ACK_AFTER: VarInt = VarInt::from_u32(10);
 
 /// Accepted channels that the application has not taken yet.
 const ACCEPT_QUEUE_MAX: usize = 64;
@@ -539,7 +542,11 @@ fn transport(limits: &Limits, tuning: &Tuning) -> Result<Arc<TransportConfig>> {
     mtu.upper_bound(tuning.mtu_bytes_max);
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(tuning.idle_timeout).map_err(|error| Error::Invalid(error.to_string()))?;
+    // Most datagrams are answered by something that the acknowledgement can go with.
+    let mut acknowledgements = AckFrequencyConfig::default();
+    acknowledgements.ack_eliciting_threshold(ACK_AFTER);
     transport
+        .ack_frequency_config(Some(acknowledgements))
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(tuning.keep_alive))
         .max_concurrent_bidi_streams(limits.channels_max.into())

@@ -373,7 +373,7 @@ impl<T: Ticket> ReplicaCore<T> {
     /// # Errors
     /// If the state cannot be read, or makes no sense: the replica cannot go on.
     pub fn execute<B: Store>(&mut self, now: Time, store: &B, apply: &mut impl Apply) -> Result<Option<Step>, Error> {
-        if self.quarantine.is_some() {
+        if self.quarantine.is_some() || !self.ordering.can_apply() {
             return Ok(None);
         }
         let mut namespace = Namespace::open(self.config.group, Overlay::new(store)?)?;

@@ -11,6 +11,8 @@ use crate::errno::Errno;
 
 /// Entries asked for at once.
 const PAGE_ENTRIES: u32 = 1024;
+/// More entries with attributes do not fit into one answer to the kernel, unless it is asked with an uncommonly large buffer.
+const PLUS_ENTRIES_MAX: usize = 256;
 /// Offsets of `.` and `..`; entries' cookies are larger.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
@@ -74,6 +76,9 @@ impl Fs {
         let page = self.page(dir, node, after, plus, offset == 0).await?;
         let rest = page.rest(after);
         for entry in rest {
+            if plus && listed.len() >= PLUS_ENTRIES_MAX {
+                break;
+            }
             let attr = if plus { self.entry_attr(entry).await } else { None };
             if plus && attr.is_none() {
                 // Removed since the page was read.

@@ -89,6 +89,10 @@ impl<W> Disk<W> {
         true
     }
 
+    pub(crate) fn holds_nothing_back(&self) -> bool {
+        self.held_back.is_empty()
+    }
+
     /// Lets `what` wait for everything written so far; gives it back if nothing is outstanding.
     #[must_use]
     pub(crate) fn hold_back(&mut self, what: W) -> Option<W> {

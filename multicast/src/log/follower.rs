@@ -45,17 +45,31 @@ impl Replicator {
                 if last < previous.index { last } else { self.entries.before_run(previous.index).max(self.committed) };
             let previous = previous.index;
             let incarnation = self.incarnation;
+            self.acknowledged = None;
             let refusal = Message::AppendRefused { ballot, previous, retry_after, incarnation };
             return self.send_when_durable(from, refusal);
         }
+        let is_mere_news = entries.is_empty();
         let Some(matched) = self.take_entries(from, previous.index, entries) else { return };
         if self.too_far_behind.is_some_and(|first| matched >= first) {
             self.too_far_behind = None;
         }
         self.committed = self.committed.max(committed.min(matched));
         self.everywhere = self.everywhere.max(everywhere.min(self.committed));
+        if is_mere_news && self.has_acknowledged_lately(ballot, matched) {
+            return;
+        }
+        self.acknowledged = Some((ballot, matched, self.now));
         let incarnation = self.incarnation;
         self.send_when_durable(from, Message::Appended { ballot, matched, incarnation });
+    }
+
+    /// News of commits need no answer of their own. Heartbeats do: the answer shows that this voter lives, and stands in for
+    /// one that was lost.
+    fn has_acknowledged_lately(&self, ballot: Ballot, matched: LogIndex) -> bool {
+        self.acknowledged.is_some_and(|(told_ballot, told, at)| {
+            (told_ballot, told) == (ballot, matched) && self.now.ms_since(at) < self.timing.heartbeat_ms / 2
+        })
     }
 
     pub(super) fn handle_too_far_behind(&mut self, from: ReplicaId, ballot: Ballot, first: LogIndex) {

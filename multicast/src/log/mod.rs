@@ -78,6 +78,8 @@ pub(crate) struct Replicator {
     clocks: Clocks,
     /// When this voter last told its time, and whom.
     clock_told: Option<(ReplicaId, Time)>,
+    /// What this follower last acknowledged, and when.
+    acknowledged: Option<(Ballot, LogIndex, Time)>,
     /// What this voter needs was dropped everywhere: the oldest entry that there is.
     too_far_behind: Option<LogIndex>,
     /// The ballot whose log contradicts what is committed here.
@@ -161,6 +163,7 @@ impl Replicator {
             reading: None,
             clocks: Clocks::new(config.limits.skew_ms_max),
             clock_told: None,
+            acknowledged: None,
             too_far_behind: None,
             contradicted: None,
             outputs: VecDeque::new(),
@@ -266,7 +269,7 @@ impl Replicator {
             Role::Follower => self.election_due,
             Role::Probing(probing) => self.election_due.min(probing.retry_due),
             Role::Candidate(candidate) => self.election_due.min(candidate.retry_due),
-            Role::Primary(primary) => primary.heartbeat_due,
+            Role::Primary(primary) => primary.due(),
         }
     }
 
@@ -280,6 +283,10 @@ impl Replicator {
             }
         }
         self.outputs.pop_front()
+    }
+
+    pub(crate) fn can_apply(&self) -> bool {
+        self.applied < self.committed.min(self.disk.durable())
     }
 
     /// The next entry to apply: committed, and on this disk, so that a state never outlives its log.

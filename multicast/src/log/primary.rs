@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::entries::Entries;
 use super::members::Transfer;
 use super::{ReadFor, Replicator, Role};
-use crate::core::FollowerStatus;
+use crate::core::{FollowerStatus, Unhurried};
 use crate::ids::{Ballot, Incarnation, LogIndex, ReplicaId};
 use crate::membership::{Member, MemberRole};
 use crate::message::Message;
@@ -22,6 +22,8 @@ pub(super) struct Primary {
     pub(super) heartbeat_due: Time,
     /// Who has been told to take over, and until when nothing is taken for that.
     pub(super) handing_over: Option<(ReplicaId, Time)>,
+    /// Since when followers have not been told of a commit, because more is under way that it can go with.
+    news_since: Option<Time>,
     /// Since when the preferred primary is up to date.
     preferred_since: Option<Time>,
     /// The disk could not read back what some follower needs: no use asking again in this heartbeat.
@@ -109,6 +111,30 @@ impl Follower {
     }
 }
 
+impl Primary {
+    /// Followers learn of a commit at once if nothing else is under way, so that whoever waits there for it waits no longer.
+    /// Else the news go with the next entries, or alone when that takes too long.
+    fn tells_news(&mut self, committed: LogIndex, last: LogIndex, now: Time) -> bool {
+        let waits = |follower: &Follower| follower.stranger.is_none() && follower.told_committed < committed;
+        if !self.followers.iter().any(|follower| !follower.searching && waits(follower)) {
+            self.news_since = None;
+            return true;
+        }
+        let since = *self.news_since.get_or_insert(now);
+        let is_due = committed == last || now.ms_since(since) >= NEWS_PATIENCE_MS;
+        if is_due {
+            self.news_since = None;
+        }
+        is_due
+    }
+
+    /// When something is to be done without being asked.
+    pub(super) fn due(&self) -> Time {
+        let news_due = self.news_since.map(|since| since.after_ms(NEWS_PATIENCE_MS));
+        news_due.into_iter().chain([self.heartbeat_due]).min().unwrap_or(self.heartbeat_due)
+    }
+}
+
 /// What goes to a follower besides the entries.
 #[derive(Clone, Copy)]
 struct Told {
@@ -145,6 +171,7 @@ impl Replicator {
             followers: Vec::new(),
             heartbeat_due,
             handing_over: None,
+            news_since: None,
             preferred_since: None,
             read_failed: false,
         });
@@ -218,6 +245,7 @@ impl Replicator {
         let Role::Primary(primary) = &mut self.role else { return };
         let told =
             Told { ballot: primary.ballot, committed: self.committed, everywhere: self.everywhere, now: self.now };
+        let tells_news = primary.tells_news(self.committed, last, self.now);
         let mut read_from: Option<LogIndex> = None;
         for follower in &mut primary.followers {
             let to = (self.group, follower.member.replica);
@@ -256,7 +284,7 @@ impl Replicator {
                 sent = true;
             }
             let is_news = !follower.searching && is_member && follower.told_committed < told.committed;
-            if !sent && (follower.sent.is_none() || is_news) {
+            if !sent && (follower.sent.is_none() || (is_news && tells_news)) {
                 // Every log agrees on the beginning, which serves as heartbeat for those far behind.
                 let previous = follower.previous(&self.entries);
                 if previous.is_none() && follower.searching {
@@ -315,15 +343,8 @@ impl Replicator {
     /// Commits what a quorum has on disk, the own disk counting like any other.
     pub(super) fn advance_committed(&mut self) {
         let Role::Primary(primary) = &self.role else { return };
-        let membership = self.memberships.latest();
         let durable = self.disk.durable();
-        let voters = primary.followers.iter().filter(|follower| follower.member.is_voter());
-        let mut matched: Vec<LogIndex> = voters.map(|follower| follower.matched).collect();
-        if membership.is_voter(self.me, self.incarnation) {
-            matched.push(durable);
-        }
-        matched.sort_unstable();
-        let on_quorum = matched.len().checked_sub(membership.quorum_size()).map(|at| matched[at]);
+        let on_quorum = self.on_quorum(primary, durable);
         // Entries of earlier ballots may still be replaced until one of this ballot is on a quorum.
         let on_quorum = on_quorum.filter(|&index| index >= primary.start && index > self.committed);
         let everywhere = primary.followers.iter().map(|follower| follower.matched).chain([durable]).min();
@@ -332,6 +353,18 @@ impl Replicator {
         if on_quorum.is_some() {
             self.leave_if_removed();
         }
+    }
+
+    /// What a quorum has on disk, the own disk being so far.
+    fn on_quorum(&self, primary: &Primary, own: LogIndex) -> Option<LogIndex> {
+        let membership = self.memberships.latest();
+        let voters = primary.followers.iter().filter(|follower| follower.member.is_voter());
+        let mut matched: Vec<LogIndex> = voters.map(|follower| follower.matched).collect();
+        if membership.is_voter(self.me, self.incarnation) {
+            matched.push(own);
+        }
+        matched.sort_unstable();
+        matched.len().checked_sub(membership.quorum_size()).map(|at| matched[at])
     }
 
     pub(super) fn primary_timeout(&mut self) {
@@ -383,6 +416,21 @@ impl Replicator {
         }
     }
 
+    /// See [`crate::core::Core::unhurried`].
+    pub(crate) fn unhurried(&self) -> Unhurried {
+        let Role::Primary(primary) = &self.role else { return Unhurried::default() };
+        let last = self.entries.last().index;
+        let would_commit = self.on_quorum(primary, last).is_some_and(|index| index > self.committed);
+        let persisted = !would_commit && self.committed <= self.disk.durable() && self.disk.holds_nothing_back();
+        let is_quiet = |follower: &Follower| {
+            let goes_on = !follower.searching && !follower.beyond_help && follower.stranger.is_none();
+            goes_on && follower.member.is_voter() && follower.next > last
+        };
+        let all_quiet = primary.handing_over.is_none() && primary.followers.iter().all(is_quiet);
+        let appended_through = if all_quiet { self.committed } else { LogIndex::ZERO };
+        Unhurried { persisted, appended_through, submissions: self.committed < last }
+    }
+
     pub(crate) fn followers(&self) -> Vec<FollowerStatus> {
         let Role::Primary(primary) = &self.role else { return Vec::new() };
         let status = |follower: &Follower| FollowerStatus {
@@ -398,6 +446,9 @@ impl Replicator {
         primary.followers.iter().map(status).collect()
     }
 }
+
+/// So long news of a commit wait for entries to go with, while more is under way.
+const NEWS_PATIENCE_MS: u64 = 2;
 
 /// How many entries a preferred primary may be behind when it takes over: it fetches them, so few.
 const HAND_OVER_LAG_MAX: u64 = 1000;

@@ -74,7 +74,7 @@ impl Driver {
         let mut inputs = Vec::new();
         while !self.stop {
             let timeout = self.timeout();
-            self.parts.mailbox.take(&mut inputs, timeout);
+            self.parts.mailbox.take(&mut inputs, timeout, self.parts.core.ordering().unhurried());
             self.turn(&mut inputs)?;
         }
         Ok(())

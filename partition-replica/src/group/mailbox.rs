@@ -1,18 +1,23 @@
 //! The way into a replica's thread: one queue, emptied in one go, so that a wake-up serves everything that came.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metadata::protocol::Reply;
 use multicast::command::Command;
-use multicast::core::SessionChange;
+use multicast::core::{SessionChange, Unhurried};
 use multicast::ids::{GroupId, ReplicaId};
 use multicast::message::Message;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::view::PendingRead;
 use crate::server::client::Ticket;
 use crate::status::GroupStatus;
+
+/// So many inputs are taken even if all of them could wait.
+const WAITING_MAX: usize = 64;
+/// So long a client's update waits, for the end of the batch that is under way.
+const SUBMISSION_PATIENCE: Duration = Duration::from_millis(2);
 
 /// One thing for a replica's thread.
 pub enum Input {
@@ -56,6 +61,21 @@ impl Input {
         matches!(self, Input::Submit { .. } | Input::Session { .. } | Input::Linearize(_))
     }
 
+    /// True if it moves nothing on.
+    fn can_wait(&self, unhurried: Unhurried) -> bool {
+        match self {
+            Input::Persisted(_) => unhurried.persisted,
+            Input::Message { message: Message::Appended { matched, .. }, .. } => *matched <= unhurried.appended_through,
+            Input::Submit { .. } => unhurried.submissions,
+            Input::Message { .. }
+            | Input::Session { .. }
+            | Input::Linearize(_)
+            | Input::Housekeep
+            | Input::Report(_)
+            | Input::Stop => false,
+        }
+    }
+
     fn refuse(self, group: GroupId) {
         let ticket = match self {
             Input::Submit { ticket, .. } | Input::Session { ticket, .. } => ticket,
@@ -80,7 +100,8 @@ struct Queue {
     inputs: Vec<Input>,
     requests: usize,
     message_bytes: usize,
-    sleeping: bool,
+    /// The thread sleeps, and this would not be worth waking it for.
+    sleeping: Option<Unhurried>,
     closed: bool,
 }
 
@@ -93,42 +114,63 @@ impl Mailbox {
     /// Queues. At its bound a request is answered `Unavailable`; a message is dropped (its sender repeats it). Everything
     /// else is bounded by what it answers to.
     pub fn push(&self, input: Input) {
+        if self.put(input) {
+            self.work.notify_one();
+        }
+    }
+
+    /// True if the thread must be woken for it.
+    fn put(&self, input: Input) -> bool {
         let mut queue = self.queue.lock();
         if queue.closed {
-            return;
+            return false;
         }
         if input.is_request() {
             if queue.requests >= self.requests_max {
                 drop(queue);
-                return input.refuse(self.group);
+                input.refuse(self.group);
+                return false;
             }
             queue.requests += 1;
         }
         if let Input::Message { bytes, .. } = &input {
             if queue.message_bytes + bytes > self.message_bytes_max && queue.message_bytes > 0 {
-                return;
+                return false;
             }
             queue.message_bytes += bytes;
         }
+        let can_wait = |unhurried| queue.inputs.len() < WAITING_MAX && input.can_wait(unhurried);
+        let wake = queue.sleeping.is_some_and(|unhurried| !can_wait(unhurried));
         queue.inputs.push(input);
-        let wake = std::mem::take(&mut queue.sleeping);
-        drop(queue);
         if wake {
-            self.work.notify_one();
+            queue.sleeping = None;
         }
+        wake
     }
 
-    /// Waits for input, at most so long, and takes all of it.
-    pub fn take(&self, inputs: &mut Vec<Input>, timeout: Duration) {
+    /// Waits for input, at most so long, and takes all of it. What can wait does not end the waiting.
+    pub fn take(&self, inputs: &mut Vec<Input>, timeout: Duration, unhurried: Unhurried) {
+        let end = Instant::now() + timeout;
         let mut queue = self.queue.lock();
-        if queue.inputs.is_empty() && !timeout.is_zero() {
-            queue.sleeping = true;
-            self.work.wait_for(&mut queue, timeout);
-            queue.sleeping = false;
+        if unhurried.submissions {
+            self.sleep(&mut queue, end.min(Instant::now() + SUBMISSION_PATIENCE), unhurried);
         }
+        self.sleep(&mut queue, end, Unhurried { submissions: false, ..unhurried });
         std::mem::swap(&mut queue.inputs, inputs);
         queue.requests = 0;
         queue.message_bytes = 0;
+    }
+
+    /// Sleeps until something comes that cannot wait, if none is there.
+    fn sleep(&self, queue: &mut MutexGuard<'_, Queue>, until: Instant, unhurried: Unhurried) {
+        let mut can_sleep = Instant::now() < until
+            && queue.inputs.len() < WAITING_MAX
+            && queue.inputs.iter().all(|input| input.can_wait(unhurried));
+        queue.sleeping = can_sleep.then_some(unhurried);
+        while can_sleep && !self.work.wait_until(queue, until).timed_out() {
+            can_sleep = queue.sleeping.is_some();
+        }
+        queue.sleeping = None;
     }
 
     /// Takes nothing in any more. What is queued is dropped.
@@ -136,5 +178,137 @@ impl Mailbox {
         let mut queue = self.queue.lock();
         queue.closed = true;
         queue.inputs.clear();
+    }
+}
+
+/// Inputs that came together: their threads are woken once for all of them, when this is dropped at the latest.
+#[derive(Default)]
+pub struct Burst(Vec<Arc<Mailbox>>);
+
+impl Burst {
+    /// As [`Mailbox::push`], but the thread sleeps on for now.
+    pub fn push(&mut self, mailbox: &Arc<Mailbox>, input: Input) {
+        if mailbox.put(input) {
+            self.0.push(mailbox.clone());
+        }
+    }
+
+    /// To be called before waiting for anything.
+    pub fn wake(&mut self) {
+        self.0.drain(..).for_each(|mailbox| _ = mailbox.work.notify_one());
+    }
+}
+
+impl Drop for Burst {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use multicast::ids::{Ballot, CommandId, Incarnation, LogIndex, SessionId, VectorClock};
+
+    use super::*;
+    use crate::server::client::Client;
+
+    const UNHURRIED: Unhurried = Unhurried { persisted: true, appended_through: LogIndex(5), submissions: false };
+
+    fn submission() -> Input {
+        let command = Command {
+            id: CommandId { session: SessionId(1), sequence: 1 },
+            acknowledged_below: 0,
+            clock: VectorClock::new(),
+            destinations: Vec::new(),
+            payload: bytes::Bytes::new(),
+        };
+        Input::Submit { command: Arc::new(command), ticket: Client::test(1).ticket(1) }
+    }
+
+    fn appended(matched: u64) -> Input {
+        let message = Message::Appended {
+            ballot: Ballot::default(),
+            matched: LogIndex(matched),
+            incarnation: Incarnation::default(),
+        };
+        Input::Message { from: (GroupId(1), ReplicaId(2)), message, bytes: 10 }
+    }
+
+    /// How many inputs a thread gets that begins to wait before `push`, and whether it has waited to the end.
+    fn taken(unhurried: Unhurried, push: impl FnOnce(&Arc<Mailbox>)) -> (usize, bool) {
+        let mailbox = Arc::new(Mailbox::new(GroupId(1), 10, 1 << 20));
+        let patience = Duration::from_millis(200);
+        let waiting = {
+            let mailbox = mailbox.clone();
+            std::thread::spawn(move || {
+                let (mut inputs, begun) = (Vec::new(), Instant::now());
+                mailbox.take(&mut inputs, patience, unhurried);
+                (inputs.len(), begun.elapsed() >= patience)
+            })
+        };
+        while mailbox.queue.lock().sleeping.is_none() {
+            std::thread::yield_now();
+        }
+        push(&mailbox);
+        waiting.join().expect("it does not panic")
+    }
+
+    #[test]
+    fn thread_sleeps_on_for_what_moves_nothing_on_and_gets_it_with_what_does() {
+        let quiet = |mailbox: &Arc<Mailbox>| {
+            mailbox.push(Input::Persisted(1));
+            mailbox.push(appended(5));
+        };
+        assert_eq!(taken(UNHURRIED, quiet), (2, true));
+        assert_eq!(taken(UNHURRIED, |mailbox| (0..WAITING_MAX + 1).for_each(|_| mailbox.push(appended(5)))).1, false);
+        assert!(!taken(UNHURRIED, |mailbox| mailbox.push(appended(6))).1);
+        assert!(!taken(UNHURRIED, |mailbox| mailbox.push(Input::Housekeep)).1);
+        assert!(!taken(Unhurried::default(), |mailbox| mailbox.push(Input::Persisted(1))).1);
+        assert!(!taken(Unhurried::default(), |mailbox| mailbox.push(appended(1))).1);
+    }
+
+    #[test]
+    fn thread_that_comes_later_waits_in_spite_of_what_can_wait() {
+        let mailbox = Mailbox::new(GroupId(1), 10, 1 << 20);
+        mailbox.push(Input::Persisted(1));
+        let (mut inputs, begun, patience) = (Vec::new(), Instant::now(), Duration::from_millis(20));
+        mailbox.take(&mut inputs, patience, UNHURRIED);
+        assert!(inputs.len() == 1 && begun.elapsed() >= patience);
+        mailbox.push(Input::Persisted(2));
+        inputs.clear();
+        let begun = Instant::now();
+        mailbox.take(&mut inputs, 1000 * patience, Unhurried::default());
+        assert!(inputs.len() == 1 && begun.elapsed() < 100 * patience);
+    }
+
+    #[test]
+    fn update_waits_for_the_batch_under_way_but_not_for_long() {
+        let under_way = Unhurried { submissions: true, ..UNHURRIED };
+        let mailbox = Mailbox::new(GroupId(1), 10, 1 << 20);
+        mailbox.push(submission());
+        let (mut inputs, begun) = (Vec::new(), Instant::now());
+        mailbox.take(&mut inputs, Duration::from_secs(60), under_way);
+        assert!(inputs.len() == 1 && begun.elapsed() >= SUBMISSION_PATIENCE);
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        // Its end comes with it.
+        mailbox.push(submission());
+        mailbox.push(appended(6));
+        inputs.clear();
+        mailbox.take(&mut inputs, Duration::from_secs(60), under_way);
+        assert_eq!(inputs.len(), 2);
+        mailbox.push(submission());
+        inputs.clear();
+        mailbox.take(&mut inputs, Duration::from_secs(60), UNHURRIED);
+        assert_eq!(inputs.len(), 1);
+    }
+
+    #[test]
+    fn burst_wakes_a_thread_once_and_when_dropped_at_the_latest() {
+        let (count, is_late) = taken(Unhurried::default(), |mailbox| {
+            let mut burst = Burst::default();
+            (0..3).for_each(|token| burst.push(mailbox, Input::Persisted(token)));
+            assert_eq!(burst.0.len(), 1);
+        });
+        assert_eq!((count, is_late), (3, false));
     }
 }

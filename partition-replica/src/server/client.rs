@@ -159,14 +159,17 @@ impl Client {
         loop {
             // Created before the look at the counters: a wake-up in between is not lost.
             let freed = self.freed.notified();
-            if self.in_flight(kind).has_room(bytes, max) {
-                return Some(self.issue(request, bytes, kind));
-            }
-            if kind == Kind::Update {
-                return None;
+            let ticket = self.admit_now(request, bytes, kind, max);
+            if ticket.is_some() || kind == Kind::Update {
+                return ticket;
             }
             freed.await;
         }
+    }
+
+    /// Takes a request in if there is room.
+    pub fn admit_now(self: &Arc<Client>, request: u64, bytes: usize, kind: Kind, max: InFlightMax) -> Option<Ticket> {
+        self.in_flight(kind).has_room(bytes, max).then(|| self.issue(request, bytes, kind))
     }
 
     fn in_flight(&self, kind: Kind) -> &InFlight {

@@ -11,7 +11,7 @@ use multicast::ids::{GroupId, ReplicaId};
 use multicast::message::Message;
 use net::{ChannelKind, LinkReceiver, PeerLink};
 
-use crate::group::mailbox::{Input, Mailbox};
+use crate::group::mailbox::{Burst, Input, Mailbox};
 
 /// The channel between nodes.
 pub const PEER_CHANNEL: ChannelKind = ChannelKind::new(2, 1);
@@ -103,15 +103,16 @@ impl Router {
     pub async fn receive(self: Arc<Router>, from: ReplicaId, mut receiver: LinkReceiver) {
         let mut frames = Vec::new();
         while receiver.recv_many(&mut frames, RECEIVE_FRAMES_MAX).await > 0 {
+            let mut burst = Burst::default();
             for frame in frames.drain(..) {
-                if self.deliver(from, frame).is_none() {
+                if self.deliver(from, frame, &mut burst).is_none() {
                     tracing::warn!(node = %from, "ignored a frame that makes no sense");
                 }
             }
         }
     }
 
-    fn deliver(&self, from: ReplicaId, mut frame: Bytes) -> Option<()> {
+    fn deliver(&self, from: ReplicaId, mut frame: Bytes, burst: &mut Burst) -> Option<()> {
         if frame.try_get_u8().ok()? != FRAME_VERSION {
             return None;
         }
@@ -127,7 +128,7 @@ impl Router {
             let message = Message::decode(&frame.split_to(len)).ok()?;
             // The core checks that the sender's group has a voter on that node.
             if let Some(mailbox) = self.mailboxes.get(&to) {
-                mailbox.push(Input::Message { from: (sender, from), message, bytes: len });
+                burst.push(mailbox, Input::Message { from: (sender, from), message, bytes: len });
             }
         }
         Some(())
@@ -139,6 +140,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::time::Duration;
 
+    use multicast::core::Unhurried;
     use multicast::ids::Ballot;
     use proptest::prelude::*;
 
@@ -152,7 +154,7 @@ mod tests {
 
     fn messages(mailbox: &Mailbox) -> Vec<((GroupId, ReplicaId), Message)> {
         let mut inputs = Vec::new();
-        mailbox.take(&mut inputs, Duration::ZERO);
+        mailbox.take(&mut inputs, Duration::ZERO, Unhurried::default());
         let message = |input| match input {
             Input::Message { from, message, .. } => Some((from, message)),
             _ => None,
@@ -170,10 +172,10 @@ mod tests {
         }
         router.post(&mut outbox, (GroupId(2), ReplicaId(2)), message(4));
         let frame = outbox.frames.remove(&ReplicaId(2)).unwrap().freeze();
-        assert_eq!(router.deliver(ReplicaId(9), frame.clone()), Some(()));
+        assert_eq!(router.deliver(ReplicaId(9), frame.clone(), &mut Burst::default()), Some(()));
         let from = (GroupId(7), ReplicaId(9));
         assert_eq!(messages(&mailbox), [(from, message(1)), (from, message(2)), (from, message(3))]);
-        assert_eq!(router.deliver(ReplicaId(9), frame.slice(..frame.len() - 1)), None);
+        assert_eq!(router.deliver(ReplicaId(9), frame.slice(..frame.len() - 1), &mut Burst::default()), None);
     }
 
     #[test]
@@ -190,7 +192,7 @@ mod tests {
         fn frame_of_random_bytes_never_panics(bytes in proptest::collection::vec(0u8..12, 0..200)) {
             let (router, _) = router();
             let frame = [vec![FRAME_VERSION], bytes].concat();
-            router.deliver(ReplicaId(2), frame.into());
+            router.deliver(ReplicaId(2), frame.into(), &mut Burst::default());
         }
     }
 }

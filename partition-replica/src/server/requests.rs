@@ -16,7 +16,7 @@ use net::FrameReceiver;
 
 use super::client::{Client, InFlightMax, Kind, Ticket};
 use crate::config::Limits;
-use crate::group::mailbox::Input;
+use crate::group::mailbox::{Burst, Input};
 use crate::group::view::PendingRead;
 use crate::node::{Group, Shared};
 
@@ -48,6 +48,7 @@ pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: Fra
                 return;
             }
         }
+        let mut burst = Burst::default();
         for frame in frames.drain(..) {
             let message = match codec::decode_to_node(&frame) {
                 Ok(message) => message,
@@ -59,17 +60,26 @@ pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: Fra
             if client.is_cut_off() {
                 return;
             }
-            drain(client, limits).await;
+            if is_behind(client, limits) {
+                burst.wake();
+                drain(client, limits).await;
+            }
             let (kind, updated) = kind(&message.body);
             let bytes = frame.len().max(reply_bytes(&message.body));
-            match client.admit(message.request, bytes, kind, max).await {
-                Some(ticket) => handle(shared, message.body, ticket),
+            let mut ticket = client.admit_now(message.request, bytes, kind, max);
+            if ticket.is_none() {
+                burst.wake();
+                ticket = client.admit(message.request, bytes, kind, max).await;
+            }
+            match ticket {
+                Some(ticket) => handle(shared, message.body, ticket, &mut burst),
                 None => client.push(&ToClient::Reply {
                     request: message.request,
                     body: crowded(updated, "the client has too many updates under way"),
                 }),
             }
         }
+        drop(burst);
         tokio::task::yield_now().await;
     }
 }
@@ -77,13 +87,14 @@ pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: Fra
 /// A client that reads slower than it asks is asked to wait: what it has under way still fits into the other half of its
 /// queue.
 async fn drain(client: &Client, limits: &Limits) {
-    let is_behind = || {
-        let (frames, bytes) = client.queued();
-        frames > limits.client_queue_frames_max / 2 || bytes > limits.client_queue_bytes_max / 2
-    };
-    while is_behind() && !client.is_cut_off() {
+    while is_behind(client, limits) && !client.is_cut_off() {
         tokio::time::sleep(DRAIN_PAUSE).await;
     }
+}
+
+fn is_behind(client: &Client, limits: &Limits) -> bool {
+    let (frames, bytes) = client.queued();
+    frames > limits.client_queue_frames_max / 2 || bytes > limits.client_queue_bytes_max / 2
 }
 
 /// What an answer may come to if it is longer than most.
@@ -119,16 +130,22 @@ fn crowded(group: GroupId, why: &str) -> Reply {
     Reply::Unavailable { group, why: why.into() }
 }
 
-fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
+fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket, burst: &mut Burst) {
     match request {
         Request::OpenSession { group, session, label } => {
             let label: String = label.chars().take(LABEL_CHARS_MAX).collect();
             tracing::info!(%group, %session, label, client = ticket.client().name(), "session opens");
             shared.leases.lock().note(session, shared.clock.now());
-            to_thread(shared, group, ticket, |ticket| Input::Session { change: SessionChange::Open(session), ticket });
+            to_thread(shared, group, ticket, burst, |ticket| Input::Session {
+                change: SessionChange::Open(session),
+                ticket,
+            });
         }
         Request::CloseSession { group, session } => {
-            to_thread(shared, group, ticket, |ticket| Input::Session { change: SessionChange::Close(session), ticket });
+            to_thread(shared, group, ticket, burst, |ticket| Input::Session {
+                change: SessionChange::Close(session),
+                ticket,
+            });
         }
         Request::KeepAlive { session } => {
             shared.leases.lock().note(session, shared.clock.now());
@@ -145,7 +162,7 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
                 let (outcome, position) = (Err(OpError::Errno(Errno::Invalid)), Position::default());
                 return ticket.reply(Reply::Updated { outcome, position, is_noted: false, elsewhere: Vec::new() });
             }
-            to_thread(shared, group, ticket, |ticket| Input::Submit { command: Arc::new(command), ticket });
+            to_thread(shared, group, ticket, burst, |ticket| Input::Submit { command: Arc::new(command), ticket });
         }
         Request::Read { group, session, clock, linearizable, op } => {
             let patience = u64::try_from(shared.config.timeouts.parked_read.as_nanos()).unwrap_or(u64::MAX);
@@ -153,7 +170,7 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket) {
             let (index, effects) = (clock.index(group), clock.effects(group));
             let read = |ticket| PendingRead { ticket, session, index, effects, op, deadline };
             if linearizable {
-                to_thread(shared, group, ticket, |ticket| Input::Linearize(read(ticket)));
+                to_thread(shared, group, ticket, burst, |ticket| Input::Linearize(read(ticket)));
             } else if let Some((group, ticket)) = find(shared, group, ticket) {
                 // Answered here and now: microseconds, and no other thread need wake up.
                 group.view.serve(read(ticket));
@@ -196,9 +213,9 @@ fn find(shared: &Shared, group: GroupId, ticket: Ticket) -> Option<(&Group, Tick
     }
 }
 
-fn to_thread(shared: &Shared, group: GroupId, ticket: Ticket, input: impl FnOnce(Ticket) -> Input) {
+fn to_thread(shared: &Shared, group: GroupId, ticket: Ticket, burst: &mut Burst, input: impl FnOnce(Ticket) -> Input) {
     if let Some((found, ticket)) = find(shared, group, ticket) {
-        found.mailbox.push(input(ticket));
+        burst.push(&found.mailbox, input(ticket));
     }
 }
 

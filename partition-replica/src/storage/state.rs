@@ -144,15 +144,15 @@ impl std::fmt::Debug for GroupState {
 }
 
 impl GroupState {
-    /// A row's value, from memory if it was used lately.
+    /// A row's value, from memory if it was used lately. That there is none is remembered, too: some are looked for each time.
     fn row(&self, key: &[u8]) -> Result<Option<Bytes>> {
         if let Some(value) = self.rows.get(key) {
-            return Ok(Some(value));
+            return Ok(value);
         }
         let row = self.db.get_pinned_cf(&self.family()?, key).map_err(failed)?;
-        let Some(value) = row.map(|value| Bytes::copy_from_slice(&value)) else { return Ok(None) };
+        let value = row.map(|value| Bytes::copy_from_slice(&value));
         self.rows.insert(key.into(), value.clone());
-        Ok(Some(value))
+        Ok(value)
     }
 
     /// The state as it is now, whatever is written later. Nobody may write in the meantime.
@@ -209,10 +209,7 @@ impl GroupState {
         options.disable_wal(true);
         self.db.write_opt(batch, &options).map_err(failed)?;
         for (key, value) in namespace {
-            match value {
-                Some(value) => self.rows.insert(key.into(), value.into()),
-                None => _ = self.rows.remove(key.as_slice()),
-            }
+            self.rows.insert(key.into(), value.map(Bytes::from));
         }
         Ok(())
     }
@@ -344,13 +341,13 @@ fn end_of(prefix: &[u8]) -> Option<Vec<u8>> {
 #[derive(Clone)]
 struct RowWeight;
 
-impl Weighter<Box<[u8]>, Bytes> for RowWeight {
-    fn weight(&self, key: &Box<[u8]>, value: &Bytes) -> u64 {
-        (key.len() + value.len() + 96) as u64
+impl Weighter<Box<[u8]>, Option<Bytes>> for RowWeight {
+    fn weight(&self, key: &Box<[u8]>, value: &Option<Bytes>) -> u64 {
+        (key.len() + value.as_ref().map_or(0, Bytes::len) + 96) as u64
     }
 }
 
-type RowCache = Cache<Box<[u8]>, Bytes, RowWeight>;
+type RowCache = Cache<Box<[u8]>, Option<Bytes>, RowWeight>;
 
 fn family_options(cache: &BlockCache, memory_bytes: usize) -> Options {
     let mut table = BlockBasedOptions::default();
@@ -365,6 +362,9 @@ fn family_options(cache: &BlockCache, memory_bytes: usize) -> Options {
     options.set_block_based_table_factory(&table);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_write_buffer_size((memory_bytes / BUFFER_SHARE / 2).clamp(1 << 20, 64 << 20));
+    // Most rows that are looked for here are new names and inodes: the filter says so without a search.
+    options.set_memtable_prefix_bloom_ratio(0.05);
+    options.set_memtable_whole_key_filtering(true);
     options.set_max_write_buffer_number(3);
     options.set_level_compaction_dynamic_level_bytes(true);
     options

@@ -1,0 +1,200 @@
+//! What is not said, and what need not be heard at once.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use multicast::command::Command;
+use multicast::core::{Durable, Unhurried};
+use multicast::ids::{Ballot, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
+use multicast::{Config, Context, Core, Entry, Machine, Message, OrderState, Output, Position, Record, Time};
+
+const GROUP: GroupId = GroupId(0);
+const ME: ReplicaId = ReplicaId(1);
+const SECOND: ReplicaId = ReplicaId(2);
+const THIRD: ReplicaId = ReplicaId(3);
+const INCARNATION: Incarnation = Incarnation::GENESIS;
+
+/// One of three voters.
+fn core(replica: ReplicaId) -> Core {
+    let groups = BTreeMap::from([(GROUP, vec![ME, SECOND, THIRD])]);
+    Core::new(ms(0), Config::new(GROUP, replica, groups), Durable::default(), OrderState::new(GROUP)).unwrap()
+}
+
+fn ms(ms: u64) -> Time {
+    Time(1 << 60).after_ms(ms)
+}
+
+/// What is sent, and the newest token.
+fn drain(core: &mut Core) -> (Vec<(ReplicaId, Message)>, Option<u64>) {
+    let (mut sent, mut token) = (Vec::new(), None);
+    while let Some(output) = core.poll_output() {
+        match output {
+            Output::Send { message: Message::Clock { .. }, .. } => {}
+            Output::Send { to, message } => sent.push((to.1, message)),
+            Output::Persist { token: last, .. } => token = Some(last),
+            _ => {}
+        }
+    }
+    (sent, token)
+}
+
+fn appended(core: &mut Core, now: Time, from: ReplicaId, matched: u64) {
+    let ballot = core.status().promised;
+    let message = Message::Appended { ballot, matched: LogIndex(matched), incarnation: INCARNATION };
+    core.handle_message(now, (GROUP, from), message);
+}
+
+/// Takes commands; its first entry is on all disks.
+fn primary() -> Core {
+    let mut core = core(ME);
+    core.handle_timeout(ms(0));
+    let (sent, _) = drain(&mut core);
+    let Message::Probe { ballot, .. } = sent[0].1 else { panic!("{sent:?}") };
+    let (willing, promised) = (true, Ballot::default());
+    let answer = Message::ProbeAnswer { ballot, willing, promised, incarnation: INCARNATION };
+    core.handle_message(ms(0), (GROUP, SECOND), answer);
+    let (_, token) = drain(&mut core);
+    core.handle_persisted(ms(0), token.unwrap());
+    drain(&mut core);
+    let (ballot, last) = (core.status().promised, Position::default());
+    core.handle_message(ms(0), (GROUP, SECOND), Message::Clock { now_ns: ms(0).0 });
+    core.handle_message(ms(0), (GROUP, SECOND), Message::Promise { ballot, last, incarnation: INCARNATION });
+    let (_, token) = drain(&mut core);
+    core.handle_persisted(ms(0), token.unwrap());
+    appended(&mut core, ms(0), SECOND, 1);
+    appended(&mut core, ms(0), THIRD, 1);
+    assert!(core.can_apply());
+    while core.apply_next(ms(0), &mut Nothing).is_some() {}
+    assert!(core.is_ready() && !core.can_apply());
+    drain(&mut core);
+    core
+}
+
+/// To whom something goes: how many entries, and up to where it is said to be committed.
+fn appends(sent: &[(ReplicaId, Message)]) -> Vec<(ReplicaId, usize, u64)> {
+    let append = |(to, message): &(ReplicaId, Message)| match message {
+        Message::Append { entries, committed, .. } => (*to, entries.len(), committed.0),
+        other => panic!("{other:?}"),
+    };
+    sent.iter().map(append).collect()
+}
+
+#[test]
+fn news_of_a_commit_goes_with_the_next_entries_or_alone_after_a_moment_but_at_once_if_nothing_else_is_under_way() {
+    let mut core = primary();
+    core.handle_tick(ms(1));
+    core.handle_tick(ms(1));
+    let (sent, token) = drain(&mut core);
+    assert_eq!(appends(&sent), [(SECOND, 2, 1), (THIRD, 2, 1)]);
+    core.handle_persisted(ms(2), token.unwrap());
+    appended(&mut core, ms(2), SECOND, 2);
+    assert_eq!(drain(&mut core).0, []);
+    assert_eq!(core.status().committed, LogIndex(2));
+    assert_eq!(core.poll_timeout(), Some(ms(4)));
+    core.handle_timeout(ms(4));
+    assert_eq!(appends(&drain(&mut core).0), [(SECOND, 0, 2), (THIRD, 0, 2)]);
+    appended(&mut core, ms(4), SECOND, 3);
+    assert_eq!(appends(&drain(&mut core).0), [(SECOND, 0, 3), (THIRD, 0, 3)], "nothing else is under way");
+
+    core.handle_tick(ms(5));
+    core.handle_tick(ms(5));
+    let (_, token) = drain(&mut core);
+    core.handle_persisted(ms(5), token.unwrap());
+    appended(&mut core, ms(5), SECOND, 4);
+    assert_eq!(drain(&mut core).0, []);
+    core.handle_tick(ms(6));
+    assert_eq!(appends(&drain(&mut core).0), [(SECOND, 1, 4), (THIRD, 1, 4)]);
+    assert!(core.poll_timeout().unwrap() > ms(10), "all have been told");
+}
+
+#[test]
+fn what_moves_nothing_on_may_wait() {
+    let mut core = primary();
+    let idle = core.unhurried();
+    assert_eq!(idle, Unhurried { persisted: true, appended_through: LogIndex(1), submissions: false });
+    core.handle_tick(ms(1));
+    let (_, token) = drain(&mut core);
+    let under_way = core.unhurried();
+    assert_eq!(under_way, Unhurried { persisted: true, appended_through: LogIndex(1), submissions: true });
+    appended(&mut core, ms(2), SECOND, 2);
+    drain(&mut core);
+    assert!(!core.unhurried().persisted, "the own disk is what a quorum waits for");
+    core.handle_persisted(ms(3), token.unwrap());
+    drain(&mut core);
+    let done = core.unhurried();
+    assert_eq!(done, Unhurried { persisted: true, appended_through: LogIndex(2), submissions: false });
+    // A quorum of followers is ahead of the own disk: what is committed waits for that.
+    core.handle_tick(ms(4));
+    drain(&mut core);
+    appended(&mut core, ms(5), SECOND, 3);
+    appended(&mut core, ms(5), THIRD, 3);
+    drain(&mut core);
+    assert_eq!(core.status().committed, LogIndex(3));
+    assert!(!core.unhurried().persisted);
+}
+
+#[test]
+fn followers_hear_everything_at_once_and_a_search_is_not_left_lying() {
+    assert_eq!(core(ME).unhurried(), Unhurried::default());
+    let mut core = primary();
+    core.handle_tick(ms(1));
+    drain(&mut core);
+    let (ballot, previous) = (core.status().promised, LogIndex(1));
+    let refused = Message::AppendRefused { ballot, previous, retry_after: LogIndex(0), incarnation: INCARNATION };
+    core.handle_message(ms(1), (GROUP, THIRD), refused);
+    drain(&mut core);
+    assert_eq!(core.unhurried().appended_through, LogIndex(1), "old news: it had that");
+    core.handle_tick(ms(2));
+    drain(&mut core);
+    let refused =
+        Message::AppendRefused { ballot, previous: LogIndex(2), retry_after: LogIndex(1), incarnation: INCARNATION };
+    core.handle_message(ms(2), (GROUP, THIRD), refused);
+    drain(&mut core);
+    assert_eq!(core.unhurried().appended_through, LogIndex::ZERO);
+}
+
+#[test]
+fn mere_news_is_not_answered_and_a_heartbeat_is() {
+    let mut core = core(ME);
+    let ballot = Ballot { round: 1, owner: Some(SECOND) };
+    let entry = Entry { index: LogIndex(1), ballot, record: Record::Noop.encode() };
+    let append = |previous: Position, entries: Vec<Entry>, committed: u64| Message::Append {
+        ballot,
+        previous,
+        entries,
+        committed: LogIndex(committed),
+        everywhere: LogIndex::ZERO,
+    };
+    let first = Position { ballot, index: LogIndex(1) };
+    core.handle_message(ms(1), (GROUP, SECOND), append(Position::default(), vec![entry.clone()], 0));
+    let (_, token) = drain(&mut core);
+    core.handle_persisted(ms(2), token.unwrap());
+    let answer = (SECOND, Message::Appended { ballot, matched: LogIndex(1), incarnation: INCARNATION });
+    assert_eq!(drain(&mut core).0, [answer.clone()]);
+    core.handle_message(ms(3), (GROUP, SECOND), append(first, vec![], 1));
+    assert_eq!(drain(&mut core).0, []);
+    assert_eq!(core.status().committed, LogIndex(1), "heard all the same");
+    core.handle_message(ms(4), (GROUP, SECOND), append(Position::default(), vec![entry], 1));
+    assert_eq!(drain(&mut core).0, [answer.clone()], "whoever sends entries wants to know");
+    core.handle_message(ms(110), (GROUP, SECOND), append(first, vec![], 1));
+    assert_eq!(drain(&mut core).0, [answer]);
+}
+
+/// Executes nothing.
+struct Nothing;
+
+impl Machine for Nothing {
+    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
+        Bytes::new()
+    }
+
+    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
+        Bytes::new()
+    }
+
+    fn session_opened(&mut self, _: &Context, _: SessionId) {}
+
+    fn session_closed(&mut self, _: &Context, _: SessionId) {}
+}
