@@ -430,7 +430,9 @@ fn a_client_gives_up_at_its_deadline_and_recovers_by_itself() {
         let started = Instant::now();
         let error = create(&fresh, b"fresh").unwrap_err();
         let waited = started.elapsed();
-        assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error}");
+        // The kernel may ask again, and then nobody waits any more.
+        let known = [libc::ETIMEDOUT, libc::EHOSTUNREACH];
+        assert!(known.contains(&error.raw_os_error().unwrap()), "{error}");
         assert!(waited > Duration::from_millis(1500) && waited < Duration::from_secs(6), "gave up after {waited:?}");
         // What lives elsewhere is not concerned.
         create(&impatient.join("eu/elsewhere"), b"elsewhere").unwrap();

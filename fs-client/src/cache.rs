@@ -38,6 +38,8 @@ pub struct Cache {
     writing: Mutex<()>,
     dropped: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
     borrower: OnceLock<Arc<dyn Borrower>>,
+    /// It answers nothing: whoever reads asks.
+    is_mute: bool,
 }
 
 /// Who keeps copies of what is noted here, and must hear of changes before anything newer is told. Called under the cache's
@@ -112,7 +114,14 @@ impl Cache {
             writing: Mutex::new(()),
             dropped: OnceLock::new(),
             borrower: OnceLock::new(),
+            is_mute: false,
         }
+    }
+
+    /// The same, but it answers nothing: every read must be asked, as it is to reflect what others have just done.
+    #[must_use]
+    pub fn mute(self) -> Cache {
+        Cache { is_mute: true, ..self }
     }
 
     /// Names who wants to hear of inodes that others have changed. Called under the cache's lock: must not come back.
@@ -138,7 +147,7 @@ impl Cache {
     /// The stream whose entries may answer now, if any.
     #[must_use]
     pub fn usable(&self, group: GroupId) -> Option<Epoch> {
-        self.progress.usable(group)
+        if self.is_mute { None } else { self.progress.usable(group) }
     }
 
     /// The stream of `group`, however far behind.
@@ -150,7 +159,7 @@ impl Cache {
     /// An inode of which the stream will tell when it changes.
     #[must_use]
     pub fn noted_attr(&self, group: GroupId, ino: InodeId) -> Option<Arc<Attr>> {
-        let epoch = self.progress.usable(group)?;
+        let epoch = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, attr) = slot.attr.as_ref()?;
         (stamp.noted && stamp.epoch == epoch).then(|| attr.clone())
@@ -175,7 +184,7 @@ impl Cache {
     /// A name was looked for in vain in a directory of `group`: true if it is time to ask for all its names.
     #[must_use]
     pub fn miss(&self, group: GroupId, parent: InodeId) -> bool {
-        self.listings.miss((group, key_inode(parent)))
+        !self.is_mute && self.listings.miss((group, key_inode(parent)))
     }
 
     /// The same, if the stream will tell when it changes.
@@ -185,7 +194,7 @@ impl Cache {
     }
 
     fn name(&self, group: GroupId, parent: InodeId, name: &[u8]) -> Option<Arc<NameSlot>> {
-        let epoch = self.progress.usable(group)?;
+        let epoch = self.usable(group)?;
         let slot = self.names.get(&(group, key_dirent(parent, name)))?;
         if !self.is_valid(group, epoch, &slot.stamp) || slot.parent != parent || slot.name != name {
             return None;
@@ -197,7 +206,7 @@ impl Cache {
     /// An inode at home in `group`, if known.
     #[must_use]
     pub fn attr(&self, group: GroupId, ino: InodeId) -> Option<Arc<Attr>> {
-        let epoch = self.progress.usable(group)?;
+        let epoch = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, attr) = slot.attr.as_ref()?;
         self.is_valid(group, epoch, stamp).then(|| attr.clone())
@@ -224,7 +233,7 @@ impl Cache {
     /// What is known of a file's content.
     #[must_use]
     pub fn map(&self, group: GroupId, ino: InodeId) -> Option<Arc<FileMap>> {
-        let epoch = self.progress.usable(group)?;
+        let epoch = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, map) = slot.map.as_ref()?;
         self.is_valid(group, epoch, stamp).then(|| map.clone())
@@ -233,7 +242,7 @@ impl Cache {
     /// A symlink's target.
     #[must_use]
     pub fn target(&self, group: GroupId, ino: InodeId) -> Option<Bytes> {
-        let epoch = self.progress.usable(group)?;
+        let epoch = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, target) = slot.target.as_ref()?;
         self.is_valid(group, epoch, stamp).then(|| target.clone())
@@ -242,7 +251,7 @@ impl Cache {
     /// An xattr's value; `Some(None)` is known not to exist.
     #[must_use]
     pub fn xattr(&self, group: GroupId, ino: InodeId, name: &[u8]) -> Option<Option<Bytes>> {
-        let epoch = self.progress.usable(group)?;
+        let epoch = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         if let Some((stamp, attr)) = &slot.attr
             && self.is_valid(group, epoch, stamp)

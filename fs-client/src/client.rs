@@ -59,7 +59,7 @@ impl Client {
         endpoint: net::Endpoint,
         store: Option<datastore::BlobStore>,
     ) -> Result<Client> {
-        let engine = Arc::new(Engine::start(config.clone(), &endpoint)?);
+        let engine = Engine::start(config.clone(), &endpoint)?;
         let volume: Arc<dyn Volume> = engine.clone();
         Ok(Client { fs: Fs::start(volume, &config, store), engine })
     }
@@ -68,10 +68,12 @@ impl Client {
         &self.fs
     }
 
-    /// Waits until the root directory answers.
+    /// Waits until the root directory answers, at most until the deadline.
     pub async fn ready(&self) -> Result<()> {
-        self.fs.attr(root()).await?;
-        Ok(())
+        match tokio::time::timeout(self.fs.deadline(), self.fs.attr(root())).await {
+            Ok(answered) => Ok(answered.map(|_| ())?),
+            Err(_) => Err(Error::Posix(Errno::ETIMEDOUT)),
+        }
     }
 
     /// An inode by its absolute path; symlinks are not followed.

@@ -38,9 +38,9 @@ pub struct Limits {
     pub dirty_bytes_max: usize,
     /// Entries of the metadata cache; at the bound the least used go. About 300 bytes each. Default 200,000.
     pub cache_entries_max: usize,
-    /// Updates under way; further ones wait. Default 1,024.
+    /// Updates under way in each group; further ones wait. Default 1,024.
     pub updates_max: usize,
-    /// Reads under way; further ones wait. Default 4,096.
+    /// Reads under way in each group; further ones wait. Default 4,096.
     pub reads_max: usize,
     /// Files up to this length travel in the metadata. The nodes' setting must not be smaller. Default 4 KiB.
     pub inline_bytes_max: u32,
@@ -67,7 +67,7 @@ impl Default for Limits {
 /// Times of one client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// An operation that is not answered for so long fails with `ETIMEDOUT`. Default 30 s.
+    /// An operation that is not answered for so long fails with `ETIMEDOUT`, unless it is to wait. Default 30 s.
     pub deadline: Duration,
     /// A request that is not answered for so long is sent again, a read to another replica. Default 8 s.
     pub attempt: Duration,
@@ -91,6 +91,30 @@ impl Default for Timeouts {
     }
 }
 
+/// How new an answer must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// It has what this client has seen, and all that led to it; it comes from memory or the nearest replica.
+    #[default]
+    Causal,
+    /// It has everything that was acknowledged anywhere before the question: asked of the group's primary, which asks its
+    /// quorum. Nothing is answered from memory.
+    Linearizable,
+}
+
+/// What becomes of operations that need a group that cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCut {
+    /// They wait, until the group is back or the one who asked is interrupted.
+    Block,
+    /// They fail at the deadline, and at once where the group has been silent for that long.
+    #[default]
+    Error,
+}
+
+/// As long as anybody can wait.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// A client's view of the cluster and its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
@@ -106,6 +130,10 @@ pub struct ClientConfig {
     pub limits: Limits,
     /// Times.
     pub timeouts: Timeouts,
+    /// How new answers must be.
+    pub consistency: Consistency,
+    /// What becomes of operations that need a group that cannot be reached.
+    pub on_cut: OnCut,
 }
 
 impl ClientConfig {
@@ -119,6 +147,17 @@ impl ClientConfig {
             label: String::new(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            consistency: Consistency::default(),
+            on_cut: OnCut::default(),
+        }
+    }
+
+    /// How long an operation of an application may wait for groups.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        match self.on_cut {
+            OnCut::Block => FOREVER,
+            OnCut::Error => self.timeouts.deadline,
         }
     }
 

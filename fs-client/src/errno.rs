@@ -31,7 +31,7 @@ macro_rules! errnos {
 }
 
 errnos! {
-    E2BIG EACCES EAGAIN EBADF EBUSY EDQUOT EEXIST EFBIG EINTR EINVAL EIO EISDIR EMLINK ENAMETOOLONG ENODATA ENOENT
+    E2BIG EACCES EAGAIN EBADF EBUSY EDQUOT EEXIST EFBIG EHOSTUNREACH EINTR EINVAL EIO EISDIR EMLINK ENAMETOOLONG ENODATA ENOENT
     ENOLCK ENOSPC ENOSYS ENOTDIR ENOTEMPTY ENXIO EOPNOTSUPP EPERM ERANGE EROFS ESTALE ETIMEDOUT
 }
 
@@ -81,6 +81,7 @@ impl From<&Error> for Errno {
         match error {
             Error::Posix(errno) => *errno,
             Error::Timeout { .. } => Errno::ETIMEDOUT,
+            Error::Unreachable { .. } => Errno::EHOSTUNREACH,
             Error::Data(datastore::Error::Full { by_quota: false, .. }) => Errno::ENOSPC,
             Error::Data(datastore::Error::Full { by_quota: true, .. }) => Errno::EDQUOT,
             Error::SessionLost { .. }

@@ -27,6 +27,14 @@ pub enum Error {
         /// The last obstacle.
         why: String,
     },
+    /// A group has not answered for longer than the deadline, so it was not asked.
+    #[error("group {group} cannot be reached since {silent_ms} ms; nothing was asked of it")]
+    Unreachable {
+        /// The group.
+        group: GroupId,
+        /// Since when.
+        silent_ms: u64,
+    },
     /// The session was forgotten by a group while an update was under way: it may have been executed.
     #[error("group {group} has forgotten this session; whether the update was executed is not known")]
     SessionLost {
@@ -97,6 +105,7 @@ impl Error {
         match self {
             Error::Posix(_) => ErrorClass::Application,
             Error::Timeout { .. }
+            | Error::Unreachable { .. }
             | Error::SessionLost { .. }
             | Error::Overtaken { .. }
             | Error::Closing

@@ -16,6 +16,7 @@ pub(crate) mod fs;
 mod fuse;
 pub(crate) mod listings;
 pub(crate) mod session;
+mod signals;
 pub(crate) mod table;
 pub(crate) mod volume;
 
@@ -26,7 +27,9 @@ mod client;
 mod mount;
 
 pub use client::{Client, Explanation, Placed};
-pub use config::{ClientConfig, GroupInfo, KernelCache, Limits, MountConfig, MountOptions, NodeInfo, Timeouts};
+pub use config::{
+    ClientConfig, Consistency, GroupInfo, KernelCache, Limits, MountConfig, MountOptions, NodeInfo, OnCut, Timeouts,
+};
 pub use errno::Errno;
 pub use error::{Error, ErrorClass, Result};
 pub use mount::{Mount, check_mountpoint};

@@ -19,7 +19,7 @@ use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId, VectorC
 use parking_lot::Mutex;
 
 use crate::cache::Cache;
-use crate::config::{ClientConfig, GroupInfo, NodeInfo};
+use crate::config::{ClientConfig, Consistency, GroupInfo, NodeInfo};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::fs::Fs;
@@ -34,6 +34,8 @@ pub struct MemCluster {
     state: Mutex<State>,
     updates: AtomicU64,
     reads: AtomicU64,
+    /// Of clients that come.
+    pub consistency: Mutex<Consistency>,
     /// While set, updates fail as if no quorum answered.
     pub cut: AtomicBool,
     /// What becomes of the next updates.
@@ -92,6 +94,7 @@ impl MemCluster {
             state: Mutex::new(state),
             updates: AtomicU64::new(0),
             reads: AtomicU64::new(0),
+            consistency: Mutex::default(),
             cut: AtomicBool::new(false),
             fates: Mutex::default(),
             late: Mutex::default(),
@@ -136,6 +139,7 @@ impl MemCluster {
         let groups = groups.into_iter().map(|id| GroupInfo { id, name: id.to_string(), voters: vec![ReplicaId(1)] });
         let mut config = ClientConfig::new("here", vec![node], groups.collect());
         config.timeouts.deadline = std::time::Duration::from_secs(5);
+        config.consistency = *self.consistency.lock();
         config
     }
 
@@ -143,7 +147,11 @@ impl MemCluster {
         let mut state = self.state.lock();
         let session = SessionId(1000 + state.clients.len() as u64);
         let progress = Arc::new(Progress::new(state.groups.keys().copied()));
-        let cache = Arc::new(Cache::new(progress.clone(), 10_000));
+        let cache = Cache::new(progress.clone(), 10_000);
+        let cache = Arc::new(match *self.consistency.lock() {
+            Consistency::Causal => cache,
+            Consistency::Linearizable => cache.mute(),
+        });
         let orphans = Arc::new(OrphanBox::default());
         let mut streams = Streams::new();
         for (&group, (namespace, index)) in &mut state.groups {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use datastore::{BlobStore, Bucket, Cache, CacheConfig, Direct, Link, Region, StoreLimits, Unreachable};
-use fs_client::{Client, ClientConfig, GroupInfo, Limits, NodeInfo, Timeouts};
+use fs_client::{Client, ClientConfig, Consistency, GroupInfo, Limits, NodeInfo, OnCut, Timeouts};
 use net::wan::{Wan, WanSide};
 use net::{Endpoint, EndpointConfig, Role};
 
@@ -35,6 +35,10 @@ pub struct Wishes {
     pub label: String,
     /// How long a call may wait.
     pub deadline: Duration,
+    /// What becomes of calls that need a region that cannot be reached.
+    pub on_cut: OnCut,
+    /// How new answers must be.
+    pub consistency: Consistency,
     /// Memory for caches and buffers.
     pub memory: ByteSize,
     /// Blobs on local disk.
@@ -56,6 +60,8 @@ impl Wishes {
             role: Role::Client,
             label: format!("globalfs tool, pid {}", std::process::id()),
             deadline,
+            on_cut: OnCut::default(),
+            consistency: Consistency::default(),
             memory: ByteSize(32 << 20),
             cache: None,
             emulated: true,
@@ -118,6 +124,8 @@ pub fn client_config(cluster: &Cluster, wishes: &Wishes) -> ClientConfig {
             close: CLOSE_TIMEOUT,
             ..default_times
         },
+        on_cut: wishes.on_cut,
+        consistency: wishes.consistency,
         ..ClientConfig::new(wishes.region.clone(), nodes.collect(), groups.collect())
     }
 }
@@ -166,7 +174,7 @@ pub fn store_unchecked(cluster: &Cluster, wishes: &Wishes, wan: Option<Arc<Wan>>
 pub fn client_failure(error: fs_client::Error) -> Failure {
     use fs_client::Error;
     let exit = match &error {
-        Error::Timeout { .. } => Exit::Unavailable,
+        Error::Timeout { .. } | Error::Unreachable { .. } => Exit::Unavailable,
         Error::SessionLost { .. } | Error::Overtaken { .. } | Error::Net(_) | Error::Closing => Exit::Unavailable,
         Error::Config(_) | Error::Refused { .. } | Error::Data(_) => Exit::Config,
         // The system's own complaint: there is no such directory. Otherwise something is in the way.
@@ -181,7 +189,7 @@ pub fn client_failure(error: fs_client::Error) -> Failure {
 /// A client's error about a path of the volume.
 pub fn path_failure(path: &str, error: fs_client::Error) -> Failure {
     let errno = match &error {
-        fs_client::Error::Posix(errno) if errno.0 != libc::ETIMEDOUT => *errno,
+        fs_client::Error::Posix(errno) if ![libc::ETIMEDOUT, libc::EHOSTUNREACH].contains(&errno.0) => *errno,
         _ => return client_failure(error),
     };
     let exit = posix_failure(errno, error).exit;
@@ -192,7 +200,7 @@ fn posix_failure(errno: fs_client::Errno, error: fs_client::Error) -> Failure {
     let exit = match errno.0 {
         libc::EPERM | libc::EACCES | libc::EROFS => Exit::NotPermitted,
         libc::EEXIST | libc::EBUSY | libc::ENOTEMPTY => Exit::Exists,
-        libc::ETIMEDOUT => {
+        libc::ETIMEDOUT | libc::EHOSTUNREACH => {
             let problem = "no answer before the deadline: the nodes that are needed cannot be reached, or a quorum of them is \
                            missing; `globalfs status` tells which";
             return Failure::new(Exit::Unavailable, problem);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use datastore::{BlobStore, Listed, Region};
-use fs_client::Client;
+use fs_client::{Client, Consistency, OnCut};
 use futures::StreamExt;
 use metadata::op::FsOp;
 use metadata::read::{ReadAnswer, ReadOp};
@@ -65,6 +65,8 @@ impl Deleter {
             role: Role::Node,
             label: format!("collector of node {}", node.name),
             deadline: DEADLINE,
+            on_cut: OnCut::default(),
+            consistency: Consistency::default(),
             memory: MEMORY,
             cache: None,
             emulated: true,

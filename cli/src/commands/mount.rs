@@ -9,13 +9,13 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use fs_client::{Mount, MountConfig, MountOptions};
 use serde_json::json;
 use tokio::signal::unix::signal;
 
 use super::client::{self, Wishes};
-use super::mount_options::OptionList;
+use super::mount_options::{Consistency, OnCut, OptionList};
 use super::service::{self, Parent};
 use crate::args::{Globals, LogFormat};
 use crate::config::{Cluster, find};
@@ -26,6 +26,8 @@ use crate::{mounts, telemetry};
 
 /// Flushing, unmounting and saying goodbye must not take longer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(7);
+/// Shorter ones are over before a far region can answer.
+const DEADLINE_MIN: Duration = Duration::from_millis(100);
 /// Beyond the deadline, until the one who waits for a mount in the background gives up.
 const START_GRACE: Duration = Duration::from_secs(15);
 
@@ -35,14 +37,23 @@ const START_GRACE: Duration = Duration::from_secs(15);
   globalfs mount --config /etc/globalfs/cluster.toml --region eu /mnt/globalfs
   globalfs mount --region eu /mnt/globalfs -o ro,deadline=10s
   globalfs mount --region eu /mnt/globalfs -o cache_dir=/var/cache/globalfs,cache_size=20GiB
+  globalfs mount --region eu /mnt/globalfs --on-cut block
+  globalfs mount --region eu /mnt/globalfs -o on_cut=error,deadline=5s
+  globalfs mount --region eu /mnt/globalfs --consistency linearizable
   globalfs mount --region eu /mnt/globalfs --foreground
 
 In /etc/fstab (with a link from /sbin/mount.globalfs to this program):
   eu@/etc/globalfs/cluster.toml  /mnt/globalfs  globalfs  _netdev,nofail  0 0
 
-Options of -o: region=, config=, identity= (client certificate, the region's name by default), deadline=, memory=, \
-cache_dir=, cache_size=, log=FILE, threads=, kernel_cache=, ro, nodev, nosuid, noexec, private; those of mount(8) are \
-accepted.
+Options of -o: region=, config=, identity= (client certificate, the region's name by default), deadline=, on_cut=, \
+consistency=, memory=, cache_dir=, cache_size=, log=FILE, threads=, kernel_cache=, ro, nodev, nosuid, noexec, private; those \
+of mount(8) are accepted.
+
+on_cut=error (the default): a call that needs a region that cannot be reached fails with ETIMEDOUT after the deadline, later \
+ones with EHOSTUNREACH at once, until the region answers again. on_cut=block: they wait until then; Ctrl-C ends the wait.
+
+consistency=linearizable: a call sees everything that was acknowledged on any mount before it began. Each lookup, stat, read and \
+listing is then asked of a quorum, in whatever region that is: neither this program nor the kernel answers from memory.
 
 kernel_cache=on (the default): the kernel keeps attributes until it is told that others have changed them. off: it asks each \
 time. names: it keeps names too (Linux 6.16 or newer). Mind that a name changed elsewhere then makes it drop all names, and \
@@ -62,6 +73,12 @@ pub struct MountArgs {
     /// How long a call may wait for nodes or buckets [default: timeouts.deadline of the configuration]
     #[arg(long, value_name = "TIME", env = "GLOBALFS_DEADLINE", hide_env_values = true)]
     deadline: Option<TimeSpan>,
+    /// What becomes of calls that need a region that cannot be reached [default: error]
+    #[arg(long, value_enum, env = "GLOBALFS_ON_CUT", hide_env_values = true)]
+    on_cut: Option<OnCut>,
+    /// How new answers must be [default: causal]
+    #[arg(long, value_enum, env = "GLOBALFS_CONSISTENCY", hide_env_values = true)]
+    consistency: Option<Consistency>,
     /// Memory for caches and buffers [default: limits.client_memory of the configuration]
     #[arg(long, value_name = "SIZE", env = "GLOBALFS_MEMORY", hide_env_values = true)]
     memory: Option<ByteSize>,
@@ -122,11 +139,17 @@ fn plan(globals: &Globals, args: &MountArgs) -> Result<Plan> {
     let point = mounts::absolute(&args.mountpoint);
     let cache_size = list.cache_size.or(args.cache_size).unwrap_or(cluster.limits.cache);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let deadline = list.deadline.or(args.deadline).map_or(cluster.timeouts.deadline, |span| span.0);
+    if deadline < DEADLINE_MIN {
+        return Err(Failure::new(Exit::Usage, format!("a deadline of at least {DEADLINE_MIN:?} is possible")));
+    }
     let wishes = Wishes {
         role: net::Role::Client,
         identity: list.identity.or_else(|| args.identity.clone()).unwrap_or_else(|| region.clone()),
         label: format!("{host}:{} pid {}", point.display(), std::process::id()),
-        deadline: list.deadline.or(args.deadline).map_or(cluster.timeouts.deadline, |span| span.0),
+        deadline,
+        on_cut: list.on_cut.or(args.on_cut).map(Into::into).unwrap_or_default(),
+        consistency: list.consistency.or(args.consistency).map(Into::into).unwrap_or_default(),
         memory: list.memory.or(args.memory).unwrap_or(cluster.limits.client_memory),
         cache: list.cache_dir.or_else(|| args.cache_dir.clone()).map(|folder| (folder, cache_size)),
         region,
@@ -223,6 +246,13 @@ fn background(globals: &Globals, args: &MountArgs, plan: &Plan) -> Result<Exit> 
     command.arg("--region").arg(&plan.wishes.region);
     command.arg("--identity").arg(&plan.wishes.identity);
     command.arg("--deadline").arg(TimeSpan(plan.wishes.deadline).to_string());
+    // What -o says of these goes along.
+    if let Some(on_cut) = args.on_cut.and_then(|on_cut| on_cut.to_possible_value()) {
+        command.arg("--on-cut").arg(on_cut.get_name());
+    }
+    if let Some(consistency) = args.consistency.and_then(|consistency| consistency.to_possible_value()) {
+        command.arg("--consistency").arg(consistency.get_name());
+    }
     command.arg("--memory").arg(format!("{}B", plan.wishes.memory.0));
     if let Some((folder, size)) = &plan.wishes.cache {
         command.arg("--cache-dir").arg(folder).arg("--cache-size").arg(format!("{}B", size.0));
@@ -369,6 +399,8 @@ fn mount_for_helper(call: &HelperCall) -> Result<Exit> {
         options: known,
         foreground: false,
         deadline: None,
+        on_cut: None,
+        consistency: None,
         memory: None,
         cache_dir: None,
         cache_size: None,

@@ -2,10 +2,47 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use fs_client::KernelCache;
 
 use crate::hint;
 use crate::units::{ByteSize, TimeSpan};
+
+/// What becomes of calls that need a region that cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnCut {
+    /// They wait until it is back, or until Ctrl-C
+    Block,
+    /// They fail at the deadline, and at once where nobody has answered for that long
+    Error,
+}
+
+impl From<OnCut> for fs_client::OnCut {
+    fn from(on_cut: OnCut) -> fs_client::OnCut {
+        match on_cut {
+            OnCut::Block => fs_client::OnCut::Block,
+            OnCut::Error => fs_client::OnCut::Error,
+        }
+    }
+}
+
+/// How new answers must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Consistency {
+    /// They have all that this mount has seen, and what led to it
+    Causal,
+    /// They have all that was acknowledged anywhere before the call
+    Linearizable,
+}
+
+impl From<Consistency> for fs_client::Consistency {
+    fn from(consistency: Consistency) -> fs_client::Consistency {
+        match consistency {
+            Consistency::Causal => fs_client::Consistency::Causal,
+            Consistency::Linearizable => fs_client::Consistency::Linearizable,
+        }
+    }
+}
 
 /// What `-o` may say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +55,10 @@ pub struct OptionList {
     pub identity: Option<String>,
     /// `deadline=30s`.
     pub deadline: Option<TimeSpan>,
+    /// `on_cut=error`.
+    pub on_cut: Option<OnCut>,
+    /// `consistency=causal`.
+    pub consistency: Option<Consistency>,
     /// `memory=256MiB`.
     pub memory: Option<ByteSize>,
     /// `cache_dir=DIR`.
@@ -44,8 +85,20 @@ pub struct OptionList {
 
 const THREADS_MAX: usize = 64;
 /// With a value.
-const VALUED: [&str; 10] =
-    ["region", "config", "identity", "deadline", "memory", "cache_dir", "cache_size", "log", "threads", "kernel_cache"];
+const VALUED: [&str; 12] = [
+    "region",
+    "config",
+    "identity",
+    "deadline",
+    "on_cut",
+    "consistency",
+    "memory",
+    "cache_dir",
+    "cache_size",
+    "log",
+    "threads",
+    "kernel_cache",
+];
 /// Without.
 const FLAGS: [&str; 11] =
     ["ro", "rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "allow_other", "private", "defaults"];
@@ -114,6 +167,11 @@ impl OptionList {
             "config" => self.config = Some(value.into()),
             "identity" => self.identity = Some(value.into()),
             "deadline" => self.deadline = Some(value.parse::<TimeSpan>().map_err(|error| error.to_string())?),
+            "on_cut" => self.on_cut = Some(OnCut::from_str(value, false).map_err(|_| "block and error are possible")?),
+            "consistency" => {
+                let known = Consistency::from_str(value, false);
+                self.consistency = Some(known.map_err(|_| "causal and linearizable are possible")?);
+            }
             "memory" => self.memory = Some(size()?),
             "cache_dir" => self.cache_dir = Some(value.into()),
             "cache_size" => self.cache_size = Some(size()?),
@@ -172,6 +230,10 @@ mod tests {
         assert_eq!(options.cache_size, Some(ByteSize(2 << 30)));
         assert!(options.no_suid && !options.read_only);
         assert_eq!(parse("kernel_cache=names").unwrap().kernel_cache, Some(KernelCache::Names));
+        let options = parse("on_cut=block,consistency=linearizable").unwrap();
+        assert_eq!((options.on_cut, options.consistency), (Some(OnCut::Block), Some(Consistency::Linearizable)));
+        assert!(parse("on_cut=wait").unwrap_err().contains("block and error"));
+        assert!(parse("consistency=strong").unwrap_err().contains("causal and linearizable"));
         assert!(parse("kernel_cache=yes").unwrap_err().contains("on, off and names"));
     }
 

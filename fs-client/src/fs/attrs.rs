@@ -165,14 +165,21 @@ impl Fs {
         }
     }
 
-    /// Inodes and bytes in the group where an inode lives, or as last known: df(1) must not hang on a far region.
-    pub async fn usage(&self, node: NodeRef) -> (u64, u64) {
+    /// Inodes and bytes in the group where an inode lives, or as last known: df(1) must not hang on a far region. Only a
+    /// linearizable answer is never an old one.
+    pub async fn usage(&self, node: NodeRef) -> FsResult<(u64, u64)> {
+        if self.is_linearizable() {
+            return match self.ask(node, ReadOp::Usage).await? {
+                ReadAnswer::Usage { inodes, bytes } => Ok((inodes, bytes)),
+                _ => Err(Errno::EIO),
+            };
+        }
         let patience = USAGE_PATIENCE.min(self.timeouts.deadline);
         let asked = tokio::time::timeout(patience, self.ask(node, ReadOp::Usage)).await;
         if let Ok(Ok(ReadAnswer::Usage { inodes, bytes })) = asked {
             self.usage.lock().insert(node.home, (inodes, bytes));
         }
-        self.usage.lock().get(&node.home).copied().unwrap_or_default()
+        Ok(self.usage.lock().get(&node.home).copied().unwrap_or_default())
     }
 }
 

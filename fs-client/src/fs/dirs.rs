@@ -114,6 +114,7 @@ impl Fs {
         let held = dir.page.lock().clone();
         if let Some(page) = held
             && !rewind
+            && !self.is_linearizable()
             && page.plus >= plus
             && page.holds(after)
         {
@@ -138,7 +139,9 @@ impl Fs {
         if let Some(attr) = &entry.attr {
             return Some(Arc::new((**attr).clone()));
         }
-        if let Some(attr) = cache.attr_hint(dirent.home, dirent.ino) {
+        if !self.is_linearizable()
+            && let Some(attr) = cache.attr_hint(dirent.home, dirent.ino)
+        {
             return Some(attr);
         }
         let patience = std::time::Duration::from_secs(2).min(self.timeouts.deadline);

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::facts::Facts;
 use super::{Fs, FsResult, told};
 use crate::errno::Errno;
+use crate::signals::has_signal;
 
 const POLL_MIN: Duration = Duration::from_millis(10);
 const POLL_MAX: Duration = Duration::from_millis(250);
@@ -95,13 +96,22 @@ impl Fs {
                     }
                     let _ = tokio::time::timeout(pause, released).await;
                     pause = (pause * 2).min(POLL_MAX);
-                    if is_interrupted(request.thread) {
+                    if has_signal(request.thread) {
                         return Err(Errno::EINTR);
                     }
                 }
                 Err(error) => facts.learn(&self.table, error).await?,
             }
         }
+    }
+
+    /// As [`Fs::lock`], for somebody who may be gone before it is there: nobody would give it back.
+    pub async fn lock_or_let_go(self: &Arc<Self>, node: NodeRef, request: LockRequest) -> FsResult<()> {
+        let locked = self.lock(node, request).await;
+        if locked.is_ok() && request.kind.is_some() && !self.table.is_open(node.ino) {
+            self.unlock_all(node, request.owner).await?;
+        }
+        locked
     }
 
     fn note_lock(&self, ino: InodeId, request: &LockRequest) {
@@ -147,18 +157,4 @@ impl Fs {
         let request = LockRequest { owner, pid: 0, thread: 0, range: WHOLE, kind: None, wait: false };
         self.lock(node, request).await
     }
-}
-
-/// True if the thread has a signal that it does not block, or is gone. The kernel's own way of telling (an INTERRUPT
-/// request) does not reach us.
-fn is_interrupted(thread: u32) -> bool {
-    if thread == 0 {
-        return false;
-    }
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{thread}/status")) else { return true };
-    let mask = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        line.and_then(|rest| u64::from_str_radix(rest.trim(), 16).ok()).unwrap_or(0)
-    };
-    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
 }

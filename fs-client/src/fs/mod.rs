@@ -28,7 +28,7 @@ use metadata::types::{Attr, BlobId, BlobRange, FileKind, InodeId, NodeRef};
 use multicast::ids::GroupId;
 use parking_lot::Mutex;
 
-use crate::config::{ClientConfig, Limits, Timeouts};
+use crate::config::{ClientConfig, Consistency, Limits, Timeouts};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::table::Table;
@@ -59,7 +59,12 @@ pub struct Fs {
     pub(crate) volume: Arc<dyn Volume>,
     pub(crate) table: Table,
     pub(crate) limits: Limits,
+    /// As configured, but the deadline is what operations of applications have: perhaps none.
     timeouts: Timeouts,
+    /// What has to end by itself has this one.
+    deadline: Duration,
+    /// How new answers must be.
+    pub(crate) consistency: Consistency,
     blobs: Option<Blobs>,
     /// Bytes in memory, over all files.
     dirty_bytes: AtomicUsize,
@@ -102,7 +107,9 @@ impl Fs {
             volume,
             table: Table::default(),
             limits: config.limits.clone(),
-            timeouts: config.timeouts.clone(),
+            timeouts: Timeouts { deadline: config.patience(), ..config.timeouts.clone() },
+            deadline: config.timeouts.deadline,
+            consistency: config.consistency,
             blobs,
             dirty_bytes: AtomicUsize::new(0),
             bucket_errno: AtomicI32::new(0),
@@ -132,12 +139,26 @@ impl Fs {
         if let Some(attr) = self.volume.cache().attr(node.home, node.ino) {
             return Ok(attr);
         }
+        if self.is_linearizable() {
+            // What others have asked may have been answered before this was asked.
+            return self.ask_attr(node).await;
+        }
         self.attr_flights.fly(self, node).await
+    }
+
+    /// True if every question must be asked, and none may share an answer.
+    pub(crate) fn is_linearizable(&self) -> bool {
+        self.consistency == Consistency::Linearizable
+    }
+
+    /// After which what must end does.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     /// The kernel will ask for these attributes soon, as it does for a directory's after each change in it.
     fn expect_attr(self: &Arc<Self>, node: NodeRef) {
-        if self.volume.cache().attr(node.home, node.ino).is_none() {
+        if !self.is_linearizable() && self.volume.cache().attr(node.home, node.ino).is_none() {
             let fs = self.clone();
             tokio::spawn(async move {
                 let _ = fs.attr_flights.fly(&fs, node).await;
@@ -191,11 +212,12 @@ impl Fs {
     async fn release_orphans(&self, home: GroupId, inodes: Vec<InodeId>) {
         for batch in inodes.chunks(ORPHANS_MAX) {
             let op = FsOp::ReleaseOrphans { home, inodes: batch.to_vec() };
-            match self.volume.update(op).await {
-                Ok(_) => {}
-                Err(Error::Closing | Error::SessionLost { .. }) => return,
-                Err(error) => {
-                    tracing::debug!(group = %home, %error, "orphans are released later");
+            // Those of other groups wait for this.
+            match tokio::time::timeout(self.deadline, self.volume.update(op)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(Error::Closing | Error::SessionLost { .. })) => return,
+                failed => {
+                    tracing::debug!(group = %home, ?failed, "orphans are released later");
                     let (orphans, batch) = (self.volume.orphans().clone(), batch.to_vec());
                     tokio::spawn(async move {
                         tokio::time::sleep(ORPHAN_AGAIN).await;
@@ -264,8 +286,11 @@ impl Fs {
 /// What an application is told of an error; the log is told more.
 pub(crate) fn told(error: &Error) -> Errno {
     let errno = Errno::from(error);
-    if !matches!(error, Error::Posix(_)) {
-        tracing::warn!(%error, %errno, "an operation failed");
+    match error {
+        Error::Posix(_) => {}
+        // As often as somebody asks, while a region is cut off.
+        Error::Unreachable { .. } => tracing::debug!(%error, %errno, "an operation was refused"),
+        _ => tracing::warn!(%error, %errno, "an operation failed"),
     }
     errno
 }

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::file::OpenFile;
 use super::{Created, Fs, NewEntry, Write};
+use crate::config::Consistency;
 use crate::errno::Errno;
 use crate::testing::{Fate, MemCluster};
 
@@ -972,6 +973,34 @@ fn release_of_an_orphan_without_an_answer_is_asked_for_again() {
         while !cluster.trips().iter().any(|trip| trip.starts_with("ReleaseOrphans")) {
             assert!(std::time::Instant::now() < until, "dropped");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+}
+
+#[test]
+fn linearizable_reads_ask_each_time_and_share_no_answer() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        *cluster.consistency.lock() = Consistency::Linearizable;
+        let fs = cluster.fs(folder.path()).await;
+        let (file, open) = make_file(&fs, ROOT, "f").await;
+        write(&fs, &open, 0, b"old").await;
+        fs.flush(&open).await.unwrap();
+        let asked = |before: u64| cluster.counts().1 - before;
+        for round in 0..3 {
+            let before = cluster.counts().1;
+            let (one, other) = tokio::join!(fs.attr(file), fs.attr(file));
+            assert_eq!((one.unwrap().size, other.unwrap().size), (3, 3));
+            assert_eq!(asked(before), 2, "attributes, round {round}");
+            assert!(fs.cached_attr(file.ino).is_none() && fs.lookup_cached(ROOT.ino, b"f").is_none());
+            assert!(fs.lookup_cached(ROOT.ino, b"none").is_none() && fs.read_cached(file, 0, 3).is_none());
+            let before = cluster.counts().1;
+            assert_eq!(fs.lookup(ROOT, &bytes("f")).await.unwrap().size, 3);
+            assert_eq!(fs.lookup(ROOT, &bytes("none")).await.unwrap_err(), Errno::ENOENT);
+            assert_eq!(fs.read(file, 0, 9).await.unwrap(), &b"old"[..]);
+            fs.usage(ROOT).await.unwrap();
+            assert!(asked(before) >= 4, "name, no name, content, usage, round {round}");
         }
     });
 }

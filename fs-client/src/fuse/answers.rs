@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{FileAttr, Generation, INodeNo, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{FileAttr, Generation, INodeNo, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, Request};
 use metadata::types::{Attr, Dirent, FileKind};
 
 use super::convert::{file_attr, name as to_name, nothing};
@@ -15,6 +15,7 @@ use super::places::Places;
 use super::{Face, errno};
 use crate::errno::Errno;
 use crate::fs::{Created, Fs, FsResult, NewEntry};
+use crate::signals::interrupted;
 
 /// What is not lent is asked for each time.
 pub(super) const NOT_LENT: Duration = Duration::ZERO;
@@ -35,8 +36,37 @@ impl Face {
         });
     }
 
+    /// The same for somebody who may be interrupted. What is under way is dropped then: an update may be executed or not.
+    pub(super) fn answer_to<T: Send + 'static>(
+        &self,
+        asker: &Request,
+        work: impl Future<Output = FsResult<T>> + Send + 'static,
+        give: impl FnOnce(FsResult<T>) + Send + 'static,
+    ) {
+        let thread = asker.pid();
+        let work = async move {
+            tokio::select! {
+                biased;
+                result = work => result,
+                () = interrupted(thread) => Err(Errno::EINTR),
+            }
+        };
+        self.answer(work, give);
+    }
+
+    /// The same, but the work goes on: half of it would be worse than nothing.
+    pub(super) fn answer_anyway<T: Send + 'static>(
+        &self,
+        asker: &Request,
+        work: impl Future<Output = FsResult<T>> + Send + 'static,
+        give: impl FnOnce(FsResult<T>) + Send + 'static,
+    ) {
+        let work = self.runtime.spawn(work);
+        self.answer_to(asker, async move { work.await.unwrap_or(Err(Errno::EIO)) }, give);
+    }
+
     /// An operation that creates an inode and shows it to the kernel.
-    pub(super) fn make(&self, parent: INodeNo, name: &OsStr, entry: NewEntry, reply: ReplyEntry) {
+    pub(super) fn make(&self, asker: &Request, parent: INodeNo, name: &OsStr, entry: NewEntry, reply: ReplyEntry) {
         self.counts.add(Asked::Make);
         let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
         let shown = self.shown(parent, &name);
@@ -46,17 +76,17 @@ impl Face {
                 Created::Taken(_) => Err(Errno::EEXIST),
             }
         };
-        self.answer(work, move |made| match made {
+        self.answer_to(asker, work, move |made| match made {
             Ok(attr) => shown.give_new(&attr, reply),
             Err(error) => reply.error(errno(error)),
         });
     }
 
-    pub(super) fn remove(&self, parent: INodeNo, name: &OsStr, directory: bool, reply: ReplyEmpty) {
+    pub(super) fn remove(&self, asker: &Request, parent: INodeNo, name: &OsStr, directory: bool, reply: ReplyEmpty) {
         self.counts.add(Asked::Remove);
         let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
         let work = async move { fs.remove(fs.table.directory(dir), &name, directory).await };
-        self.answer(work, move |removed| give_empty(removed, reply));
+        self.answer_to(asker, work, move |removed| give_empty(removed, reply));
     }
 
     pub(super) fn shown(&self, parent: INodeNo, name: &Bytes) -> Shown {

@@ -20,7 +20,7 @@ use metadata::types::{FileKind, InodeId, NAME_BYTES_MAX};
 use super::answers::{GENERATION, NOT_LENT, give_data, give_empty, give_xattr, lend_attr};
 use super::convert::{file_attr, file_type, lock_kind, lock_number, name as to_name, new_node, permissions, set_time};
 use super::counts::Asked;
-use super::opening::{Caller, create_or_open, kept_by_kernel};
+use super::opening::{Caller, Opening, create_or_open, kept_by_kernel};
 use super::{Face, REQUEST_BYTES_MAX, configure, errno};
 use crate::errno::Errno;
 use crate::fs::file::OpenFile;
@@ -48,7 +48,7 @@ impl Filesystem for Face {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.counts.add(Asked::Lookup);
         let (dir, name) = (self.ino(parent), to_name(name));
         let shown = self.shown(parent, &name);
@@ -59,7 +59,7 @@ impl Filesystem for Face {
         }
         let fs = self.fs.clone();
         let work = async move { fs.lookup(fs.table.directory(dir), &name).await };
-        self.answer(work, move |found| shown.give(found, false, reply));
+        self.answer_to(req, work, move |found| shown.give(found, false, reply));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -72,7 +72,7 @@ impl Filesystem for Face {
         }
     }
 
-    fn getattr(&self, _req: &Request, number: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, number: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.counts.add(Asked::GetAttr);
         let ino = self.ino(number);
         // With a handle the kernel wants to know whether its pages are good; without, stat(2) asks: that must be exact.
@@ -90,7 +90,7 @@ impl Filesystem for Face {
             let node = asker.node(ino);
             if exact { asker.stat(node).await.map(Arc::new) } else { asker.attr(node).await }
         };
-        self.answer(work, move |attr| match attr {
+        self.answer_to(req, work, move |attr| match attr {
             Ok(attr) => {
                 let shown = file_attr(&fs.show(&attr));
                 reply.attr(&lend_attr(&fs, &caches, number, &attr, true), &shown);
@@ -133,18 +133,18 @@ impl Filesystem for Face {
         let fs = self.fs.clone();
         let work =
             async move { if set == SetAttr::default() { fs.stat(node).await } else { fs.set_attr(node, set).await } };
-        self.answer(work, move |attr| match attr {
+        self.answer_to(req, work, move |attr| match attr {
             // The kernel takes this for the newest, whatever it is told meanwhile.
             Ok(attr) => reply.attr(&NOT_LENT, &file_attr(&attr)),
             Err(error) => reply.error(errno(error)),
         });
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         self.counts.add(Asked::Other);
         let node = self.fs.node(InodeId(ino.0));
         let fs = self.fs.clone();
-        self.answer(async move { fs.read_link(node).await }, move |target| give_data(target, reply));
+        self.answer_to(req, async move { fs.read_link(node).await }, move |target| give_data(target, reply));
     }
 
     fn mknod(
@@ -160,7 +160,7 @@ impl Filesystem for Face {
         match new_node(mode, rdev) {
             Ok(node) => {
                 let entry = NewEntry { node, mode: permissions(mode), uid: req.uid(), gid: req.gid() };
-                self.make(parent, name, entry, reply);
+                self.make(req, parent, name, entry, reply);
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -169,25 +169,25 @@ impl Filesystem for Face {
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let node = NewNode::Directory { placement: None };
         let entry = NewEntry { node, mode: permissions(mode), uid: req.uid(), gid: req.gid() };
-        self.make(parent, name, entry, reply);
+        self.make(req, parent, name, entry, reply);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.remove(parent, name, false, reply);
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(req, parent, name, false, reply);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.remove(parent, name, true, reply);
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(req, parent, name, true, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let node = NewNode::Symlink { target: to_name(target.as_os_str()) };
-        self.make(parent, link_name, NewEntry { node, mode: 0o777, uid: req.uid(), gid: req.gid() }, reply);
+        self.make(req, parent, link_name, NewEntry { node, mode: 0o777, uid: req.uid(), gid: req.gid() }, reply);
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -213,35 +213,38 @@ impl Filesystem for Face {
             places.renamed((parent.0, &name), (newparent.0, &newname), mode == RenameMode::Exchange);
             Ok(())
         };
-        self.answer(work, move |renamed| give_empty(renamed, reply));
+        self.answer_to(req, work, move |renamed| give_empty(renamed, reply));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         self.counts.add(Asked::Link);
         let (fs, dir, name) = (self.fs.clone(), self.ino(newparent), to_name(newname));
         let shown = self.shown(newparent, &name);
         let work = async move { fs.link(fs.node(InodeId(ino.0)), fs.table.directory(dir), &name).await };
-        self.answer(work, move |linked| match linked {
+        self.answer_to(req, work, move |linked| match linked {
             Ok(attr) => shown.give_new(&attr, reply),
             Err(error) => reply.error(errno(error)),
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.counts.add(Asked::Open);
         let node = self.fs.node(self.ino(ino));
-        let kept = kept_by_kernel(flags.0);
-        self.fs.table.open(node.ino, FileKind::File, node.home);
+        let kept = kept_by_kernel(flags.0, &self.fs);
+        let opening = Opening::begin(&self.fs, node);
         let is_being_removed = self.fs.is_being_removed(node.ino);
         if self.fs.volume.is_session_open(node.home) && !is_being_removed {
+            opening.end();
             return reply.opened(FileHandle(0), kept);
         }
         let fs = self.fs.clone();
         let work = async move {
             fs.ensure_session(node.home).await;
-            if is_being_removed { fs.settle_open(node).await } else { Ok(()) }
+            let opened = if is_being_removed { fs.settle_open(node).await } else { Ok(()) };
+            opening.end();
+            opened
         };
-        self.answer(work, move |opened| match opened {
+        self.answer_to(req, work, move |opened| match opened {
             Ok(()) => reply.opened(FileHandle(0), kept),
             Err(error) => reply.error(errno(error)),
         });
@@ -261,26 +264,27 @@ impl Filesystem for Face {
         let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
         let entry = NewEntry { node: NewNode::File, mode: permissions(mode), uid: req.uid(), gid: req.gid() };
         let caller = Caller::of(req);
+        let kept = kept_by_kernel(flags, &self.fs);
         let work = async move {
             let attr = create_or_open(&fs, dir, &name, &entry, flags, caller).await?;
-            fs.table.open(attr.ino, FileKind::File, attr.home);
-            if fs.is_being_removed(attr.ino) {
-                let node = metadata::types::NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
-                // The kernel looks again and makes a new one.
-                fs.settle_open(node).await.map_err(|_| Errno::ESTALE)?;
-            }
+            let node = metadata::types::NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
+            let opening = Opening::begin(&fs, node);
+            let settled = if fs.is_being_removed(attr.ino) { fs.settle_open(node).await } else { Ok(()) };
+            opening.end();
+            // The kernel looks again and makes a new one.
+            settled.map_err(|_| Errno::ESTALE)?;
             fs.table.remember(&attr);
             Ok::<_, Errno>(file_attr(&fs.show(&attr)))
         };
-        self.answer(work, move |shown| match shown {
-            Ok(shown) => reply.created(&NOT_LENT, &shown, GENERATION, FileHandle(0), kept_by_kernel(flags)),
+        self.answer_to(req, work, move |shown| match shown {
+            Ok(shown) => reply.created(&NOT_LENT, &shown, GENERATION, FileHandle(0), kept),
             Err(error) => reply.error(errno(error)),
         });
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -300,7 +304,7 @@ impl Filesystem for Face {
             return reply.data(&bytes);
         }
         let fs = self.fs.clone();
-        self.answer(async move { fs.read(node, offset, size).await }, move |bytes| give_data(bytes, reply));
+        self.answer_to(req, async move { fs.read(node, offset, size).await }, move |bytes| give_data(bytes, reply));
     }
 
     fn write(
@@ -348,7 +352,7 @@ impl Filesystem for Face {
         }
     }
 
-    fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, req: &Request, ino: INodeNo, _fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
         self.counts.add(Asked::Flush);
         let ino = InodeId(ino.0);
         let file = self.fs.table.file(ino).filter(|file| file.needs_flush());
@@ -365,7 +369,7 @@ impl Filesystem for Face {
             let unlocked = if locks { fs.unlock_all(fs.node(ino), lock_owner.0).await } else { Ok(()) };
             flushed.and(unlocked)
         };
-        self.answer(work, move |flushed| give_empty(flushed, reply));
+        self.answer_anyway(req, work, move |flushed| give_empty(flushed, reply));
     }
 
     fn release(
@@ -401,13 +405,13 @@ impl Filesystem for Face {
         self.answer(work, move |()| reply.ok());
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.counts.add(Asked::Fsync);
         let Some(file) = self.fs.table.file(InodeId(ino.0)).filter(|file| file.needs_flush()) else {
             return reply.ok();
         };
         let fs = self.fs.clone();
-        self.answer(async move { fs.flush(&file).await }, move |flushed| give_empty(flushed, reply));
+        self.answer_anyway(req, async move { fs.flush(&file).await }, move |flushed| give_empty(flushed, reply));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -417,11 +421,11 @@ impl Filesystem for Face {
         reply.opened(FileHandle(self.open_dir(node.ino)), FopenFlags::empty());
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let Some(dir) = self.dir(fh.0) else { return reply.error(errno(Errno::EBADF)) };
         self.counts.add(Asked::ReadDir);
         let fs = self.fs.clone();
-        self.answer(async move { fs.read_dir(&dir, offset, false).await }, move |listed| match listed {
+        self.answer_to(req, async move { fs.read_dir(&dir, offset, false).await }, move |listed| match listed {
             Ok(entries) => {
                 for entry in entries {
                     let name = OsStr::from_bytes(&entry.name);
@@ -435,12 +439,12 @@ impl Filesystem for Face {
         });
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let Some(dir) = self.dir(fh.0) else { return reply.error(errno(Errno::EBADF)) };
         self.counts.add(Asked::ReadDir);
         let (fs, places) = (self.fs.clone(), self.places.clone());
         let asker = fs.clone();
-        self.answer(async move { asker.read_dir(&dir, offset, true).await }, move |listed| {
+        self.answer_to(req, async move { asker.read_dir(&dir, offset, true).await }, move |listed| {
             let entries = match listed {
                 Ok(entries) => entries,
                 Err(error) => return reply.error(errno(error)),
@@ -477,10 +481,14 @@ impl Filesystem for Face {
         reply.ok();
     }
 
-    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         self.counts.add(Asked::Other);
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
-        self.answer(async move { fs.usage(fs.node(ino)).await }, move |(inodes, bytes)| {
+        self.answer_to(req, async move { fs.usage(fs.node(ino)).await }, move |usage| {
+            let (inodes, bytes) = match usage {
+                Ok(usage) => usage,
+                Err(error) => return reply.error(errno(error)),
+            };
             let free = VOLUME_BLOCKS.saturating_sub(bytes.div_ceil(u64::from(STATFS_BLOCK_BYTES)));
             let free_inodes = VOLUME_INODES.saturating_sub(inodes);
             let name_max = u32::try_from(NAME_BYTES_MAX).unwrap_or(u32::MAX);
@@ -491,7 +499,7 @@ impl Filesystem for Face {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -507,10 +515,10 @@ impl Filesystem for Face {
         };
         let (fs, ino, name, value) = (self.fs.clone(), self.ino(ino), to_name(name), Bytes::copy_from_slice(value));
         let work = async move { fs.set_xattr(fs.node(ino), name, value, condition).await };
-        self.answer(work, move |set| give_empty(set, reply));
+        self.answer_to(req, work, move |set| give_empty(set, reply));
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.counts.add(Asked::Xattr);
         let ino = self.ino(ino);
         if let Some(result) = self.fs.xattr_cached(ino, name.as_bytes())
@@ -520,21 +528,21 @@ impl Filesystem for Face {
         }
         let (fs, name) = (self.fs.clone(), to_name(name));
         let work = async move { fs.xattr(fs.node(ino), name).await };
-        self.answer(work, move |value| give_xattr(value, size, reply));
+        self.answer_to(req, work, move |value| give_xattr(value, size, reply));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
         self.counts.add(Asked::Xattr);
         let work = async move { fs.xattr_names(fs.node(ino)).await };
-        self.answer(work, move |names| give_xattr(names.map(Bytes::from), size, reply));
+        self.answer_to(req, work, move |names| give_xattr(names.map(Bytes::from), size, reply));
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, ino, name) = (self.fs.clone(), self.ino(ino), to_name(name));
         self.counts.add(Asked::Xattr);
         let work = async move { fs.remove_xattr(fs.node(ino), name).await };
-        self.answer(work, move |removed| give_empty(removed, reply));
+        self.answer_to(req, work, move |removed| give_empty(removed, reply));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -564,7 +572,7 @@ impl Filesystem for Face {
         self.counts.add(Asked::Lock);
         let asker = fs.clone();
         let work = async move { asker.test_lock(asker.node(ino), request).await };
-        self.answer(work, move |found| match found {
+        self.answer_to(req, work, move |found| match found {
             Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
             // A process of another mount means nothing here.
             Ok(Some(held)) => {
@@ -596,8 +604,8 @@ impl Filesystem for Face {
         let request = LockRequest { owner: lock_owner.0, pid, thread: req.pid(), range, kind, wait: sleep };
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
         self.counts.add(Asked::Lock);
-        let work = async move { fs.lock(fs.node(ino), request).await };
-        self.answer(work, move |locked| give_empty(locked, reply));
+        let work = async move { fs.lock_or_let_go(fs.node(ino), request).await };
+        self.answer_anyway(req, work, move |locked| give_empty(locked, reply));
     }
 
     fn fallocate(
@@ -617,10 +625,10 @@ impl Filesystem for Face {
         let (fs, kill) = (self.fs.clone(), Caller::of(req).is_unprivileged());
         self.counts.add(Asked::Other);
         let work = async move { fs.allocate(&file, offset, length, mode, kill).await };
-        self.answer(work, move |allocated| give_empty(allocated, reply));
+        self.answer_anyway(req, work, move |allocated| give_empty(allocated, reply));
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let hole = match whence {
             libc::SEEK_DATA => false,
             libc::SEEK_HOLE => true,
@@ -631,7 +639,7 @@ impl Filesystem for Face {
         let fs = self.fs.clone();
         self.counts.add(Asked::Other);
         let work = async move { fs.seek(fs.node(InodeId(ino.0)), offset, hole).await };
-        self.answer(work, move |found| match found {
+        self.answer_to(req, work, move |found| match found {
             Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
             Err(error) => reply.error(errno(error)),
         });
@@ -660,7 +668,7 @@ impl Filesystem for Face {
             let source = fs.node(InodeId(ino_in.0));
             fs.copy_range((source, offset_in), (&target, offset_out), len, kill).await
         };
-        self.answer(work, move |copied| match copied {
+        self.answer_anyway(req, work, move |copied| match copied {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(error)),
         });

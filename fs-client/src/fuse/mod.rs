@@ -67,6 +67,8 @@ pub struct Served {
 
 impl Face {
     fn new(fs: Arc<Fs>, runtime: Handle, kernel_cache: KernelCache) -> Face {
+        // What the kernel answers by itself is never new enough for the one.
+        let kernel_cache = if fs.is_linearizable() { KernelCache::Off } else { kernel_cache };
         Face {
             caches: KernelCaches::new(kernel_cache, fs.volume.cache().clone()),
             fs,

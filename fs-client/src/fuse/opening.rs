@@ -41,12 +41,40 @@ impl Caller {
     }
 }
 
+/// A handle that the kernel does not know yet. If whoever opens it is interrupted, nobody else would close it.
+pub(super) struct Opening {
+    fs: Arc<Fs>,
+    ino: Option<InodeId>,
+}
+
+impl Opening {
+    pub(super) fn begin(fs: &Arc<Fs>, node: NodeRef) -> Opening {
+        fs.table.open(node.ino, FileKind::File, node.home);
+        Opening { fs: fs.clone(), ino: Some(node.ino) }
+    }
+
+    /// The kernel is told of it, or it is closed already.
+    pub(super) fn end(mut self) {
+        self.ino = None;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(ino) = self.ino {
+            self.fs.close_handle(ino);
+        }
+    }
+}
+
 /// How the kernel shall treat a handle opened with these flags.
 ///
 /// Through its page cache it cuts a write at the end of a page that it does not hold whole. Two parts of one append could then
 /// be parted by an append from elsewhere, so handles for appending go past that cache: what `write` is given arrives at once.
-pub(super) fn kept_by_kernel(flags: i32) -> FopenFlags {
-    if flags & libc::O_APPEND != 0 { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+/// So do all handles of a linearizable mount: each `read` asks.
+pub(super) fn kept_by_kernel(flags: i32, fs: &Fs) -> FopenFlags {
+    let is_past_cache = flags & libc::O_APPEND != 0 || fs.is_linearizable();
+    if is_past_cache { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
 }
 
 /// Creates a file, or opens the one that has appeared since the kernel looked.

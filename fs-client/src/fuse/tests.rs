@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::counts::Asked;
-use crate::config::{KernelCache, MountOptions};
+use crate::config::{Consistency, KernelCache, MountOptions};
 use crate::fs::Fs;
 use crate::mount::Mounted;
 use crate::testing::MemCluster;
@@ -33,15 +33,30 @@ struct Fixture {
     mounts: Vec<TestMount>,
 }
 
+/// Who may answer by itself.
+#[derive(Clone, Copy)]
+struct Variant {
+    kernel_cache: KernelCache,
+    consistency: Consistency,
+}
+
+impl From<KernelCache> for Variant {
+    fn from(kernel_cache: KernelCache) -> Variant {
+        Variant { kernel_cache, consistency: Consistency::Causal }
+    }
+}
+
 impl Fixture {
-    fn new(mounts: usize, kernel_cache: KernelCache) -> Option<Fixture> {
+    fn new(mounts: usize, mode: impl Into<Variant>) -> Option<Fixture> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
             eprintln!("skipped: needs root and /dev/fuse");
             return None;
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (cluster, folder) = (MemCluster::new(3), tempfile::tempdir().unwrap());
-        let options = MountOptions { kernel_cache, ..MountOptions::default() };
+        let mode = mode.into();
+        let options = MountOptions { kernel_cache: mode.kernel_cache, ..MountOptions::default() };
+        *cluster.consistency.lock() = mode.consistency;
         let mut fixture = Fixture { runtime, cluster, folder, mounts: Vec::new() };
         for number in 0..mounts {
             let path = fixture.folder.path().join(format!("mount{number}"));
@@ -79,21 +94,26 @@ impl Fixture {
 /// What POSIX promises does not depend on what the kernel keeps.
 macro_rules! in_every_mode {
     ($($test:ident),* $(,)?) => { $(mod $test {
-        use crate::config::KernelCache;
+        use crate::config::{Consistency, KernelCache};
 
         #[test]
         fn kernel_cache_off() {
-            super::$test(KernelCache::Off);
+            super::$test(KernelCache::Off.into());
         }
 
         #[test]
         fn kernel_cache_on() {
-            super::$test(KernelCache::Attributes);
+            super::$test(KernelCache::Attributes.into());
         }
 
         #[test]
         fn kernel_cache_names() {
-            super::$test(KernelCache::Names);
+            super::$test(KernelCache::Names.into());
+        }
+
+        #[test]
+        fn linearizable() {
+            super::$test(super::Variant { consistency: Consistency::Linearizable, ..KernelCache::Names.into() });
         }
     })* };
 }
@@ -126,7 +146,7 @@ fn sh(script: &str, folder: &Path) -> String {
     text
 }
 
-fn mount_names_links_and_renames(mode: KernelCache) {
+fn mount_names_links_and_renames(mode: Variant) {
     let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let at = |name: &str| fixture.path(0, name);
     fs::create_dir(at("d")).unwrap();
@@ -160,7 +180,7 @@ fn mount_names_links_and_renames(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mount_content_grows_shrinks_and_has_holes(mode: KernelCache) {
+fn mount_content_grows_shrinks_and_has_holes(mode: Variant) {
     let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let path = fixture.path(0, "f");
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
@@ -202,7 +222,7 @@ fn mount_content_grows_shrinks_and_has_holes(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mount_attributes_times_and_xattrs(mode: KernelCache) {
+fn mount_attributes_times_and_xattrs(mode: Variant) {
     let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let path = fixture.path(0, "f");
     fs::write(&path, "x").unwrap();
@@ -238,7 +258,7 @@ fn mount_attributes_times_and_xattrs(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mount_set_id_bits_go_when_an_unprivileged_process_writes(mode: KernelCache) {
+fn mount_set_id_bits_go_when_an_unprivileged_process_writes(mode: Variant) {
     let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let folder = fixture.path(0, "");
     fs::set_permissions(fixture.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -261,7 +281,7 @@ fn mount_set_id_bits_go_when_an_unprivileged_process_writes(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mount_unlinked_file_and_removed_directory(mode: KernelCache) {
+fn mount_unlinked_file_and_removed_directory(mode: Variant) {
     let Some(mut fixture) = Fixture::new(2, mode) else { return };
     let path = fixture.path(0, "f");
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
@@ -284,7 +304,7 @@ fn mount_unlinked_file_and_removed_directory(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mounts_see_each_other_at_once(mode: KernelCache) {
+fn mounts_see_each_other_at_once(mode: Variant) {
     let Some(mut fixture) = Fixture::new(2, mode) else { return };
     for round in 0..50 {
         let (here, there) = (round % 2, (round + 1) % 2);
@@ -307,7 +327,7 @@ fn mounts_see_each_other_at_once(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mount_directory_of_many_entries(mode: KernelCache) {
+fn mount_directory_of_many_entries(mode: Variant) {
     let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let dir = fixture.path(0, "d");
     fs::create_dir(&dir).unwrap();
@@ -328,7 +348,7 @@ fn mount_directory_of_many_entries(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mount_locks_conflict_wait_and_are_interrupted(mode: KernelCache) {
+fn mount_locks_conflict_wait_and_are_interrupted(mode: Variant) {
     let Some(mut fixture) = Fixture::new(2, mode) else { return };
     fs::write(fixture.path(0, "f"), "x").unwrap();
     let script = r#"
@@ -363,7 +383,7 @@ fn mount_locks_conflict_wait_and_are_interrupted(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mount_mapped_files(mode: KernelCache) {
+fn mount_mapped_files(mode: Variant) {
     let Some(mut fixture) = Fixture::new(2, mode) else { return };
     let script = r#"
         import mmap, sys
@@ -390,7 +410,7 @@ fn mount_mapped_files(mode: KernelCache) {
     fixture.unmount_all();
 }
 
-fn mount_survives_being_in_use_when_it_is_unmounted(mode: KernelCache) {
+fn mount_survives_being_in_use_when_it_is_unmounted(mode: Variant) {
     let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let mut file = File::create(fixture.path(0, "f")).unwrap();
     file.write_all(b"in the buffer").unwrap();
@@ -404,7 +424,7 @@ fn mount_survives_being_in_use_when_it_is_unmounted(mode: KernelCache) {
     assert_eq!(attr.size, 13);
 }
 
-fn mount_open_flags(mode: KernelCache) {
+fn mount_open_flags(mode: Variant) {
     let Some(mut fixture) = Fixture::new(1, mode) else { return };
     let path = fixture.path(0, "f");
     let exclusive = || OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path);
@@ -446,7 +466,7 @@ fn kernel_asks_for_known_attributes_and_names_only_once() {
 }
 
 /// Whatever others change is seen, also in what the kernel checks by itself and in files that are open.
-fn mounts_agree_on_modes_names_and_content(mode: KernelCache) {
+fn mounts_agree_on_modes_names_and_content(mode: Variant) {
     let Some(mut fixture) = Fixture::new(2, mode) else { return };
     let (here, there) = (fixture.path(0, ""), fixture.path(1, ""));
     fs::set_permissions(fixture.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -495,7 +515,7 @@ fn mounts_agree_on_modes_names_and_content(mode: KernelCache) {
 }
 
 /// One mount writes a, then b, over and over. Who has seen b as of some time finds a no older, however it looks.
-fn mount_never_looks_back(mode: KernelCache) {
+fn mount_never_looks_back(mode: Variant) {
     let Some(mut fixture) = Fixture::new(2, mode) else { return };
     let names = ["a", "b"].map(|name| (fixture.path(0, name), fixture.path(1, name)));
     let set_time = |path: &Path, tv_sec: i64| {
@@ -531,7 +551,7 @@ fn mount_never_looks_back(mode: KernelCache) {
 }
 
 /// Nobody tells of changes any more, and nothing is asked meanwhile.
-fn mount_keeps_nothing_of_a_lost_stream(mode: KernelCache) {
+fn mount_keeps_nothing_of_a_lost_stream(mode: Variant) {
     let Some(mut fixture) = Fixture::new(2, mode) else { return };
     fs::write(fixture.path(0, "f"), "x").unwrap();
     for _ in 0..3 {

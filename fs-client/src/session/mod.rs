@@ -7,10 +7,13 @@
 pub mod link;
 pub mod pending;
 pub mod progress;
+pub mod reach;
 pub mod route;
 pub mod window;
 
 pub(crate) mod fill;
+mod probing;
+mod reads;
 mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,13 +35,14 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::cache::Cache;
-use crate::config::ClientConfig;
+use crate::config::{ClientConfig, Consistency, OnCut};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::volume::{BoxFuture, OrphanBox, Volume};
 use link::{CallError, Link};
 use pending::{Sent, Update};
 use progress::Progress;
+use reach::{Purpose, Reach};
 use route::{Route, Voter};
 use shared::{Expect, Group, Shared, Stream};
 use window::Turn;
@@ -55,8 +59,7 @@ const SLOW_REFUSAL: Duration = Duration::from_secs(1);
 pub struct Engine {
     shared: Arc<Shared>,
     links: BTreeMap<ReplicaId, Arc<Link<Shared>>>,
-    updates: Semaphore,
-    reads: Semaphore,
+    reach: Arc<Reach>,
     config: ClientConfig,
 }
 
@@ -69,10 +72,14 @@ enum Next<T> {
 
 impl Engine {
     /// An engine with a session of its own. Connects when it is used. Must be called inside a tokio runtime.
-    pub fn start(config: ClientConfig, endpoint: &Endpoint) -> Result<Engine> {
+    pub fn start(config: ClientConfig, endpoint: &Endpoint) -> Result<Arc<Engine>> {
         config.check()?;
         let progress = Arc::new(Progress::new(config.groups.iter().map(|group| group.id)));
-        let cache = Arc::new(Cache::new(progress.clone(), config.limits.cache_entries_max));
+        let cache = Cache::new(progress.clone(), config.limits.cache_entries_max);
+        let cache = Arc::new(match config.consistency {
+            Consistency::Causal => cache,
+            Consistency::Linearizable => cache.mute(),
+        });
         let is_local =
             |id: &ReplicaId| config.nodes.iter().any(|node| node.number == *id && node.region == config.region);
         let groups = config.groups.iter().map(|group| {
@@ -84,6 +91,8 @@ impl Engine {
                 session_open: AtomicBool::new(false),
                 registration: AtomicU64::new(0),
                 opening: tokio::sync::Mutex::new(()),
+                updates: Semaphore::new(config.limits.updates_max.clamp(1, Semaphore::MAX_PERMITS)),
+                reads: Semaphore::new(config.limits.reads_max.clamp(1, Semaphore::MAX_PERMITS)),
             };
             (group.id, group_state)
         });
@@ -98,14 +107,11 @@ impl Engine {
         });
         let links =
             config.nodes.iter().map(|node| (node.number, Link::spawn(node.clone(), endpoint.clone(), shared.clone())));
-        let engine = Engine {
-            links: links.collect(),
-            updates: Semaphore::new(config.limits.updates_max.clamp(1, Semaphore::MAX_PERMITS)),
-            reads: Semaphore::new(config.limits.reads_max.clamp(1, Semaphore::MAX_PERMITS)),
-            shared,
-            config,
-        };
+        let engine = Arc::new(Engine { links: links.collect(), reach: Arc::default(), shared, config });
         engine.spawn_keep_alive();
+        if engine.config.on_cut == OnCut::Error {
+            engine.spawn_prober();
+        }
         Ok(engine)
     }
 
@@ -162,12 +168,17 @@ impl Engine {
     }
 
     /// Tries until done or the deadline.
-    async fn until_deadline<T, F>(&self, group: GroupId, mut attempt: impl FnMut(u32, Instant) -> F) -> Result<T>
+    async fn until_deadline<T, F>(
+        &self,
+        group: GroupId,
+        patience: Duration,
+        mut attempt: impl FnMut(u32, Instant) -> F,
+    ) -> Result<T>
     where
         F: Future<Output = Result<Next<T>>>,
     {
         let started = Instant::now();
-        let deadline = started + self.config.timeouts.deadline;
+        let deadline = started + patience;
         let mut pause = PAUSE_MIN;
         let (mut tries, mut eager) = (0, 0);
         loop {
@@ -214,9 +225,13 @@ impl Engine {
     }
 
     async fn settle(&self, update: &Update) -> Result<Outcome> {
-        let _turn = self.updates.acquire().await.map_err(|_| Error::Closing)?;
         let group = self.coordinator(&update.destinations).ok_or(Error::Posix(Errno::EINVAL))?;
-        let result = self.settle_once(group, update).await;
+        let groups = update.groups();
+        self.check_reach(&groups, Purpose::Quorum)?;
+        // What waits for another group counts there, so that it does not keep the coordinator's own from going out.
+        let counted = groups.iter().copied().find(|id| *id != group).unwrap_or(group);
+        let _turn = self.group(counted)?.updates.acquire().await.map_err(|_| Error::Closing)?;
+        let result = self.watched(&groups, Purpose::Quorum, self.settle_once(group, update)).await;
         if result.is_err() {
             update.rest();
         }
@@ -255,7 +270,7 @@ impl Engine {
     /// id nothing will be learned, and if it is asked for again it might be executed again.
     async fn submit(&self, group: GroupId, update: &Update, sent: &Sent) -> Result<Option<Outcome>> {
         let groups = &update.groups();
-        self.until_deadline(group, |tries, until| async move {
+        self.until_deadline(group, self.config.patience(), |tries, until| async move {
             if self.shared.registrations(groups) != sent.registrations {
                 return Ok(Next::Done(None));
             }
@@ -367,64 +382,6 @@ impl Engine {
         Some(reader)
     }
 
-    async fn read(&self, group: GroupId, op: ReadOp) -> Result<ReadResult> {
-        self.read_behind(group, op, None).await
-    }
-
-    /// From a state that includes what this session has seen, and also `behind`.
-    async fn read_behind(&self, group: GroupId, op: ReadOp, behind: Option<&VectorClock>) -> Result<ReadResult> {
-        let _turn = self.reads.acquire().await.map_err(|_| Error::Closing)?;
-        let elsewhere = Mutex::new(None);
-        let (op, elsewhere) = (&op, &elsewhere);
-        self.until_deadline(group, |_, until| async move {
-            let aside = elsewhere.lock().take();
-            let reader = match aside {
-                Some(other) => other,
-                None => self.choose_stream(group).ok_or(Error::Posix(Errno::EIO))?,
-            };
-            if self.link(reader)?.generation().is_none() {
-                if let Err(error) = self.link(reader)?.connected(until).await {
-                    *elsewhere.lock() = self.other_reader(group, reader);
-                    return Ok(Next::Again(error.to_string(), false));
-                }
-                // The subscription goes first, so that the first answer may be cached.
-                self.choose_stream(group);
-            }
-            let mut clock = self.shared.progress.clock();
-            if let Some(behind) = behind {
-                clock.merge(behind);
-            }
-            let asked = clock.effects(group);
-            let request =
-                Request::Read { group, session: self.shared.session, clock, linearizable: false, op: op.clone() };
-            let expect = Expect::Read { group, op: op.clone(), asked };
-            match self.link(reader)?.call(request, expect, until).await {
-                Ok(Reply::Read { result, .. }) => Ok(Next::Done(result)),
-                Ok(Reply::UnknownSession { group }) => {
-                    self.forget_session(group, None);
-                    self.ensure_session(group).await?;
-                    Ok(Next::Again("the session had expired".into(), true))
-                }
-                Ok(reply) => {
-                    if matches!(reply, Reply::Behind { .. }) {
-                        *elsewhere.lock() = self.other_reader(group, reader);
-                    }
-                    self.obstacle(group, reader, reply)
-                }
-                Err(error) => {
-                    *elsewhere.lock() = self.other_reader(group, reader);
-                    Ok(Next::Again(error.to_string(), true))
-                }
-            }
-        })
-        .await
-    }
-
-    fn other_reader(&self, group: GroupId, instead: ReplicaId) -> Option<ReplicaId> {
-        let route = self.shared.groups.get(&group)?.route.lock();
-        route.other_reader(instead, |id| self.may_be_up(id)).filter(|id| self.may_be_up(*id))
-    }
-
     async fn ensure_session(&self, id: GroupId) -> Result<()> {
         let group = self.group(id)?;
         if group.session_open.load(Ordering::Acquire) {
@@ -460,7 +417,7 @@ impl Engine {
 
     /// A request about the session that only a primary can answer.
     async fn ask_primary(&self, group: GroupId, request: &Request) -> Result<()> {
-        self.until_deadline(group, |tries, until| async move {
+        self.until_deadline(group, self.config.patience(), |tries, until| async move {
             let target = self.target(group, tries)?;
             match self.link(target)?.call(request.clone(), Expect::Session { group }, until).await {
                 Ok(Reply::Session(_)) => Ok(Next::Done(())),
@@ -475,8 +432,10 @@ impl Engine {
     }
 
     async fn close_all(&self) {
-        self.updates.close();
-        self.reads.close();
+        for group in self.shared.groups.values() {
+            group.updates.close();
+            group.reads.close();
+        }
         let mut closing = Vec::new();
         for (&id, group) in &self.shared.groups {
             let registered = group.session_open.load(Ordering::Acquire);
@@ -537,7 +496,10 @@ impl Volume for Engine {
     }
 
     fn open_session(&self, group: GroupId) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.ensure_session(group))
+        Box::pin(async move {
+            self.check_reach(&[group], Purpose::Quorum)?;
+            self.ensure_session(group).await
+        })
     }
 
     fn is_session_open(&self, group: GroupId) -> bool {

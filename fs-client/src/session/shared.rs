@@ -11,6 +11,7 @@ use metadata::read::ReadOp;
 use multicast::command::Destination;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use super::fill::{self, Kept};
 use super::link::{Generation, Handler, Link};
@@ -45,6 +46,10 @@ pub struct Group {
     pub(super) registration: AtomicU64,
     /// Taken while someone registers.
     pub(super) opening: tokio::sync::Mutex<()>,
+    /// Updates that may be under way. Of each group: those that wait for one must not hold up another's.
+    pub(super) updates: Semaphore,
+    /// Reads that may be under way.
+    pub(super) reads: Semaphore,
 }
 
 /// Where a group's news come from.

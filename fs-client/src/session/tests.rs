@@ -62,12 +62,17 @@ impl World {
         });
     }
 
-    fn client(&self, deadline: Duration) -> Engine {
+    fn client(&self, deadline: Duration) -> Arc<Engine> {
+        self.client_with(deadline, |_| {})
+    }
+
+    fn client_with(&self, deadline: Duration, change: impl FnOnce(&mut ClientConfig)) -> Arc<Engine> {
         let voters = self.nodes.iter().map(|node| node.number).collect();
         let group = GroupInfo { id: G, name: "global".into(), voters };
         let mut config = ClientConfig::new("here", self.nodes.clone(), vec![group]);
         config.timeouts.deadline = deadline;
         config.timeouts.attempt = deadline / 4;
+        change(&mut config);
         let identity = self.ca.issue(Role::Client, "c").unwrap();
         Engine::start(config, &Endpoint::bind(EndpointConfig::client(identity)).unwrap()).unwrap()
     }
@@ -412,4 +417,94 @@ async fn subscription_that_cannot_be_sent_is_asked_for_again() {
     group.stream.lock().asked = asked(4);
     engine.shared.subscribe(G, link, link::Generation(3));
     assert_eq!(group.stream.lock().asked, asked(4));
+}
+
+fn usage(request: u64, index: u64) -> ToClient {
+    let usage = ReadAnswer::Usage { inodes: 1, bytes: 1 };
+    reply(request, Reply::Read { result: Ok(usage), position: at(index) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn linearizable_read_goes_to_the_primary_and_is_asked_each_time() {
+    let mut world = World::new();
+    let local = |message: ToNode| match &message.body {
+        Request::Read { linearizable, .. } => {
+            assert!(*linearizable);
+            Some(vec![reply(message.request, Reply::NotPrimary { group: G, primary: Some(ReplicaId(2)) })])
+        }
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(local));
+    let mut reads = 0;
+    let primary = move |message: ToNode| match &message.body {
+        Request::Read { linearizable, .. } => {
+            assert!(*linearizable);
+            reads += 1;
+            Some(vec![usage(message.request, reads)])
+        }
+        _ => ordinary(&message),
+    };
+    world.node(2, "there", Box::new(primary));
+    let engine = world.client_with(PATIENT, |config| config.consistency = Consistency::Linearizable);
+    for index in 1..4 {
+        engine.read(G, ReadOp::Usage).await.unwrap().unwrap();
+        assert_eq!(engine.clock().index(G), LogIndex(index), "the primary was asked");
+    }
+    assert!(engine.cache().usable(G).is_none());
+}
+
+/// A node that swallows reads and updates while it is told to.
+fn sulking(world: &mut World) -> Arc<AtomicBool> {
+    let sulks = Arc::new(AtomicBool::new(true));
+    let told = sulks.clone();
+    let script = move |message: ToNode| match &message.body {
+        Request::Read { .. } | Request::Update { .. } if told.load(Ordering::Relaxed) => Some(Vec::new()),
+        Request::Read { .. } => Some(vec![usage(message.request, 5)]),
+        Request::Update { .. } => Some(vec![updated(message.request, 5)]),
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(script));
+    sulks
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_one_deadline_a_silent_group_is_refused_at_once_until_it_answers() {
+    let mut world = World::new();
+    let sulks = sulking(&mut world);
+    let engine = world.client(Duration::from_millis(800));
+    let update = Update::new(an_update());
+    let (read, settled) = tokio::join!(engine.read(G, ReadOp::Usage), engine.settle(&update));
+    assert!(matches!(read, Err(Error::Timeout { .. })), "{read:?}");
+    assert!(matches!(settled, Err(Error::Timeout { .. })), "{settled:?}");
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let started = Instant::now();
+    for _ in 0..10 {
+        assert!(matches!(engine.read(G, ReadOp::Usage).await, Err(Error::Unreachable { group: G, .. })));
+        assert!(matches!(engine.settle(&update).await, Err(Error::Unreachable { group: G, .. })));
+    }
+    assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
+    assert!(update.is_uncertain(), "it keeps its id");
+    sulks.store(false, Ordering::Relaxed);
+    let answered = async {
+        while engine.read(G, ReadOp::Usage).await.is_err() || engine.settle(&update).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), answered).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_to_wait_waits_beyond_the_deadline_and_then_goes_on() {
+    let mut world = World::new();
+    let sulks = sulking(&mut world);
+    let engine = world.client_with(Duration::from_millis(400), |config| config.on_cut = OnCut::Block);
+    let heal = async {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        sulks.store(false, Ordering::Relaxed);
+    };
+    let started = Instant::now();
+    let (read, updated, ()) = tokio::join!(engine.read(G, ReadOp::Usage), engine.update(an_update()), heal);
+    read.unwrap().unwrap();
+    updated.unwrap().unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(1500));
 }
