@@ -90,6 +90,11 @@ pub struct Limits {
     /// The log on disk, in bytes: beyond it status and log tell why, for what keeps it (a voter that is away) must not be cut
     /// off without being asked.
     pub log_bytes_max: u64,
+    /// One group's log on disk, in bytes and in entries: beyond it its oldest part goes although a voter may lack it, which
+    /// then gets a copy of the state.
+    pub group_log_bytes_max: u64,
+    /// See above.
+    pub group_log_entries_max: u64,
     /// Clients at a time; further ones are refused.
     pub clients_max: usize,
     /// Requests of one client under way; at the bound its channel is not read any further.
@@ -119,6 +124,8 @@ impl Default for Limits {
             log_cache_bytes: 8 << 20,
             log_segment_bytes: 32 << 20,
             log_bytes_max: 1 << 30,
+            group_log_bytes_max: 4 << 30,
+            group_log_entries_max: 16 << 20,
             clients_max: 1024,
             client_requests_max: 1024,
             client_request_bytes_max: 16 << 20,

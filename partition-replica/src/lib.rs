@@ -7,6 +7,7 @@
 //! * `server`: peers' and clients' channels, sessions, reads, invalidation streams.
 
 pub mod config;
+mod copy;
 pub mod error;
 pub mod status;
 
@@ -22,7 +23,9 @@ pub use collector::{BlobDeleter, CollectorTimes, Deleted};
 pub use config::{FirstStart, GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
 pub use error::{Error, ErrorClass, Result};
 pub use node::Node;
-pub use status::{CollectorStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus};
+pub use status::{
+    CollectorStatus, CopyStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus,
+};
 pub use storage::folder::INITIALISE_MARKER;
 
 /// A number that nobody can foresee.

@@ -17,10 +17,11 @@ use tokio::runtime::Runtime;
 use crate::clock::Clock;
 use crate::collector::{BlobDeleter, Collector, CollectorTimes};
 use crate::config::{NodeConfig, NodeInfo};
+use crate::copy::Copies;
 use crate::error::{Error, Result};
 use crate::group::mailbox::{Input, Mailbox};
 use crate::group::view::View;
-use crate::group::{Driver, DriverParts};
+use crate::group::{CopyWay, Driver, DriverParts};
 use crate::recovery;
 use crate::server::accept;
 use crate::server::client::Clients;
@@ -39,6 +40,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A log that is too long is told of so often.
 const ALARM_PAUSE: Duration = Duration::from_secs(600);
+/// A node that stops waits so long for others to take over what it leads.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(300);
 /// What telling peers and clients of a shutdown may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 /// What a shutdown may take for flushing; what is not flushed is replayed from the log.
@@ -70,6 +73,10 @@ pub(crate) struct Shared {
     pub groups: BTreeMap<GroupId, Group>,
     pub router: Arc<Router>,
     pub clients: Clients,
+    /// Copies of states, from and to this node.
+    pub copies: Arc<Copies>,
+    /// Which of the node's disks this is.
+    pub incarnation: Incarnation,
     /// When sessions were last heard of, for whichever replicas are primaries.
     pub leases: Arc<Mutex<Leases>>,
     wal: Arc<Wal>,
@@ -87,7 +94,7 @@ pub(crate) struct Shared {
 pub(crate) struct Group {
     pub mailbox: Arc<Mailbox>,
     pub view: Arc<View>,
-    state: GroupState,
+    pub state: GroupState,
 }
 
 /// Whether the node is about to end, and why.
@@ -124,7 +131,13 @@ impl Node {
             let (links, receivers) = open_links(&config, &me, &endpoint);
             (endpoint, links, receivers)
         };
-        let starting = Starting { config, me, folder, ending, wal, state };
+        let copies = CopyWay {
+            copies: Arc::default(),
+            nodes: config.nodes.clone().into(),
+            endpoint: endpoint.clone(),
+            runtime: handle,
+        };
+        let starting = Starting { config, me, folder, ending, wal, state, copies };
         let (shared, drivers) = starting.assemble(links, endpoint.local_addr())?;
         let mut node = Node { shared: Arc::new(shared), threads: Vec::new(), runtime, endpoint };
         node.start_threads(drivers)?;
@@ -206,6 +219,9 @@ impl Node {
 
     fn stop(&mut self, orderly: bool) {
         let Some(runtime) = self.runtime.0.take() else { return };
+        if orderly {
+            self.hand_over();
+        }
         self.shared.ending.stop();
         for group in self.shared.groups.values() {
             group.mailbox.push(Input::Stop);
@@ -219,6 +235,7 @@ impl Node {
         for group in self.shared.groups.values() {
             group.mailbox.close();
         }
+        self.shared.copies.end();
         if orderly {
             self.close_endpoint(&runtime);
             self.shared.wal.stop();
@@ -228,6 +245,20 @@ impl Node {
         // On a thread of its own, because whoever stops the node may be a task itself. Tasks hold the data directory.
         let end = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_millis(500)));
         let _ = end.join();
+    }
+
+    /// Lets other voters be primaries, so that clients need not wait until an election.
+    fn hand_over(&self) {
+        let hand_over = |group: &Group| {
+            let (done, is_done) = mpsc::channel();
+            group.mailbox.push(Input::HandOver(done));
+            is_done
+        };
+        let handed_over: Vec<mpsc::Receiver<()>> = self.shared.groups.values().map(hand_over).collect();
+        let deadline = Instant::now() + HAND_OVER_TIMEOUT;
+        for is_done in handed_over {
+            let _ = is_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        }
     }
 
     /// Peers and clients need not find out by themselves.
@@ -418,6 +449,7 @@ struct Starting {
     ending: Ending,
     wal: Arc<Wal>,
     state: StateDb,
+    copies: CopyWay,
 }
 
 impl Starting {
@@ -426,7 +458,7 @@ impl Starting {
         links: BTreeMap<multicast::ids::ReplicaId, PeerLink>,
         listen: SocketAddr,
     ) -> Result<(Shared, Vec<(GroupId, Driver)>)> {
-        let Starting { config, me, folder, ending, wal, state } = self;
+        let Starting { config, me, folder, ending, wal, state, copies } = self;
         let limits = &config.limits;
         let mailbox =
             |group| Arc::new(Mailbox::new(group, limits.group_submissions_max, limits.group_message_bytes_max));
@@ -466,12 +498,14 @@ impl Starting {
                 wal: wal.clone(),
                 router: router.clone(),
                 leases: leases.clone(),
+                copies: copies.clone(),
                 clock,
             };
             drivers.push((info.id, Driver::new(parts)));
             groups.insert(info.id, Group { mailbox, view, state: replica.state });
         }
         let clients = Clients::new(limits.clients_max);
+        let incarnation = folder.incarnation();
         let (name, _folder) = (me.name, folder);
         let shared = Shared {
             config,
@@ -479,6 +513,8 @@ impl Starting {
             groups,
             router,
             clients,
+            copies: copies.copies,
+            incarnation,
             leases,
             wal,
             state,

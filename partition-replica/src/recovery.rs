@@ -187,6 +187,8 @@ fn core_config(config: &NodeConfig, group: GroupId, incarnation: Incarnation) ->
     core.timing.resend_ms = ms(config.timeouts.resend);
     core.timing.resend_ms_max = core.timing.resend_ms_max.max(core.timing.resend_ms);
     core.timing.silence_ms = ms(config.timeouts.group_silence);
+    core.limits.log_bytes_max = config.limits.group_log_bytes_max;
+    core.limits.log_entries_max = config.limits.group_log_entries_max;
     core.limits.log_tail_bytes = config.limits.log_cache_bytes;
     core
 }

@@ -116,6 +116,9 @@ pub struct GroupStatus {
     /// All members by this replica's log, voters among them.
     #[serde(default)]
     pub members: Vec<MemberStatus>,
+    /// Copies of the state under way.
+    #[serde(default)]
+    pub copies: Vec<CopyStatus>,
     /// Which of the node's disks this is: 0 is that of the founding, others are in hexadecimal.
     #[serde(default)]
     pub incarnation: String,
@@ -164,6 +167,21 @@ pub struct MemberStatus {
     pub role: String,
     /// Which of the node's disks.
     pub incarnation: String,
+}
+
+/// A copy of a replica's state on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// The other node's number.
+    pub peer: u32,
+    /// From here to there; else from there to here.
+    pub is_sent: bool,
+    /// Bytes so far.
+    pub bytes: u64,
+    /// Rows so far.
+    pub rows: u64,
+    /// Of the rows, by estimate.
+    pub percent: u64,
 }
 
 /// A multi-group command that is under way.

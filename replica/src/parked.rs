@@ -86,10 +86,15 @@ impl Watch {
     /// The next state differs in these keys.
     pub fn note(&mut self, keys: &[Key]) {
         if self.keys.len() + keys.len() > WATCHED_KEYS_MAX {
-            *self = Watch { keys: BTreeSet::new(), is_lost: true };
+            self.note_all();
         } else if !self.is_lost {
             self.keys.extend(keys);
         }
+    }
+
+    /// The next state may differ in any key.
+    pub fn note_all(&mut self) {
+        *self = Watch { keys: BTreeSet::new(), is_lost: true };
     }
 
     /// True if it has, as far as known.

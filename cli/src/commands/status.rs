@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use fs_client::{Client, Error};
-use partition_replica::status::{GroupStatus, NodeStatus, UnfinishedStatus};
+use partition_replica::status::{GroupStatus, MemberStatus, NodeStatus, UnfinishedStatus};
 use serde_json::json;
 
 use super::client::Wishes;
@@ -69,6 +69,10 @@ struct View<'a> {
     group: &'a Group,
     best: Option<&'a GroupStatus>,
     has_primary: bool,
+    /// Names of the voters, as the group itself has them if it can be asked.
+    voters: Vec<String>,
+    /// Names of members that do not vote.
+    learners: Vec<String>,
     voters_up: usize,
     digests_agree: bool,
 }
@@ -112,21 +116,32 @@ async fn ask<'a>(client: &Client, cluster: &'a Cluster, timeout: Duration) -> Ve
 }
 
 fn view<'a>(cluster: &Cluster, group: &'a Group, nodes: &'a [Seen<'a>]) -> View<'a> {
-    let replicas: Vec<&GroupStatus> = nodes
+    let (numbers, replicas): (Vec<u32>, Vec<&GroupStatus>) = nodes
         .iter()
         .filter_map(|node| node.answer.as_ref().ok())
-        .flat_map(|status| &status.groups)
-        .filter(|replica| replica.group == group.id.0)
-        .collect();
+        .flat_map(|status| status.groups.iter().map(|replica| (status.node, replica)))
+        .filter(|(_, replica)| replica.group == group.id.0)
+        .unzip();
     let primary =
         replicas.iter().filter(|replica| replica.role == "primary").max_by_key(|replica| replica.ballot_round);
     let best = primary.or_else(|| replicas.iter().max_by_key(|replica| replica.applied_index)).copied();
-    let voters: Vec<u32> = cluster.voters(group).map(|node| node.id.0).collect();
+    let members = best.map(|best| best.members.as_slice()).unwrap_or_default();
+    let names = |is_voter: bool| {
+        let found = members.iter().filter(|member| (member.role == "voter") == is_voter);
+        found.map(|member| node_name(cluster, member.node)).collect::<Vec<_>>()
+    };
+    // A node with another disk than the group knows is up, but its replica is not.
+    let is_up = |member: &&MemberStatus| {
+        let mut seen = numbers.iter().zip(&replicas);
+        seen.any(|(&node, replica)| node == member.node && replica.incarnation == member.incarnation)
+    };
     View {
         group,
+        voters: if members.is_empty() { group.voters.clone() } else { names(true) },
+        learners: names(false),
+        voters_up: members.iter().filter(|member| member.role == "voter").filter(is_up).count(),
         best,
         has_primary: primary.is_some(),
-        voters_up: replicas.len().min(voters.len()),
         digests_agree: digests_agree(&replicas),
     }
 }
@@ -171,7 +186,8 @@ fn as_json(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> serde_
         .map(|view| {
             let best = view.best;
             json!({
-                "id": view.group.id.0, "name": view.group.name, "voters": view.group.voters,
+                "id": view.group.id.0, "name": view.group.name, "voters": view.voters,
+                "members": best.map(|best| &best.members),
                 "primary": primary_name(cluster, view), "ballot": best.map(|best| best.ballot_round),
                 "committed": best.map(|best| best.committed_index), "executed": best.map(|best| best.applied_index),
                 "lag": lag(cluster, view), "voters_up": view.voters_up, "digests_agree": view.digests_agree,
@@ -195,6 +211,7 @@ fn as_tables(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> Stri
         text.push_str(&format!("\n{}\n", bold("unfinished multi-group commands")));
         text.push_str(&unfinished_table(cluster, &unfinished).render());
     }
+    text.push_str(&copies(cluster, nodes));
     text.push_str(&remarks(nodes));
     for view in groups.iter().filter(|view| !view.digests_agree) {
         text.push_str(&red(&format!("group {}: the voters' states differ\n", view.group.name)));
@@ -206,6 +223,24 @@ fn as_tables(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> Stri
 fn quarantined<'a>(node: &'a Seen<'_>) -> Vec<(&'a str, &'a str)> {
     let groups = node.answer.iter().flat_map(|status| &status.groups);
     groups.filter_map(|group| Some((group.name.as_str(), group.quarantine.as_deref()?))).collect()
+}
+
+/// Copies of states under way, as their receivers see them.
+fn copies(cluster: &Cluster, nodes: &[Seen<'_>]) -> String {
+    let mut text = String::new();
+    for node in nodes {
+        for group in node.answer.iter().flat_map(|status| &status.groups) {
+            for copy in group.copies.iter().filter(|copy| !copy.is_sent) {
+                let (name, from) = (&group.name, node_name(cluster, copy.peer));
+                let (size, percent) = (ByteSize(copy.bytes), copy.percent);
+                text.push_str(&format!(
+                    "\n{}: its replica of group {name} gets a copy of the state from {from}: {size}, about {percent} %\n",
+                    node.name
+                ));
+            }
+        }
+    }
+    text
 }
 
 /// What else nodes have to say.
@@ -265,17 +300,28 @@ fn nodes_table(nodes: &[Seen<'_>]) -> Table {
 }
 
 fn groups_table(cluster: &Cluster, groups: &[View<'_>]) -> Table {
-    let mut table =
-        Table::new(["group", "voters", "up", "primary", "ballot", "committed", "executed", "lag", "unfinished"])
-            .right(&[2, 4, 5, 6, 8]);
+    let mut table = Table::new([
+        "group",
+        "voters",
+        "learners",
+        "up",
+        "primary",
+        "ballot",
+        "committed",
+        "executed",
+        "lag",
+        "unfinished",
+    ])
+    .right(&[3, 5, 6, 7, 9]);
     for view in groups {
         let number = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
-        let up = format!("{}/{}", view.voters_up, view.group.voters.len());
+        let up = format!("{}/{}", view.voters_up, view.voters.len());
         let lag = lag(cluster, view).iter().map(|(node, lag)| format!("{node} {lag}")).collect::<Vec<_>>();
         table.row(vec![
             view.group.name.clone(),
-            view.group.voters.join(","),
-            if view.voters_up == view.group.voters.len() { up } else { yellow(&up) },
+            view.voters.join(","),
+            view.learners.join(","),
+            if view.voters_up == view.voters.len() { up } else { yellow(&up) },
             primary_name(cluster, view).unwrap_or_else(|| red("none")),
             number(view.best.map(|best| best.ballot_round)),
             number(view.best.map(|best| best.committed_index)),

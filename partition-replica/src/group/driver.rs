@@ -1,17 +1,20 @@
 //! The thread of one replica. It decides nothing: each turn it hands all inputs to the [`ReplicaCore`], makes durable and
 //! sends what that says, writes what is committed into the store in one go, and tells the clients.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId};
-use multicast::{Entry, Event, Time, Writes};
+use multicast::{Entry, Event, InstallRefused, Time, Writes};
+use net::Endpoint;
 use parking_lot::Mutex;
 use replica::{Leases, Note, Output, Plain, ReplicaCore};
 
 use super::mailbox::{Input, Mailbox};
 use super::view::{View, tell};
 use crate::clock::Clock;
+use crate::config::NodeInfo;
+use crate::copy::{self, Copies, Prepared, Sending};
 use crate::error::{Error, Result};
 use crate::recovery::is_member;
 use crate::server::client::Ticket;
@@ -47,8 +50,23 @@ pub struct DriverParts {
     pub router: Arc<Router>,
     /// When sessions were last heard of.
     pub leases: Arc<Mutex<Leases>>,
+    /// The way for copies of the state.
+    pub copies: CopyWay,
     /// The node's time.
     pub clock: Clock,
+}
+
+/// What it takes to send a copy of the state.
+#[derive(Clone)]
+pub struct CopyWay {
+    /// Those under way.
+    pub copies: Arc<Copies>,
+    /// All nodes.
+    pub nodes: Arc<[NodeInfo]>,
+    /// This node's.
+    pub endpoint: Endpoint,
+    /// The network's.
+    pub runtime: tokio::runtime::Handle,
 }
 
 /// A replica's thread.
@@ -60,13 +78,15 @@ pub struct Driver {
     stop: bool,
     /// The disk is new, and the group has not taken it in yet: nobody reads it.
     is_outsider: bool,
+    /// Dropped when this replica is primary no more, for somebody waits for that.
+    leaving: Option<mpsc::Sender<()>>,
 }
 
 impl Driver {
     /// Around a recovered replica.
     pub fn new(parts: DriverParts) -> Driver {
         let is_outsider = parts.view.is_closed() && parts.core.quarantine().is_none();
-        Driver { outbox: Outbox::new(parts.group), more: true, stop: false, is_outsider, parts }
+        Driver { outbox: Outbox::new(parts.group), more: true, stop: false, is_outsider, leaving: None, parts }
     }
 
     /// Runs until told to stop. An error is final for the node.
@@ -92,16 +112,7 @@ impl Driver {
     fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<()> {
         let now = self.parts.clock.now();
         for input in inputs.drain(..) {
-            match input {
-                Input::Message { from, message, .. } => self.parts.core.handle_message(now, from, message),
-                Input::Persisted(token) => self.parts.core.handle_persisted(now, token),
-                Input::Submit { command, ticket } => self.parts.core.handle_update(now, command, ticket),
-                Input::Session { change, ticket } => self.parts.core.handle_session(now, change, ticket),
-                Input::Linearize(read) => self.parts.core.handle_linearize(read),
-                Input::Housekeep => self.housekeep(now),
-                Input::Report(report) => report(self.status()),
-                Input::Stop => self.stop = true,
-            }
+            self.take_input(now, input)?;
         }
         self.parts.core.handle_turn(now, &self.parts.state).map_err(damaged)?;
         // Applying lets the core say more, and what it says may let more be applied.
@@ -113,6 +124,26 @@ impl Driver {
                 self.more = false;
                 break;
             }
+        }
+        Ok(())
+    }
+
+    fn take_input(&mut self, now: Time, input: Input) -> Result<()> {
+        let core = &mut self.parts.core;
+        match input {
+            Input::Message { from, message, .. } => core.handle_message(now, from, message),
+            Input::Persisted(token) => core.handle_persisted(now, token),
+            Input::Submit { command, ticket } => core.handle_update(now, command, ticket),
+            Input::Session { change, ticket } => core.handle_session(now, change, ticket),
+            Input::Linearize(read) => core.handle_linearize(read),
+            Input::Housekeep => self.housekeep(now),
+            Input::Report(report) => report(self.status()),
+            // Whoever asked may have ended.
+            Input::CopyOffered { index, reply } => _ = reply.send(core.ordering().check_snapshot(index)),
+            Input::InstallCopy { prepared, reply } => _ = reply.send(self.install(now, *prepared)?),
+            Input::CopySent { to, installed } => core.handle_snapshot_sent(now, to, installed),
+            Input::HandOver(done) => self.leaving = core.hand_over(now).map(|_| done),
+            Input::Stop => self.stop = true,
         }
         Ok(())
     }
@@ -132,12 +163,16 @@ impl Driver {
                 }
                 Output::Send { to, message } => self.parts.router.post(&mut self.outbox, to, message),
                 Output::ReadLog { from, bytes_max } => self.read_log(from, bytes_max)?,
-                // States are not copied between nodes yet: it asks again later.
-                Output::SendSnapshot { to, .. } => self.parts.core.handle_snapshot_sent(now, to, None),
+                Output::SendSnapshot { to, incarnation } => self.send_copy(now, to, incarnation),
                 Output::Serve(read) => self.parts.view.serve(read),
                 Output::Primary(primary) => self.parts.view.advance(|front, _| front.primary = primary),
                 Output::Quarantine(why) => self.quarantine(&why)?,
-                Output::Note(note) => self.log_note(&note),
+                Output::Note(note) => {
+                    self.log_note(&note);
+                    if matches!(note, Note::Ordering(Event::BecameFollower { .. })) {
+                        self.leaving = None;
+                    }
+                }
             }
         }
         if let Some(token) = newest {
@@ -171,6 +206,51 @@ impl Driver {
         })?;
         self.open_if_member();
         Ok(true)
+    }
+
+    /// Begins to send a copy of the state as it is now. What cannot be begun is asked for again.
+    fn send_copy(&mut self, now: Time, to: ReplicaId, incarnation: Incarnation) {
+        let DriverParts { group, core, state, mailbox, copies: way, .. } = &mut self.parts;
+        let node = way.nodes.iter().find(|node| node.number == to).cloned();
+        let is_begun = match (core.ordering().snapshot(), node) {
+            (Some(snapshot), Some(node)) => {
+                let sending = Sending {
+                    group: *group,
+                    to: node,
+                    incarnation,
+                    snapshot,
+                    state: state.clone(),
+                    mailbox: mailbox.clone(),
+                    endpoint: way.endpoint.clone(),
+                    runtime: way.runtime.clone(),
+                };
+                copy::send(&way.copies, sending)
+            }
+            _ => false,
+        };
+        if !is_begun {
+            core.handle_snapshot_sent(now, to, None);
+        }
+    }
+
+    /// Puts a copy in the place of the state.
+    fn install(&mut self, now: Time, prepared: Prepared) -> Result<std::result::Result<(), InstallRefused>> {
+        let DriverParts { group, core, state, view, .. } = &mut self.parts;
+        let Prepared { staged, order } = prepared;
+        let index = order.applied();
+        // The state may have moved on by itself meanwhile.
+        if let Err(refused) = core.ordering().check_snapshot(index) {
+            return Ok(Err(refused));
+        }
+        view.replace(|front| {
+            state.replace_by(&staged)?;
+            let installed = core.install_snapshot(now, order, front);
+            // The disk has it already: the next start begins with it.
+            installed.map_err(|refused| state.damaged(format!("a copy took its place, but {refused}")))
+        })?;
+        self.is_outsider = false;
+        tracing::info!(%group, index = index.0, "a copy has taken the place of the state");
+        Ok(Ok(()))
     }
 
     /// Once the group has taken a new disk in, it has something to show.
@@ -253,6 +333,7 @@ impl Driver {
         let core = &self.parts.core;
         let mut status = crate::status::of_core(core.ordering(), self.parts.clock.now());
         status.name.clone_from(&self.parts.name);
+        status.copies = self.parts.copies.copies.status(self.parts.group.0);
         status.flushed_index = self.parts.state.flushed_index().0;
         status.first_index = self.parts.wal.state(self.parts.group).trimmed.0.0 + 1;
         let digest = metadata::store::stored_digest(&self.parts.state).unwrap_or_default();

@@ -120,6 +120,13 @@ impl LongReads {
         }
     }
 
+    /// The next state may differ in any key.
+    pub fn note_all(&self) {
+        for watch in &*self.watches.lock() {
+            watch.lock().note_all();
+        }
+    }
+
     fn watch(&self) -> Arc<Mutex<Watch>> {
         let watch = Arc::default();
         self.watches.lock().push(Arc::clone(&watch));

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metadata::protocol::Reply;
+use multicast::InstallRefused;
 use multicast::command::Command;
 use multicast::core::{SessionChange, Unhurried};
-use multicast::ids::{GroupId, ReplicaId};
+use multicast::ids::{GroupId, LogIndex, ReplicaId};
 use multicast::message::Message;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::sync::oneshot::Sender;
 
 use super::view::PendingRead;
+use crate::copy::Prepared;
 use crate::server::client::Ticket;
 use crate::status::GroupStatus;
 
@@ -52,6 +55,29 @@ pub enum Input {
     Housekeep,
     /// Somebody wants to know.
     Report(Box<dyn FnOnce(GroupStatus) + Send>),
+    /// A copy of the state is on its way, which stands there: whether it could be installed.
+    CopyOffered {
+        /// Where.
+        index: LogIndex,
+        /// To the thread that receives it.
+        reply: Sender<Result<(), InstallRefused>>,
+    },
+    /// A copy of the state is complete, and is to take the state's place.
+    InstallCopy {
+        /// What came.
+        prepared: Box<Prepared>,
+        /// To the thread that received it.
+        reply: Sender<Result<(), InstallRefused>>,
+    },
+    /// A copy that was sent is in place up to that index, or is not.
+    CopySent {
+        /// At whom.
+        to: ReplicaId,
+        /// Where.
+        installed: Option<LogIndex>,
+    },
+    /// The node is about to stop: another voter should be primary. The sender is dropped when that is so, or cannot be.
+    HandOver(std::sync::mpsc::Sender<()>),
     /// End.
     Stop,
 }
@@ -72,6 +98,10 @@ impl Input {
             | Input::Linearize(_)
             | Input::Housekeep
             | Input::Report(_)
+            | Input::CopyOffered { .. }
+            | Input::InstallCopy { .. }
+            | Input::CopySent { .. }
+            | Input::HandOver(_)
             | Input::Stop => false,
         }
     }
@@ -80,7 +110,7 @@ impl Input {
         let ticket = match self {
             Input::Submit { ticket, .. } | Input::Session { ticket, .. } => ticket,
             Input::Linearize(read) => read.ticket,
-            Input::Message { .. } | Input::Persisted(_) | Input::Housekeep | Input::Report(_) | Input::Stop => return,
+            _ => return,
         };
         ticket.reply(Reply::Unavailable { group, why: "too much is under way".into() });
     }

@@ -5,4 +5,4 @@ mod long;
 pub mod mailbox;
 pub mod view;
 
-pub use driver::{Driver, DriverParts};
+pub use driver::{CopyWay, Driver, DriverParts};

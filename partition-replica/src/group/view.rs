@@ -76,6 +76,15 @@ impl View {
         });
     }
 
+    /// Another state takes this one's place. Clients that follow it have missed what changed: they are cut off, and come back.
+    pub fn replace<R>(&self, step: impl FnOnce(&mut Front) -> R) -> R {
+        self.advance(|front, interest| {
+            interest.end(front.applied, &mut |client, _| client.end("a copy has taken the place of the state"));
+            self.long.note_all();
+            step(front)
+        })
+    }
+
     /// True if nobody may read the state.
     pub fn is_closed(&self) -> bool {
         self.front.read().is_quarantined

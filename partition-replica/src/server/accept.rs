@@ -9,6 +9,7 @@ use net::{Endpoint, Incoming, Role};
 use super::client::Client;
 use super::peers::PEER_CHANNEL;
 use super::requests;
+use crate::copy::{self, COPY_CHANNEL};
 use crate::node::Shared;
 
 /// Takes channels until the endpoint is closed.
@@ -17,6 +18,8 @@ pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
         let (role, kind) = (incoming.peer.role, incoming.kind);
         if role == Role::Node && kind == PEER_CHANNEL {
             accept_peer(incoming, &shared);
+        } else if role == Role::Node && kind == COPY_CHANNEL {
+            accept_copy(incoming, &shared);
         } else if kind.kind == CLIENT_CHANNEL_KIND {
             // Nodes are clients, too: their collectors have to be heard by every group.
             accept_client(incoming, &shared);
@@ -34,6 +37,13 @@ fn accept_peer(incoming: Incoming, shared: &Shared) {
             link.attach(incoming);
         }
         Some(_) => refuse(&incoming, "this node dials, not its peer"),
+        None => refuse(&incoming, "not a node of this cluster's configuration"),
+    }
+}
+
+fn accept_copy(incoming: Incoming, shared: &Arc<Shared>) {
+    match shared.config.nodes.iter().find(|node| node.name == incoming.peer.name) {
+        Some(node) => copy::accept(incoming, node.number, shared),
         None => refuse(&incoming, "not a node of this cluster's configuration"),
     }
 }

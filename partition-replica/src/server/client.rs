@@ -133,6 +133,14 @@ impl Client {
         }
     }
 
+    /// Ends its connection: it has to begin anew.
+    pub fn end(&self, why: &str) {
+        self.cut_off();
+        if let Outlet::Channel { connection, .. } = &self.outlet {
+            connection.close(why);
+        }
+    }
+
     /// Frames and bytes that wait for it to read them.
     pub fn queued(&self) -> (usize, usize) {
         match &self.outlet {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use metadata::keys::FOREIGN_KIND_MIN;
 use metadata::store::{Row, Store, WriteSet};
 use multicast::ids::{GroupId, LogIndex};
+use parking_lot::{Mutex, RwLock};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rocksdb::{
@@ -38,6 +39,9 @@ const APPLIED: &[u8] = &[META, 1];
 const CHARTER: &[u8] = &[META, 2];
 const QUARANTINE: &[u8] = &[META, 3];
 
+/// Rows gathered for a copy are read ahead, and kept out of the cache.
+const COPY_READAHEAD_BYTES: usize = 1 << 20;
+
 const _: () = assert!(ORDER >= FOREIGN_KIND_MIN && META >= FOREIGN_KIND_MIN);
 
 /// The states of a node's groups.
@@ -46,6 +50,7 @@ pub struct StateDb {
     cache: BlockCache,
     buffers: WriteBufferManager,
     row_cache_bytes: usize,
+    memory_bytes: usize,
 }
 
 /// Figures for people, in bytes.
@@ -88,14 +93,30 @@ impl StateDb {
             .into_iter()
             .map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, memory_bytes)));
         let db = Db::open_cf_descriptors(&options, folder, families).map_err(failed)?;
-        Ok(StateDb { db: Arc::new(db), cache, buffers, row_cache_bytes })
+        let db = StateDb { db: Arc::new(db), cache, buffers, row_cache_bytes, memory_bytes };
+        let known = known_families(&options, folder);
+        groups.iter().try_for_each(|&group| db.drop_leftovers(group, &known))?;
+        Ok(db)
+    }
+
+    /// Half-made copies, and states that were replaced.
+    fn drop_leftovers(&self, group: GroupId, known: &[String]) -> Result<()> {
+        let (live, first) = (live_family(&self.db, group)?, family_name(group));
+        let is_of_group =
+            |name: &&String| **name == first || name.strip_prefix(&first).is_some_and(|end| end.starts_with('-'));
+        for name in known.iter().filter(is_of_group).filter(|name| **name != live) {
+            self.db.drop_cf(name).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// One group's state.
     pub fn group(&self, group: GroupId) -> Result<GroupState> {
         let state = GroupState {
             db: self.db.clone(),
-            family: family_name(group),
+            family: Arc::new(RwLock::new(live_family(&self.db, group)?)),
+            flushing: Arc::default(),
+            making: (self.cache.clone(), self.memory_bytes),
             group,
             flushed: Arc::new(AtomicU64::new(0)),
             rows: Arc::new(Cache::with_weighter(
@@ -131,7 +152,12 @@ impl StateDb {
 #[derive(Clone)]
 pub struct GroupState {
     db: Arc<Db>,
-    family: String,
+    /// Another one once a copy has taken its place.
+    family: Arc<RwLock<String>>,
+    /// Held while a column family is flushed, so that none is dropped meanwhile.
+    flushing: Arc<Mutex<()>>,
+    /// What a column family is made with.
+    making: (BlockCache, usize),
     group: GroupId,
     flushed: Arc<AtomicU64>,
     rows: Arc<RowCache>,
@@ -158,6 +184,12 @@ impl GroupState {
     /// The state as it is now, whatever is written later. Nobody may write in the meantime.
     pub fn snapshot(&self) -> Result<StateSnapshot<'_>> {
         Ok(StateSnapshot { family: self.family()?, snapshot: self.db.snapshot() })
+    }
+
+    /// About how many rows there are.
+    pub fn rows_estimate(&self) -> u64 {
+        let estimate = self.family().map(|family| self.db.property_int_value_cf(&family, "rocksdb.estimate-num-keys"));
+        estimate.ok().and_then(|estimate| estimate.ok().flatten()).unwrap_or_default()
     }
 
     /// The ordering's rows, all of them.
@@ -267,6 +299,7 @@ impl GroupState {
     }
 
     fn flush_now(&self) -> Result<()> {
+        let _flushing = self.flushing.lock();
         let mut options = FlushOptions::default();
         options.set_wait(true);
         self.db.flush_cf_opt(&self.family()?, &options).map_err(failed)
@@ -279,7 +312,101 @@ impl GroupState {
     }
 
     fn family(&self) -> Result<Arc<BoundColumnFamily<'_>>> {
-        self.db.cf_handle(&self.family).ok_or_else(|| self.damaged("its column family is gone"))
+        self.db.cf_handle(&self.family.read()).ok_or_else(|| self.damaged("its column family is gone"))
+    }
+
+    /// True for keys of rows that belong to this disk, not to the group's state.
+    pub fn is_own_key(key: &[u8]) -> bool {
+        key.first() == Some(&META)
+    }
+
+    /// An empty state beside this one, which a copy is written to. What an earlier one left there is gone.
+    pub fn stage(&self) -> Result<StagedState> {
+        let live = self.family.read().clone();
+        let first = family_name(self.group);
+        let generation: u64 = match live.strip_prefix(&first).map(|end| end.trim_start_matches('-')) {
+            Some("") => 0,
+            Some(end) => end.parse().map_err(|_| self.damaged("its column family has a strange name"))?,
+            None => return Err(self.damaged("its column family has a strange name")),
+        };
+        let name = format!("{first}-{}", generation.wrapping_add(1));
+        if self.db.cf_handle(&name).is_some() {
+            self.db.drop_cf(&name).map_err(failed)?;
+        }
+        let (cache, memory_bytes) = &self.making;
+        self.db.create_cf(&name, &family_options(cache, *memory_bytes)).map_err(failed)?;
+        Ok(StagedState {
+            state: GroupState {
+                family: Arc::new(RwLock::new(name)),
+                flushing: Arc::default(),
+                flushed: Arc::default(),
+                rows: Arc::new(Cache::with_weighter(1, 1, RowWeight)),
+                ..self.clone()
+            },
+        })
+    }
+
+    /// Takes over what a copy has written, in one step that a crash does or undoes as a whole. Nobody may read or write in the
+    /// meantime. What was here before stays on disk until [`GroupState::drop_replaced`], or the next start.
+    pub fn replace_by(&self, staged: &StagedState) -> Result<()> {
+        let name = staged.state.family.read().clone();
+        let applied = staged.state.applied_index()?;
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.put_opt(pointer(self.group), &name, &options).map_err(failed)?;
+        *self.family.write() = name;
+        self.rows.clear();
+        self.flushed.store(applied.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// Frees what was replaced. Readers that still have a snapshot of it keep it until they are done.
+    pub fn drop_replaced(&self) -> Result<()> {
+        let _flushing = self.flushing.lock();
+        let live = self.family.read().clone();
+        let first = family_name(self.group);
+        let generation: u64 = live.strip_prefix(&format!("{first}-")).and_then(|end| end.parse().ok()).unwrap_or(0);
+        let before = match generation {
+            0 => return Ok(()),
+            1 => first,
+            _ => format!("{first}-{}", generation - 1),
+        };
+        if self.db.cf_handle(&before).is_some() {
+            self.db.drop_cf(&before).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// A state that a copy is written to, beside the one that it is to replace.
+pub struct StagedState {
+    state: GroupState,
+}
+
+impl StagedState {
+    /// To read what has come.
+    pub fn state(&self) -> &GroupState {
+        &self.state
+    }
+
+    /// Writes rows of a copy. Not durable before [`StagedState::finish`].
+    pub fn put(&self, rows: &[(Bytes, Bytes)]) -> Result<()> {
+        let family = self.state.family()?;
+        let mut batch = WriteBatch::default();
+        for (key, value) in rows {
+            batch.put_cf(&family, key, value);
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.state.db.write_opt(batch, &options).map_err(failed)
+    }
+
+    /// Writes what is this replica's own. Durable on return, with all that came.
+    pub fn finish(&self, order: &[(Vec<u8>, Option<Vec<u8>>)], charter: &[u8], applied: LogIndex) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(&self.state.family()?, CHARTER, charter);
+        self.state.write_batch(batch, WriteSet::new(), order, applied)?;
+        self.state.flush_now()
     }
 }
 
@@ -297,6 +424,21 @@ impl Store for GroupState {
 pub struct StateSnapshot<'s> {
     family: Arc<BoundColumnFamily<'s>>,
     snapshot: SnapshotWithThreadMode<'s, Db>,
+}
+
+/// Rows for a copy.
+pub type CopiedRows<'s> = Box<dyn Iterator<Item = Result<(Box<[u8]>, Box<[u8]>)>> + 's>;
+
+impl StateSnapshot<'_> {
+    /// All rows of the group's state: those that are not this disk's own.
+    pub fn all_rows(&self) -> CopiedRows<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound([META]);
+        options.fill_cache(false);
+        options.set_readahead_size(COPY_READAHEAD_BYTES);
+        let rows = self.snapshot.iterator_cf_opt(&self.family, options, IteratorMode::Start);
+        Box::new(rows.map(|row| row.map_err(failed)))
+    }
 }
 
 impl Store for StateSnapshot<'_> {
@@ -375,6 +517,16 @@ fn known_families(options: &Options, folder: &Path) -> Vec<String> {
     Db::list_cf(options, folder).unwrap_or_default()
 }
 
+/// The row of the default column family that names a group's own, once that is not the first.
+fn pointer(group: GroupId) -> String {
+    format!("state of group {}", group.0)
+}
+
+fn live_family(db: &Db, group: GroupId) -> Result<String> {
+    let name = db.get(pointer(group)).map_err(failed)?;
+    Ok(name.map_or_else(|| family_name(group), |name| String::from_utf8_lossy(&name).into_owned()))
+}
+
 fn family_name(group: GroupId) -> String {
     format!("group-{}", group.0)
 }
@@ -402,6 +554,53 @@ mod tests {
     fn put(state: &GroupState, key: &[u8], value: &[u8], applied: u64) {
         let rows = WriteSet::from([(key.to_vec(), Some(value.to_vec()))]);
         state.write(rows, &[(key.to_vec(), Some(value.to_vec()))], LogIndex(applied)).unwrap();
+    }
+
+    #[test]
+    fn copy_takes_the_place_of_a_state_in_one_step_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let get = |state: &GroupState, key: &[u8]| Store::get(state, key).unwrap();
+        let stage = |state: &GroupState, applied: u64| {
+            let staged = state.stage().unwrap();
+            staged.put(&[(Bytes::from_static(b"new"), Bytes::from(applied.to_string()))]).unwrap();
+            staged.finish(&[(b"m".to_vec(), Some(b"order".to_vec()))], b"charter", LogIndex(applied)).unwrap();
+            staged
+        };
+        {
+            let (_db, state) = open(folder.path());
+            put(&state, b"old", b"1", 3);
+            state.flush(LogIndex(3)).unwrap();
+            state.quarantine("it differs").unwrap();
+            let _half_made = stage(&state, 8);
+        }
+        {
+            let (_db, state) = open(folder.path());
+            assert_eq!((get(&state, b"old"), get(&state, b"new")), (Some(b"1".to_vec()), None));
+            assert_eq!(state.db.cf_handle("group-3-1").map(|_| ()), None, "what was half made is gone");
+            for (applied, family) in [(9, "group-3-1"), (12, "group-3-2")] {
+                let before = state.snapshot().unwrap();
+                state.replace_by(&stage(&state, applied)).unwrap();
+                state.drop_replaced().unwrap();
+                assert_eq!((get(&state, b"old"), get(&state, b"new")), (None, Some(applied.to_string().into())));
+                assert_eq!(*state.family.read(), family);
+                assert_eq!(
+                    (state.flushed_index(), state.applied_index().unwrap()),
+                    (LogIndex(applied), LogIndex(applied))
+                );
+                assert_eq!(state.quarantined().unwrap(), None, "the mark went with the state that it was about");
+                // Who reads what was replaced goes on to do so.
+                assert_eq!(Store::get(&before, b"old").unwrap().is_some(), applied == 9);
+                put(&state, b"later", b"2", applied + 1);
+                state.flush(LogIndex(applied + 1)).unwrap();
+            }
+        }
+        let (_db, state) = open(folder.path());
+        assert_eq!(get(&state, b"new"), Some(b"12".to_vec()));
+        assert_eq!(get(&state, b"later"), Some(b"2".to_vec()));
+        assert_eq!(state.charter().unwrap(), Some(b"charter".to_vec()));
+        assert!(state.order_rows().unwrap().contains(&(b"m".to_vec(), b"order".to_vec())));
+        let rows: Vec<_> = state.snapshot().unwrap().all_rows().map(|row| row.unwrap().0).collect();
+        assert!(rows.len() >= 3 && rows.iter().all(|key| !GroupState::is_own_key(key)), "{rows:?}");
     }
 
     #[test]

@@ -199,7 +199,7 @@ fn commands_under_way_while_nodes_crash_execute_exactly_once() {
 }
 
 /// `count` updates of the root, many at a time, through its primary.
-fn touch_root(cluster: &Cluster, client: &mut Client, count: usize) {
+pub fn touch_root(cluster: &Cluster, client: &mut Client, count: usize) {
     let group = GroupId::GLOBAL;
     let primary = cluster.primary(group).unwrap();
     let touch = FsOp::SetAttr { node: ROOT, set: SetAttr { mode: Some(0o755), ..SetAttr::default() } };
