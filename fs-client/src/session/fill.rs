@@ -75,6 +75,7 @@ pub enum Kept {
 }
 
 /// An own update's outcome, in the group that answers. What it changed there is forgotten first if no stream keeps it right.
+/// True if something was learned.
 pub fn update(
     cache: &Cache,
     group: GroupId,
@@ -83,7 +84,7 @@ pub fn update(
     outcome: &Outcome,
     as_of: LogIndex,
     kept: Kept,
-) {
+) -> bool {
     // An update waits for every prepared one that it conflicts with and whose effect its client had seen.
     let (stream, asked) = match kept {
         Kept::Noted(stream) => (Some(stream), as_of),
@@ -92,22 +93,34 @@ pub fn update(
     if stream.is_none() {
         cache.forget(group, changed(destinations, group));
     }
-    let Ok(done) = outcome else { return };
-    if let Some(fill) = cache.fill(group, stream, as_of, asked) {
-        teach(&fill, group, op, done);
+    let Ok(done) = outcome else { return false };
+    let fill = cache.fill(group, stream, as_of, asked);
+    if let Some(fill) = &fill {
+        teach(fill, group, op, done, false);
     }
+    fill.is_some()
 }
 
-/// What another group of an own update has told of its outcome there, in its stream.
-pub fn executed(cache: &Cache, group: GroupId, stream: StreamId, op: &FsOp, done: &Done, as_of: LogIndex) {
-    if let Some(fill) = cache.fill(group, Some(stream), as_of, as_of) {
-        teach(&fill, group, op, done);
+/// What another group of an own update has told of its outcome there, in its stream. `is_counted`: the names that came and
+/// went are taken into account already. True if something was learned.
+pub fn executed(
+    cache: &Cache,
+    (group, stream): (GroupId, StreamId),
+    (op, done): (&FsOp, &Done),
+    as_of: LogIndex,
+    is_counted: bool,
+) -> bool {
+    let fill = cache.fill(group, Some(stream), as_of, as_of);
+    if let Some(fill) = &fill {
+        teach(fill, group, op, done, is_counted);
     }
+    fill.is_some()
 }
 
 /// What an own update's outcome means in its groups that did not answer. There it has yet to execute; nobody else changes
 /// the names and inodes that it has locked, so what will become of them holds until something newer of the group is seen
-/// or told. `asked`: the effects that had been seen of each group when it was asked for.
+/// or told. `asked`: the effects that had been seen of each group when it was asked for. Returns the groups of which
+/// something was learned.
 pub fn elsewhere(
     cache: &Cache,
     destinations: &[Destination],
@@ -115,7 +128,8 @@ pub fn elsewhere(
     dependencies: &VectorClock,
     elsewhere: &[Elsewhere],
     asked: &VectorClock,
-) {
+) -> Vec<GroupId> {
+    let mut learned = Vec::new();
     for own in elsewhere {
         let before = cache.effects(own.group);
         let is_all = cache.depend_on_own(dependencies, own, changed(destinations, own.group));
@@ -123,13 +137,15 @@ pub fn elsewhere(
         if let (true, Ok(done)) = (is_all && asked.effects(own.group) >= before, outcome)
             && let Some(fill) = cache.fill(own.group, None, own.index, own.index)
         {
-            teach(&fill, own.group, op, done);
+            teach(&fill, own.group, op, done, false);
+            learned.push(own.group);
         }
     }
     let is_told = |group| elsewhere.iter().any(|own| own.group == group);
     for destination in destinations.iter().filter(|destination| !is_told(destination.group)) {
         cache.forget(destination.group, changed(destinations, destination.group));
     }
+    learned
 }
 
 /// The keys that an update changes in one of its groups.
@@ -139,7 +155,7 @@ fn changed(destinations: &[Destination], group: GroupId) -> impl Iterator<Item =
     keys.filter(|(_, mode)| mode.changes()).map(|(key, _)| *key)
 }
 
-fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
+fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done, is_counted: bool) {
     let there = |attr: &Attr| Some(Dirent { ino: attr.ino, kind: attr.kind, home: attr.home });
     match (op, done) {
         (FsOp::Create { parent, name, node, .. }, Done::Node { attr, .. }) => {
@@ -205,11 +221,11 @@ fn teach(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
     for directory in done.directories() {
         fill.attr(directory);
     }
-    teach_names(fill, group, op, done);
+    teach_names(fill, group, op, done, is_counted);
 }
 
 /// The names that came and went, each with its directory. A name that stands for something else now is neither.
-fn teach_names(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
+fn teach_names(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done, is_counted: bool) {
     let mut changes: Vec<(NodeRef, NameChange<'_>)> = Vec::new();
     let came = |name| NameChange { name, is_there: true };
     let went = |name| NameChange { name, is_there: false };
@@ -235,7 +251,9 @@ fn teach_names(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done) {
         let same: Vec<_> =
             changes.extract_if(.., |(other, _)| other.ino == dir.ino).map(|(_, change)| change).collect();
         let now = done.directories().iter().find(|attr| attr.ino == dir.ino);
-        fill.names(dir.ino, &same, now);
+        // Counted twice they would stand for somebody else's.
+        let news = if is_counted { &[][..] } else { &same[..] };
+        fill.names(dir.ino, news, now);
     }
 }
 
@@ -327,11 +345,48 @@ mod tests {
         assert_eq!(renamed(0, later), (true, None, false), "nobody has noted that for this client");
     }
 
+    /// A directory with no names is known as a whole; then an own name comes, and a stranger's before it. The answer could not
+    /// tell of the directory, the stream does. True if a third name is taken for absent.
+    fn is_absent_beside_a_stranger(is_counted: bool) -> bool {
+        let cache = Cache::new(Arc::new(Progress::new([HERE, THERE])), 100);
+        let stream = cache.begin_stream(THERE, LogIndex(10));
+        let dir = attr(7, FileKind::Directory, THERE);
+        told(&cache, stream, &dir);
+        let op = ReadOp::ReadDir { dir: dir.ino, after: 0, limit: 1000, plus: false };
+        let question = Question { group: THERE, op: &op, asked: LogIndex::ZERO };
+        let nothing = Ok(ReadAnswer::Entries { entries: Vec::new(), end: true });
+        read(&cache, stream, &question, &nothing, LogIndex(10));
+        assert_eq!(cache.dirent(THERE, dir.ino, b"x"), Some(None));
+        let node = NodeRef { ino: InodeId(6), kind: FileKind::File, home: HERE };
+        let parent = NodeRef { ino: dir.ino, kind: dir.kind, home: THERE };
+        let op = FsOp::Link { node, parent, name: "g".into() };
+        let link =
+            |directories| Done::Node { attr: Box::new(attr(6, node.kind, HERE)), appended_at: None, directories };
+        let mut dependencies = VectorClock::new();
+        dependencies.advance_effects(THERE, LogIndex(12));
+        cache.invalidate(THERE, stream, &[], (LogIndex(12), LogIndex(10)));
+        let own = [Elsewhere { group: THERE, index: LogIndex(12), prior: LogIndex(0) }];
+        let others: Vec<Destination> = op.destinations().into_iter().filter(|to| to.group == THERE).collect();
+        let outcome = Ok(link(Vec::new()));
+        let learned = elsewhere(&cache, &others, (&op, &outcome), &dependencies, &own, &VectorClock::new());
+        assert_eq!(learned, [THERE]);
+        let grown = Attr { size: 2, data_version: 2, ..dir };
+        executed(&cache, (THERE, stream), (&op, &link(vec![grown])), LogIndex(14), is_counted);
+        cache.invalidate(THERE, stream, &[], (LogIndex(14), LogIndex(14)));
+        cache.dirent(THERE, InodeId(7), b"x").is_some()
+    }
+
+    #[test]
+    fn own_name_that_is_told_twice_does_not_hide_a_stranger_s() {
+        assert!(!is_absent_beside_a_stranger(true));
+        assert!(is_absent_beside_a_stranger(false), "this is what must not be");
+    }
+
     #[test]
     fn own_rename_is_kept_right_once_the_other_group_has_told_it() {
         let told = |cache: &Cache, stream, op: &FsOp, done: &Done| {
             let keys: Vec<Key> = changed(&op.destinations(), THERE).collect();
-            executed(cache, THERE, stream, op, done, LogIndex(14));
+            executed(cache, (THERE, stream), (op, done), LogIndex(14), true);
             cache.invalidate(THERE, stream, &keys, (LogIndex(14), LogIndex(14)));
             cache.invalidate(THERE, stream, &[], (LogIndex(15), LogIndex(15)));
         };

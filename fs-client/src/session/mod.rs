@@ -276,10 +276,11 @@ impl Engine {
             }
             let target = self.target(group, tries)?;
             let (destinations, op) = (update.destinations.clone(), update.op.clone());
+            let (sequence, clock) = (sent.command.id.sequence, sent.command.clock.clone());
             if destinations.len() > 1 {
-                self.shared.expect_across(sent.command.id.sequence, &op);
+                self.shared.expect_across(sequence, &op);
             }
-            let expect = Expect::Update { group, destinations, op, clock: sent.command.clock.clone() };
+            let expect = Expect::Update { group, destinations, op, sequence, clock };
             let request = Request::Update { group, command: sent.command.clone() };
             let asked_at = Instant::now();
             let reply = match self.link(target)?.call(request, expect, until).await {

@@ -24,6 +24,14 @@ use crate::volume::OrphanBox;
 /// Updates of several groups that are remembered.
 const ACROSS_MAX: usize = 256;
 
+/// An update of several groups.
+pub struct Across {
+    op: Arc<FsOp>,
+    /// Groups of which its answer has taught something. The stream may tell it once more, also for the group that answers:
+    /// it may come from another replica.
+    counted: Vec<GroupId>,
+}
+
 /// What connections' tasks work on.
 pub struct Shared {
     pub(super) session: SessionId,
@@ -33,7 +41,8 @@ pub struct Shared {
     pub(super) window: Arc<Mutex<SequenceWindow>>,
     pub(super) groups: BTreeMap<GroupId, Group>,
     /// The last updates of several groups, by sequence: what they have done is told by the streams of all these groups.
-    pub(super) across: Mutex<BTreeMap<u64, Arc<FsOp>>>,
+    /// Locked before the cache is, and while one is taken into account: each is counted once, whichever group tells it first.
+    pub(super) across: Mutex<BTreeMap<u64, Across>>,
 }
 
 /// One group, seen from this session.
@@ -80,6 +89,8 @@ pub enum Expect {
         destinations: Arc<[Destination]>,
         /// The update.
         op: Arc<FsOp>,
+        /// Its sequence.
+        sequence: u64,
         /// What had been seen when it was asked.
         clock: VectorClock,
     },
@@ -107,7 +118,7 @@ impl Shared {
     /// An update of several groups is asked for.
     pub(super) fn expect_across(&self, sequence: u64, op: &Arc<FsOp>) {
         let mut across = self.across.lock();
-        across.insert(sequence, op.clone());
+        across.entry(sequence).or_insert_with(|| Across { op: op.clone(), counted: Vec::new() });
         if across.len() > ACROSS_MAX {
             across.pop_first();
         }
@@ -173,16 +184,23 @@ impl Handler for Shared {
                 self.progress.see(group, position.index);
             }
             (
-                Expect::Update { group, destinations, op, clock },
+                Expect::Update { group, destinations, op, sequence, clock },
                 Reply::Updated { outcome, position, is_noted, elsewhere },
             ) => {
                 self.learn_served(group, node);
                 let stream = self.source(group, node, generation).filter(|_| *is_noted);
                 let kept = stream.map_or(Kept::Unnoted { asked: clock.effects(group) }, Kept::Noted);
-                fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
                 if destinations.len() > 1 {
+                    let mut across = self.across.lock();
                     let (others, done) = (others(&destinations, group), (&*op, outcome));
-                    fill::elsewhere(&self.cache, &others, done, &position.dependencies, elsewhere, &clock);
+                    let here = fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
+                    let learned =
+                        fill::elsewhere(&self.cache, &others, done, &position.dependencies, elsewhere, &clock);
+                    if let Some(known) = across.get_mut(&sequence) {
+                        known.counted.extend(learned.into_iter().chain(here.then_some(group)));
+                    }
+                } else {
+                    fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
                 }
                 self.progress.depend(&position.dependencies);
                 self.progress.see(group, position.index);
@@ -199,9 +217,12 @@ impl Handler for Shared {
         }
         // Before that these keys have changed, so that they are never missed.
         for Executed { sequence, done } in &executed {
-            let op = self.across.lock().get(sequence).cloned();
-            if let Some(op) = op {
-                fill::executed(&self.cache, group, stream, &op, done, index);
+            if let Some(known) = self.across.lock().get_mut(sequence) {
+                let is_counted = known.counted.contains(&group);
+                // A replica that a later stream comes from may have yet to execute it.
+                if fill::executed(&self.cache, (group, stream), (&known.op, done), index, is_counted) && !is_counted {
+                    known.counted.push(group);
+                }
             }
         }
         self.cache.invalidate(group, stream, &invalidated, (index, settled));
