@@ -4,6 +4,9 @@
 //! earlier state, whole, and the write-ahead log is replayed from its index. Therefore the log may be cut only below
 //! [`GroupState::flushed_index`].
 
+mod copy;
+mod family;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +19,13 @@ use parking_lot::{Mutex, RwLock};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache as BlockCache, ColumnFamilyDescriptor, DBCompressionType,
-    DBWithThreadMode, Direction, FlushOptions, IteratorMode, MultiThreaded, Options, ReadOptions,
-    SnapshotWithThreadMode, WriteBatch, WriteBufferManager, WriteOptions,
+    BoundColumnFamily, Cache as BlockCache, ColumnFamilyDescriptor, DBWithThreadMode, Direction, FlushOptions,
+    IteratorMode, MultiThreaded, Options, ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteBufferManager,
+    WriteOptions,
 };
+
+pub use copy::{CopiedRows, StagedState};
+use family::{family_name, family_options, known_families, live_family};
 
 use crate::error::{Error, Result};
 
@@ -38,9 +44,6 @@ const META: u8 = 0xf0;
 const APPLIED: &[u8] = &[META, 1];
 const CHARTER: &[u8] = &[META, 2];
 const QUARANTINE: &[u8] = &[META, 3];
-
-/// Rows gathered for a copy are read ahead, and kept out of the cache.
-const COPY_READAHEAD_BYTES: usize = 1 << 20;
 
 const _: () = assert!(ORDER >= FOREIGN_KIND_MIN && META >= FOREIGN_KIND_MIN);
 
@@ -314,100 +317,6 @@ impl GroupState {
     fn family(&self) -> Result<Arc<BoundColumnFamily<'_>>> {
         self.db.cf_handle(&self.family.read()).ok_or_else(|| self.damaged("its column family is gone"))
     }
-
-    /// True for keys of rows that belong to this disk, not to the group's state.
-    pub fn is_own_key(key: &[u8]) -> bool {
-        key.first() == Some(&META)
-    }
-
-    /// An empty state beside this one, which a copy is written to. What an earlier one left there is gone.
-    pub fn stage(&self) -> Result<StagedState> {
-        let live = self.family.read().clone();
-        let first = family_name(self.group);
-        let generation: u64 = match live.strip_prefix(&first).map(|end| end.trim_start_matches('-')) {
-            Some("") => 0,
-            Some(end) => end.parse().map_err(|_| self.damaged("its column family has a strange name"))?,
-            None => return Err(self.damaged("its column family has a strange name")),
-        };
-        let name = format!("{first}-{}", generation.wrapping_add(1));
-        if self.db.cf_handle(&name).is_some() {
-            self.db.drop_cf(&name).map_err(failed)?;
-        }
-        let (cache, memory_bytes) = &self.making;
-        self.db.create_cf(&name, &family_options(cache, *memory_bytes)).map_err(failed)?;
-        Ok(StagedState {
-            state: GroupState {
-                family: Arc::new(RwLock::new(name)),
-                flushing: Arc::default(),
-                flushed: Arc::default(),
-                rows: Arc::new(Cache::with_weighter(1, 1, RowWeight)),
-                ..self.clone()
-            },
-        })
-    }
-
-    /// Takes over what a copy has written, in one step that a crash does or undoes as a whole. Nobody may read or write in the
-    /// meantime. What was here before stays on disk until [`GroupState::drop_replaced`], or the next start.
-    pub fn replace_by(&self, staged: &StagedState) -> Result<()> {
-        let name = staged.state.family.read().clone();
-        let applied = staged.state.applied_index()?;
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        self.db.put_opt(pointer(self.group), &name, &options).map_err(failed)?;
-        *self.family.write() = name;
-        self.rows.clear();
-        self.flushed.store(applied.0, Ordering::Release);
-        Ok(())
-    }
-
-    /// Frees what was replaced. Readers that still have a snapshot of it keep it until they are done.
-    pub fn drop_replaced(&self) -> Result<()> {
-        let _flushing = self.flushing.lock();
-        let live = self.family.read().clone();
-        let first = family_name(self.group);
-        let generation: u64 = live.strip_prefix(&format!("{first}-")).and_then(|end| end.parse().ok()).unwrap_or(0);
-        let before = match generation {
-            0 => return Ok(()),
-            1 => first,
-            _ => format!("{first}-{}", generation - 1),
-        };
-        if self.db.cf_handle(&before).is_some() {
-            self.db.drop_cf(&before).map_err(failed)?;
-        }
-        Ok(())
-    }
-}
-
-/// A state that a copy is written to, beside the one that it is to replace.
-pub struct StagedState {
-    state: GroupState,
-}
-
-impl StagedState {
-    /// To read what has come.
-    pub fn state(&self) -> &GroupState {
-        &self.state
-    }
-
-    /// Writes rows of a copy. Not durable before [`StagedState::finish`].
-    pub fn put(&self, rows: &[(Bytes, Bytes)]) -> Result<()> {
-        let family = self.state.family()?;
-        let mut batch = WriteBatch::default();
-        for (key, value) in rows {
-            batch.put_cf(&family, key, value);
-        }
-        let mut options = WriteOptions::default();
-        options.disable_wal(true);
-        self.state.db.write_opt(batch, &options).map_err(failed)
-    }
-
-    /// Writes what is this replica's own. Durable on return, with all that came.
-    pub fn finish(&self, order: &[(Vec<u8>, Option<Vec<u8>>)], charter: &[u8], applied: LogIndex) -> Result<()> {
-        let mut batch = WriteBatch::default();
-        batch.put_cf(&self.state.family()?, CHARTER, charter);
-        self.state.write_batch(batch, WriteSet::new(), order, applied)?;
-        self.state.flush_now()
-    }
 }
 
 impl Store for GroupState {
@@ -424,21 +333,6 @@ impl Store for GroupState {
 pub struct StateSnapshot<'s> {
     family: Arc<BoundColumnFamily<'s>>,
     snapshot: SnapshotWithThreadMode<'s, Db>,
-}
-
-/// Rows for a copy.
-pub type CopiedRows<'s> = Box<dyn Iterator<Item = Result<(Box<[u8]>, Box<[u8]>)>> + 's>;
-
-impl StateSnapshot<'_> {
-    /// All rows of the group's state: those that are not this disk's own.
-    pub fn all_rows(&self) -> CopiedRows<'_> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound([META]);
-        options.fill_cache(false);
-        options.set_readahead_size(COPY_READAHEAD_BYTES);
-        let rows = self.snapshot.iterator_cf_opt(&self.family, options, IteratorMode::Start);
-        Box::new(rows.map(|row| row.map_err(failed)))
-    }
 }
 
 impl Store for StateSnapshot<'_> {
@@ -491,46 +385,6 @@ impl Weighter<Box<[u8]>, Option<Bytes>> for RowWeight {
 
 type RowCache = Cache<Box<[u8]>, Option<Bytes>, RowWeight>;
 
-fn family_options(cache: &BlockCache, memory_bytes: usize) -> Options {
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_block_size(8 << 10);
-    table.set_bloom_filter(10.0, false);
-    // Index and filters count within the cache's bound too.
-    table.set_cache_index_and_filter_blocks(true);
-    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    table.set_format_version(5);
-    let mut options = Options::default();
-    options.set_block_based_table_factory(&table);
-    options.set_compression_type(DBCompressionType::Lz4);
-    options.set_write_buffer_size((memory_bytes / BUFFER_SHARE / 2).clamp(1 << 20, 64 << 20));
-    // Most rows that are looked for here are new names and inodes: the filter says so without a search.
-    options.set_memtable_prefix_bloom_ratio(0.05);
-    options.set_memtable_whole_key_filtering(true);
-    options.set_max_write_buffer_number(3);
-    options.set_level_compaction_dynamic_level_bytes(true);
-    options
-}
-
-fn known_families(options: &Options, folder: &Path) -> Vec<String> {
-    // Fails if there is no database yet; a damaged one makes the opening itself fail, with a better message.
-    Db::list_cf(options, folder).unwrap_or_default()
-}
-
-/// The row of the default column family that names a group's own, once that is not the first.
-fn pointer(group: GroupId) -> String {
-    format!("state of group {}", group.0)
-}
-
-fn live_family(db: &Db, group: GroupId) -> Result<String> {
-    let name = db.get(pointer(group)).map_err(failed)?;
-    Ok(name.map_or_else(|| family_name(group), |name| String::from_utf8_lossy(&name).into_owned()))
-}
-
-fn family_name(group: GroupId) -> String {
-    format!("group-{}", group.0)
-}
-
 fn failed(error: rocksdb::Error) -> Error {
     match error.kind() {
         rocksdb::ErrorKind::Corruption => Error::CorruptState(error.into_string()),
@@ -539,324 +393,10 @@ fn failed(error: rocksdb::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    const GROUP: GroupId = GroupId(3);
-
-    fn open(folder: &Path) -> (StateDb, GroupState) {
-        let db = StateDb::open(folder, &[GROUP], 16 << 20).unwrap();
-        let state = db.group(GROUP).unwrap();
-        (db, state)
-    }
-
-    fn put(state: &GroupState, key: &[u8], value: &[u8], applied: u64) {
-        let rows = WriteSet::from([(key.to_vec(), Some(value.to_vec()))]);
-        state.write(rows, &[(key.to_vec(), Some(value.to_vec()))], LogIndex(applied)).unwrap();
-    }
-
-    #[test]
-    fn copy_takes_the_place_of_a_state_in_one_step_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let get = |state: &GroupState, key: &[u8]| Store::get(state, key).unwrap();
-        let stage = |state: &GroupState, applied: u64| {
-            let staged = state.stage().unwrap();
-            staged.put(&[(Bytes::from_static(b"new"), Bytes::from(applied.to_string()))]).unwrap();
-            staged.finish(&[(b"m".to_vec(), Some(b"order".to_vec()))], b"charter", LogIndex(applied)).unwrap();
-            staged
-        };
-        {
-            let (_db, state) = open(folder.path());
-            put(&state, b"old", b"1", 3);
-            state.flush(LogIndex(3)).unwrap();
-            state.quarantine("it differs").unwrap();
-            let _half_made = stage(&state, 8);
-        }
-        {
-            let (_db, state) = open(folder.path());
-            assert_eq!((get(&state, b"old"), get(&state, b"new")), (Some(b"1".to_vec()), None));
-            assert_eq!(state.db.cf_handle("group-3-1").map(|_| ()), None, "what was half made is gone");
-            for (applied, family) in [(9, "group-3-1"), (12, "group-3-2")] {
-                let before = state.snapshot().unwrap();
-                state.replace_by(&stage(&state, applied)).unwrap();
-                state.drop_replaced().unwrap();
-                assert_eq!((get(&state, b"old"), get(&state, b"new")), (None, Some(applied.to_string().into())));
-                assert_eq!(*state.family.read(), family);
-                assert_eq!(
-                    (state.flushed_index(), state.applied_index().unwrap()),
-                    (LogIndex(applied), LogIndex(applied))
-                );
-                assert_eq!(state.quarantined().unwrap(), None, "the mark went with the state that it was about");
-                // Who reads what was replaced goes on to do so.
-                assert_eq!(Store::get(&before, b"old").unwrap().is_some(), applied == 9);
-                put(&state, b"later", b"2", applied + 1);
-                state.flush(LogIndex(applied + 1)).unwrap();
-            }
-        }
-        let (_db, state) = open(folder.path());
-        assert_eq!(get(&state, b"new"), Some(b"12".to_vec()));
-        assert_eq!(get(&state, b"later"), Some(b"2".to_vec()));
-        assert_eq!(state.charter().unwrap(), Some(b"charter".to_vec()));
-        assert!(state.order_rows().unwrap().contains(&(b"m".to_vec(), b"order".to_vec())));
-        let rows: Vec<_> = state.snapshot().unwrap().all_rows().map(|row| row.unwrap().0).collect();
-        assert!(rows.len() >= 3 && rows.iter().all(|key| !GroupState::is_own_key(key)), "{rows:?}");
-    }
-
-    #[test]
-    fn quarantine_outlives_a_crash() {
-        let folder = tempfile::tempdir().unwrap();
-        let (db, state) = open(folder.path());
-        put(&state, b"a", b"1", 1);
-        assert_eq!(state.quarantined().unwrap(), None);
-        state.quarantine("it differs").unwrap();
-        db.stop_background_work();
-        drop((db, state));
-        let (_db, state) = open(folder.path());
-        assert_eq!(state.quarantined().unwrap().unwrap(), "it differs");
-        assert_eq!(state.order_rows().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn state_unflushed_is_lost_together_with_its_index() {
-        let folder = tempfile::tempdir().unwrap();
-        let (db, state) = open(folder.path());
-        put(&state, b"a", b"1", 1);
-        state.flush(LogIndex(1)).unwrap();
-        put(&state, b"b", b"2", 2);
-        assert_eq!(state.flushed_index(), LogIndex(1));
-        assert_eq!(state.get(b"b").unwrap().unwrap(), b"2");
-        db.stop_background_work();
-        drop((state, db));
-        let (_db, state) = open(folder.path());
-        assert_eq!(state.applied_index().unwrap(), LogIndex(1));
-        assert_eq!(state.flushed_index(), LogIndex(1));
-        assert_eq!(state.get(b"a").unwrap().unwrap(), b"1");
-        assert_eq!(state.get(b"b").unwrap(), None);
-        assert_eq!(state.order_rows().unwrap(), [(b"a".to_vec(), b"1".to_vec())]);
-    }
-
-    #[test]
-    fn rows_written_replace_rows_in_memory() {
-        let folder = tempfile::tempdir().unwrap();
-        let (_db, state) = open(folder.path());
-        put(&state, b"a", b"1", 1);
-        put(&state, b"a", b"2", 2);
-        assert_eq!(state.get(b"a").unwrap().unwrap(), b"2");
-        state.write(WriteSet::from([(b"a".to_vec(), None)]), &[], LogIndex(3)).unwrap();
-        assert_eq!(state.get(b"a").unwrap(), None);
-    }
-
-    #[test]
-    fn scan_stays_within_prefix_start_and_limit() {
-        let folder = tempfile::tempdir().unwrap();
-        let (_db, state) = open(folder.path());
-        for key in [&b"a"[..], b"b1", b"b2", b"b3", b"c"] {
-            put(&state, key, key, 1);
-        }
-        let keys = |prefix: &[u8], start: &[u8], limit| {
-            let rows = state.scan(prefix, start, limit).unwrap();
-            rows.into_iter().map(|(key, _)| String::from_utf8(key).unwrap()).collect::<Vec<_>>()
-        };
-        assert_eq!(keys(b"b", b"", 9), ["b1", "b2", "b3"]);
-        assert_eq!(keys(b"b", b"b2", 9), ["b2", "b3"]);
-        assert_eq!(keys(b"b", b"b2", 1), ["b2"]);
-        assert_eq!(keys(b"b", b"c", 9), [""; 0]);
-    }
-}
+mod tests;
 
 #[cfg(test)]
-mod damage {
-    #![allow(clippy::unwrap_used)]
-    use std::fs;
-
-    use super::*;
-
-    const GROUP: GroupId = GroupId(1);
-
-    fn fill(folder: &Path) {
-        let db = StateDb::open(folder, &[GROUP], 16 << 20).unwrap();
-        let state = db.group(GROUP).unwrap();
-        for number in 0..2000u32 {
-            let row = (number.to_be_bytes().to_vec(), Some(vec![number as u8; 100]));
-            state.write(WriteSet::from([row]), &[], LogIndex(u64::from(number) + 1)).unwrap();
-        }
-        state.flush(LogIndex(2000)).unwrap();
-        db.stop_background_work();
-    }
-
-    /// Every row, or why not.
-    fn rows(folder: &Path) -> Result<usize> {
-        let db = StateDb::open(folder, &[GROUP], 16 << 20)?;
-        let state = db.group(GROUP)?;
-        let mut found = 0;
-        for number in 0..2000u32 {
-            let value = state.row(&number.to_be_bytes())?;
-            assert!(value.is_none_or(|value| value == vec![number as u8; 100]), "another value than was written");
-            found += 1;
-        }
-        Ok(found)
-    }
-
-    #[test]
-    fn state_with_a_flipped_bit_in_a_table_is_an_error_that_says_what_to_do() {
-        let folder = tempfile::tempdir().unwrap();
-        fill(folder.path());
-        let tables = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
-        let mut tables = tables.filter(|path| path.extension().is_some_and(|end| end == "sst"));
-        let table = tables.next().unwrap();
-        let good = fs::read(&table).unwrap();
-        for part in 1..10 {
-            let mut bad = good.clone();
-            bad[good.len() * part / 10] ^= 0x10;
-            fs::write(&table, bad).unwrap();
-            let Err(error) = rows(folder.path()) else { continue };
-            assert_eq!(error.class(), crate::error::ErrorClass::Corrupt, "{error}");
-            assert!(error.to_string().contains("keep this node stopped"), "{error}");
-        }
-        fs::write(&table, &good[..good.len() / 2]).unwrap();
-        assert!(rows(folder.path()).is_err(), "half a table");
-        fs::write(&table, good).unwrap();
-        assert_eq!(rows(folder.path()).unwrap(), 2000);
-    }
-
-    #[test]
-    fn applied_index_that_is_no_number_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let db = StateDb::open(folder.path(), &[GROUP], 16 << 20).unwrap();
-        let state = db.group(GROUP).unwrap();
-        for bytes in [&b""[..], b"1234567", b"123456789"] {
-            let mut options = WriteOptions::default();
-            options.disable_wal(true);
-            state.db.put_cf_opt(&state.family().unwrap(), APPLIED, bytes, &options).unwrap();
-            assert!(matches!(state.applied_index(), Err(Error::DamagedState { .. })));
-        }
-    }
-}
+mod damage;
 
 #[cfg(test)]
-mod measure {
-    #![allow(clippy::unwrap_used)]
-    use std::collections::BTreeMap;
-    use std::time::Instant;
-
-    use metadata::namespace::{Genesis, Namespace, genesis};
-    use metadata::op::{FsOp, NewNode};
-    use metadata::types::{FileKind, InodeId, NodeRef, TimeNs};
-    use metadata::{Overlay, codec};
-    use multicast::command::Command;
-    use multicast::ids::{CommandId, SessionId, VectorClock};
-
-    use super::*;
-
-    fn resident_bytes() -> usize {
-        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-    }
-
-    /// Inodes, and the memory beyond what the process had before. `INODES` and `MEMORY` (MiB) choose others.
-    #[test]
-    #[ignore = "a measurement"]
-    fn measure_memory_of_many_inodes() {
-        let number = |name, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-        let (inodes, memory): (usize, usize) = (number("INODES", 400_000), number("MEMORY", 32) << 20);
-        let folder = tempfile::tempdir().unwrap();
-        let group = GroupId::GLOBAL;
-        let db = StateDb::open(folder.path(), &[group], memory).unwrap();
-        let state = db.group(group).unwrap();
-        let before = resident_bytes();
-        let mut overlay = Overlay::new(&state).unwrap();
-        let start = Genesis { inline_bytes_max: 4096, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) };
-        genesis(&mut overlay, group, &start).unwrap();
-        state.write(overlay.into_writes(), &[], LogIndex(0)).unwrap();
-        let parent = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: group };
-        let mut most = 0;
-        for batch in 0..inodes / 500 {
-            let mut namespace = Namespace::open(group, Overlay::new(&state).unwrap()).unwrap();
-            for count in 0..500 {
-                let name = format!("file-{batch}-{count}").into();
-                let (node, home) = (NewNode::File, group);
-                let op = FsOp::Create { parent, name, node, mode: 0o644, uid: 0, gid: 0, home };
-                let command = Command {
-                    id: CommandId { session: SessionId(1), sequence: 1 },
-                    acknowledged_below: 0,
-                    clock: VectorClock::new(),
-                    destinations: op.destinations(),
-                    payload: codec::encode_op(&op),
-                };
-                let outcome = namespace.execute(TimeNs(5), &command, &BTreeMap::new());
-                assert!(codec::decode_outcome(&outcome).unwrap().is_ok());
-            }
-            state.write(namespace.into_store().into_writes(), &[], LogIndex(batch as u64 + 1)).unwrap();
-            // Reads all over the place fill the caches.
-            for inode in (1..=batch as u64 * 500).step_by(1009) {
-                let op = metadata::read::ReadOp::GetAttr { ino: InodeId(inode) };
-                metadata::answer::read(&state, group, &op).unwrap().unwrap();
-            }
-            most = most.max(resident_bytes() - before);
-            if batch % 100 == 99 {
-                let figures = db.figures();
-                println!(
-                    "{} inodes: {} MiB beyond the start, cache {} MiB, buffers {} MiB, rows {} MiB, on disk {} MiB",
-                    (batch + 1) * 500,
-                    (resident_bytes() - before) >> 20,
-                    figures.cache_bytes >> 20,
-                    figures.buffer_bytes >> 20,
-                    state.rows.weight() >> 20,
-                    figures.disk_bytes >> 20,
-                );
-            }
-        }
-        // Besides the setting: the allocator's slack, compactions' buffers, tables' handles.
-        assert!(most < memory * 3 / 2 + (48 << 20), "{} MiB for a setting of {}", most >> 20, memory >> 20);
-    }
-
-    #[test]
-    #[ignore = "a measurement"]
-    fn measure_execution_of_creates() {
-        let folder = tempfile::tempdir().unwrap();
-        let group = GroupId::GLOBAL;
-        let db = StateDb::open(folder.path(), &[group], 64 << 20).unwrap();
-        let state = db.group(group).unwrap();
-        let mut overlay = Overlay::new(&state).unwrap();
-        let start = Genesis { inline_bytes_max: 4096, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) };
-        genesis(&mut overlay, group, &start).unwrap();
-        state.write(overlay.into_writes(), &[], LogIndex(0)).unwrap();
-        let parent = NodeRef { ino: InodeId::ROOT, kind: FileKind::Directory, home: group };
-        for batch in [1, 16, 64, 256] {
-            let (mut execute, mut write) = (0, 0);
-            let rounds = 20_480 / batch;
-            for round in 0..rounds {
-                let started = Instant::now();
-                let mut namespace = Namespace::open(group, Overlay::new(&state).unwrap()).unwrap();
-                for count in 0..batch {
-                    let op = FsOp::Create {
-                        parent,
-                        name: format!("f{batch}-{round}-{count}").into(),
-                        node: NewNode::File,
-                        mode: 0o644,
-                        uid: 0,
-                        gid: 0,
-                        home: group,
-                    };
-                    let command = Command {
-                        id: CommandId { session: SessionId(1), sequence: 1 },
-                        acknowledged_below: 0,
-                        clock: VectorClock::new(),
-                        destinations: op.destinations(),
-                        payload: codec::encode_op(&op),
-                    };
-                    let outcome = namespace.execute(TimeNs(5), &command, &BTreeMap::new());
-                    assert!(codec::decode_outcome(&outcome).unwrap().is_ok());
-                }
-                let writes = namespace.into_store().into_writes();
-                execute += started.elapsed().as_micros();
-                let started = Instant::now();
-                state.write(writes, &[], LogIndex(1)).unwrap();
-                write += started.elapsed().as_micros();
-            }
-            let each = |micros: u128| micros as f64 / 20_480.0;
-            println!("batch of {batch}: execute {:.1} us, write {:.1} us each", each(execute), each(write));
-        }
-    }
-}
+mod measure;
