@@ -127,6 +127,35 @@ pub struct Attr {
     pub xattrs: u32,
 }
 
+impl Attr {
+    /// An inode of which only number, kind and home are known: root's, `rwxr-xr-x`, with one link and nothing in it, at time
+    /// zero.
+    #[must_use]
+    pub fn blank(node: NodeRef) -> Attr {
+        let time = TimeNs::default();
+        Attr {
+            ino: node.ino,
+            kind: node.kind,
+            mode: 0o755,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            home: node.home,
+            placement: node.home,
+            parent: None,
+            data_version: 0,
+            xattrs: 0,
+        }
+    }
+}
+
 /// A blob's name: immutable once written, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BlobId {

@@ -69,9 +69,10 @@ impl World {
             let session = *self.model.sessions.last().unwrap();
             self.cluster.close_session(SessionId(session));
             self.model.close_session(session);
-            // What its orphans referred to goes in later entries.
-            self.cluster.drain();
             self.verify();
+            // What its orphans referred to goes in later entries. Only the last one's changes are known then.
+            self.cluster.drain();
+            self.cached.clear();
             return;
         }
         let Some(Plan { session, op, effect }) = self.planner.plan(&self.model, dice) else { return };

@@ -250,7 +250,7 @@ mod tests {
     use metadata::footprint::{key_dirent, key_home};
     use metadata::op::{FsOp, NewNode};
     use metadata::outcome::{Done, Errno, OpError};
-    use metadata::types::{Attr, FileKind, InodeId, NodeRef, TimeNs};
+    use metadata::types::{Attr, FileKind, InodeId, NodeRef};
 
     use super::*;
     use crate::client::tests::{Asked, Peer};
@@ -260,27 +260,8 @@ mod tests {
     const NEW: InodeId = InodeId(7);
 
     fn attr(ino: InodeId, kind: FileKind) -> Attr {
-        let (time, parent) = (TimeNs(1), (kind == FileKind::Directory).then_some(InodeId::ROOT));
-        Attr {
-            ino,
-            kind,
-            mode: 0o755,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size: 0,
-            allocated: 0,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            btime: time,
-            home: GROUP,
-            placement: GROUP,
-            parent,
-            data_version: 0,
-            xattrs: 0,
-        }
+        let parent = (kind == FileKind::Directory).then_some(InodeId::ROOT);
+        Attr { parent, ..Attr::blank(NodeRef { ino, kind, home: GROUP }) }
     }
 
     /// What a client hears of a file that entry 5 of a step to 9 has created: (noted, as of, directories told) and the keys

@@ -148,7 +148,7 @@ impl Fs {
         match tokio::time::timeout(patience, self.attr(dirent)).await {
             Ok(Ok(attr)) => Some(attr),
             Ok(Err(Errno::ENOENT | Errno::ESTALE)) => None,
-            Ok(Err(_)) | Err(_) => Some(Arc::new(unknown(dirent))),
+            Ok(Err(_)) | Err(_) => Some(Arc::new(Attr::blank(dirent))),
         }
     }
 }
@@ -157,32 +157,7 @@ impl Listed {
     /// Stands for the attributes of `.` and `..`.
     #[must_use]
     pub fn placeholder(&self) -> Attr {
-        unknown(NodeRef { ino: self.ino, kind: self.kind, home: self.ino.birth_group() })
-    }
-}
-
-/// Stands for an inode that cannot be reached now: only its number and kind are right.
-fn unknown(node: NodeRef) -> Attr {
-    let time = metadata::types::TimeNs::default();
-    Attr {
-        ino: node.ino,
-        kind: node.kind,
-        mode: 0o755,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size: 0,
-        allocated: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        btime: time,
-        home: node.home,
-        placement: node.home,
-        parent: None,
-        data_version: 0,
-        xattrs: 0,
+        Attr::blank(NodeRef { ino: self.ino, kind: self.kind, home: self.ino.birth_group() })
     }
 }
 

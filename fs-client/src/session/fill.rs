@@ -260,7 +260,7 @@ fn teach_names(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done, is_count
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use metadata::types::{InodeId, TimeNs};
+    use metadata::types::InodeId;
 
     use super::*;
     use crate::session::progress::Progress;
@@ -269,27 +269,7 @@ mod tests {
     const THERE: GroupId = GroupId(2);
 
     fn attr(ino: u64, kind: FileKind, home: GroupId) -> Attr {
-        let time = TimeNs(1);
-        Attr {
-            ino: InodeId(ino),
-            kind,
-            mode: 0o755,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size: 0,
-            allocated: 0,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            btime: time,
-            home,
-            placement: home,
-            parent: None,
-            data_version: 0,
-            xattrs: 0,
-        }
+        Attr::blank(NodeRef { ino: InodeId(ino), kind, home })
     }
 
     fn told(cache: &Cache, stream: StreamId, attr: &Attr) {
