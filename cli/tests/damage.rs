@@ -1,4 +1,5 @@
-//! Buckets lose and alter blobs: that is an error, and never other bytes than were written.
+//! What was written is lost or altered, in buckets and on nodes' disks: that is an error or mended, and never other bytes
+//! than were written.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
@@ -7,7 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::cluster::{Cluster, Options, eventually};
+use common::cluster::{Cluster, Options, eventually, objects_with};
+use common::disk;
 use common::files::{Random, create, text};
 
 /// All files below a folder.
@@ -67,4 +69,50 @@ fn lost_and_altered_blobs_are_errors_and_never_wrong_bytes() {
     fs::write(reader.join("us/altered"), &content).unwrap();
     let mended = cluster.path("ap", "us/altered");
     eventually(Duration::from_secs(10), "the mended file", || (fs::read(&mended).ok()? == content).then_some(()));
+}
+
+/// What every replica of a group says, by its node.
+fn replicas(cluster: &Cluster, group: u64) -> Vec<(u64, serde_json::Map<String, serde_json::Value>)> {
+    let status = cluster.status();
+    let nodes = objects_with(&status, &["node", "groups", "pid"]);
+    let of_node = |node: &serde_json::Map<String, serde_json::Value>| {
+        let found = node["groups"].as_array().unwrap().iter().find(|replica| replica["group"] == group)?;
+        Some((node["node"].as_u64().unwrap(), found.as_object().unwrap().clone()))
+    };
+    nodes.into_iter().filter_map(of_node).collect()
+}
+
+#[test]
+fn replica_whose_state_is_not_its_groups_is_rebuilt_from_the_others() {
+    let mut cluster = Cluster::up(Options::default().nodes_per_region(3));
+    create(&cluster.path("us", "us/before"), b"before").unwrap();
+    let us = 1;
+    assert_eq!(cluster.status()["groups"][us as usize]["name"], "us");
+    cluster.stop();
+    // The one that leads, and that mounts prefer to read.
+    let node = cluster.data().join("nodes/us-1");
+    let good = disk::rows(&node, us, &disk::DIGEST);
+    disk::set_row(&node, us, &disk::DIGEST, Some(&[7; 16]));
+    assert_ne!(disk::rows(&node, us, &disk::DIGEST), good);
+    cluster.start();
+    for number in 0..1200 {
+        std::fs::write(cluster.path("us", format!("us/file-{number}")), b"x").unwrap();
+    }
+    let log = cluster.data().join("log/us-1.log");
+    eventually(Duration::from_secs(60), "the damaged replica to be found out and rebuilt", || {
+        let log = text(&log);
+        let is_rebuilt = log.contains("it is quarantined") && log.contains("a copy has taken the place of the state");
+        let is_sound = replicas(&cluster, us.into()).iter().all(|(_, replica)| replica["quarantine"].is_null());
+        (is_rebuilt && is_sound).then_some(())
+    });
+    for number in 0..1200 {
+        assert_eq!(text(&cluster.path("eu", format!("us/file-{number}"))), "x");
+    }
+    create(&cluster.path("us", "us/after"), b"after").unwrap();
+    cluster.check_digests();
+    // It stays so.
+    cluster.stop();
+    cluster.start();
+    cluster.check_digests();
+    assert_eq!(text(&cluster.path("ap", "us/before")), "before");
 }

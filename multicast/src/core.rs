@@ -230,6 +230,13 @@ impl Core {
         self.log.hand_over(self.now)
     }
 
+    /// This replica is to lead no more, at once: its state cannot be trusted.
+    pub fn step_down(&mut self, now: Time) {
+        self.see_time(now);
+        self.log.step_down(self.now);
+        self.follow_role();
+    }
+
     /// What to send in front of a copy of this state, as it is now; none before the first entry.
     #[must_use]
     pub fn snapshot(&self) -> Option<Snapshot> {

@@ -212,6 +212,13 @@ pub enum Message {
         /// The state's digest behind it.
         digest: u128,
     },
+    /// My state is not the group's: send me a copy of yours. For the driver, like `Digest`.
+    AskCopy {
+        /// The sender's disk.
+        incarnation: Incarnation,
+        /// Its state is of this index: only a later one can take its place.
+        applied: LogIndex,
+    },
 }
 
 /// What a destination's log says about a command.

@@ -194,7 +194,7 @@ impl Absurd {
     /// As anybody may say it. `last` and `promised` make some of it hit.
     fn message(&mut self, promised: Ballot, last: LogIndex) -> Message {
         let ballot = if self.flag() { promised } else { self.ballot() };
-        match self.0.below(22) {
+        match self.0.below(23) {
             0 => Message::Probe { ballot, incarnation: self.incarnation(), version: self.number() },
             1 => Message::ProbeAnswer {
                 ballot,
@@ -238,6 +238,7 @@ impl Absurd {
             17 => Message::Busy { id: self.id(), binding: self.number() },
             18 => Message::Members(self.members()),
             19 => Message::AskMembers { version: self.number() },
+            21 => Message::AskCopy { incarnation: self.incarnation(), applied: self.index() },
             20 => Message::Digest { index: self.index(), digest: u128::from(self.number()) },
             _ if self.flag() => Message::HowFar { question: self.number() },
             _ => Message::Reached {

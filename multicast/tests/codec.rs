@@ -132,6 +132,7 @@ fn sample_messages() -> Vec<Message> {
         Message::Members(sample_members()),
         Message::AskMembers { version: 5 },
         Message::Digest { index: LogIndex(1000), digest: 77 },
+        Message::AskCopy { incarnation: Incarnation(1), applied: LogIndex(1234) },
     ]
 }
 

@@ -27,6 +27,9 @@ pub const DIGEST_INTERVAL: u64 = 1000;
 /// Between ticks that go on with what is left to be removed: whatever else executes goes on with it, too.
 const TICK_PAUSE_MS: u64 = 20;
 
+/// How often a quarantined replica asks for a copy of its group's state.
+const ASK_COPY_PAUSE_MS: u64 = 1000;
+
 /// What a replica does beyond ordering.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplicaConfig {
@@ -75,7 +78,8 @@ pub enum Output<T> {
     Serve(PendingRead<T>),
     /// Readers are to be told who is primary now.
     Primary(Option<ReplicaId>),
-    /// This replica's state is not its group's: nobody may read it, now or after a restart. It does nothing any more.
+    /// This replica's state is not its group's: nobody may read it, now or after a restart. It does nothing but ask for a
+    /// copy, until one is in the place of its state.
     Quarantine(String),
     /// Worth a line in a log.
     Note(Note),
@@ -109,8 +113,10 @@ pub struct ReplicaCore<T: Ticket> {
     told_primary: Option<ReplicaId>,
     ready_since: Option<Time>,
     digests: Digests,
-    /// Why this replica does nothing any more, if so.
+    /// Why this replica does nothing but ask for a copy, if so.
     quarantine: Option<String>,
+    /// When it asks next.
+    ask_copy_at: Time,
     executed: u64,
     /// When to see whether something is left to be removed, and to log a tick if so.
     tick_at: Option<Time>,
@@ -131,6 +137,7 @@ impl<T: Ticket> ReplicaCore<T> {
             ready_since: None,
             digests: Digests::default(),
             quarantine: None,
+            ask_copy_at: Time::default(),
             executed: 0,
             tick_at: None,
         }
@@ -148,7 +155,7 @@ impl<T: Ticket> ReplicaCore<T> {
         self.digests.own()
     }
 
-    /// Why this replica does nothing any more, if so: its state is not its group's.
+    /// Why this replica does nothing but ask for a copy, if so: its state is not its group's.
     #[must_use]
     pub fn quarantine(&self) -> Option<&str> {
         self.quarantine.as_deref()
@@ -169,16 +176,16 @@ impl<T: Ticket> ReplicaCore<T> {
     pub fn handle_message(&mut self, now: Time, from: (GroupId, ReplicaId), message: Message) {
         match message {
             _ if self.quarantine.is_some() => {}
-            Message::Digest { index, digest } => self.handle_digest(from, index, digest),
+            Message::Digest { index, digest } => self.handle_digest(now, from, index, digest),
+            Message::AskCopy { incarnation, applied } => self.handle_ask_copy(now, from, incarnation, applied),
             message => self.ordering.handle_message(now, from, message),
         }
     }
 
     /// The log is durable up to this token.
     pub fn handle_persisted(&mut self, now: Time, token: u64) {
-        if self.quarantine.is_none() {
-            self.ordering.handle_persisted(now, token);
-        }
+        // Also in quarantine: what is on disk stays there, and nobody would tell again.
+        self.ordering.handle_persisted(now, token);
     }
 
     /// What was found in the log; see [`Output::ReadLog`].
@@ -279,6 +286,7 @@ impl<T: Ticket> ReplicaCore<T> {
     /// If the state cannot be read.
     pub fn handle_turn(&mut self, now: Time, store: &impl Store) -> Result<(), Error> {
         if self.quarantine.is_some() {
+            self.ask_copy(now);
             return Ok(());
         }
         self.append_barrier(now);
@@ -330,7 +338,7 @@ impl<T: Ticket> ReplicaCore<T> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         if self.quarantine.is_some() {
-            return None;
+            return Some(self.ask_copy_at);
         }
         self.ordering.poll_timeout().into_iter().chain(self.tick_at).min()
     }
@@ -391,7 +399,7 @@ impl<T: Ticket> ReplicaCore<T> {
         if let Some(error) = namespace.failure() {
             return Err(Error::StoreFailed(error.to_string()));
         }
-        if self.is_diverged() {
+        if self.is_diverged(now) {
             return Ok(None);
         }
         if metadata::namespace::left_for_later(namespace.store())? > 0 {
@@ -496,22 +504,24 @@ impl<T: Ticket> ReplicaCore<T> {
         }
     }
 
-    fn handle_digest(&mut self, from: (GroupId, ReplicaId), index: LogIndex, digest: u128) {
+    fn handle_digest(&mut self, now: Time, from: (GroupId, ReplicaId), index: LogIndex, digest: u128) {
         let is_voter = |replica| self.ordering.membership().voters().any(|voter| voter.replica == replica);
         if from.0 == self.config.group && is_voter(from.1) {
             self.digests.hear(from.1, index, digest);
-            self.is_diverged();
+            self.is_diverged(now);
         }
     }
 
     /// True if a quorum has another state, which ends this replica: it might acknowledge and show what is not so.
-    fn is_diverged(&mut self) -> bool {
+    fn is_diverged(&mut self, now: Time) -> bool {
         let membership = self.ordering.membership();
         self.digests.retain(|replica| membership.voters().any(|voter| voter.replica == replica));
         let Some(found) = self.digests.divergence(membership.quorum_size()) else { return false };
         let Divergence { index, own, others } = found;
         let why = format!("at index {index} its state is {own:032x}, that of a quorum of its group is {others:032x}");
         self.quarantine = Some(why.clone());
+        // Others lead from now on, and a copy from them must not be refused.
+        self.ordering.step_down(now);
         let group = self.config.group;
         self.waiting.send_away(|| Reply::UnknownGroup { group });
         let barriers = self.barriers.drain(..).map(|(_, read)| read);
@@ -520,6 +530,34 @@ impl<T: Ticket> ReplicaCore<T> {
         }
         self.outputs.push_back(Output::Quarantine(why));
         true
+    }
+
+    /// The members' primary is asked; who else hears it takes no notice.
+    fn ask_copy(&mut self, now: Time) {
+        if now < self.ask_copy_at {
+            return;
+        }
+        self.ask_copy_at = now.after_ms(ASK_COPY_PAUSE_MS);
+        let status = self.ordering.status();
+        let message = Message::AskCopy { incarnation: status.incarnation, applied: self.ordering.order().applied() };
+        for member in self.ordering.membership().members.iter().filter(|member| member.replica != status.replica) {
+            let to = (self.config.group, member.replica);
+            self.outputs.push_back(Output::Send { to, message: message.clone() });
+        }
+    }
+
+    /// A member whose state is not the group's wants this one's.
+    fn handle_ask_copy(&mut self, now: Time, from: (GroupId, ReplicaId), incarnation: Incarnation, applied: LogIndex) {
+        let is_member = from.0 == self.config.group && self.ordering.membership().has(from.1, incarnation);
+        if !is_member || !self.ordering.is_ready() {
+            return;
+        }
+        if self.ordering.order().applied() > applied {
+            self.outputs.push_back(Output::SendSnapshot { to: from.1, incarnation });
+        } else if self.ordering.status().last <= applied {
+            // It takes a later one only. By the time that it asks again there will be one.
+            self.ordering.handle_tick(now);
+        }
     }
 
     /// One record for all reads of this turn that must see everything executed before they came. When this primary applies

@@ -2,5 +2,6 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod cluster;
+pub mod disk;
 pub mod files;
 pub mod tree;

@@ -226,7 +226,8 @@ impl Replicator {
             | Message::HowFar { .. }
             | Message::Reached { .. }
             | Message::AskMembers { .. }
-            | Message::Digest { .. } => {
+            | Message::Digest { .. }
+            | Message::AskCopy { .. } => {
                 self.ignore(from, "not a message inside a group");
             }
         }
@@ -365,6 +366,14 @@ impl Replicator {
         if is_news {
             self.clock_told = Some((to, self.now));
             self.send(to, Message::Clock { now_ns: self.now.0 });
+        }
+    }
+
+    /// Leads, or tries to, no more.
+    pub(crate) fn step_down(&mut self, now: Time) {
+        self.now = now;
+        if !matches!(self.role, Role::Follower) {
+            self.become_follower(None);
         }
     }
 
