@@ -9,6 +9,7 @@
 pub mod config;
 mod copy;
 pub mod error;
+pub mod inspect;
 pub mod status;
 
 mod clock;

@@ -40,19 +40,22 @@ pub fn stamp(config: &NodeConfig) -> Stamp {
 pub fn open_log(folder: &DataFolder, config: &NodeConfig, on_failure: OnFailure) -> Result<Wal> {
     let path = folder.log();
     let disk = Arc::new(RealDisk::open(path.clone()).map_err(Error::file(path))?);
+    Wal::open(disk, wal_config(folder, config), on_failure)
+}
+
+/// How the node's log is kept.
+pub fn wal_config(folder: &DataFolder, config: &NodeConfig) -> WalConfig {
     let Stamp { cluster, authority, node } = stamp(config);
     let mut owner = format!("{cluster}/{authority}/{}", node.0);
     if folder.incarnation() != Incarnation::GENESIS {
         owner.push_str(&format!("/{}", folder.incarnation()));
     }
-    let stamp = xxh3_64(owner.as_bytes());
-    let wal = WalConfig {
+    WalConfig {
         segment_bytes: config.limits.log_segment_bytes,
         cache_bytes: config.limits.log_cache_bytes,
-        stamp,
+        stamp: xxh3_64(owner.as_bytes()),
         prepare_ahead: true,
-    };
-    Wal::open(disk, wal, on_failure)
+    }
 }
 
 /// Opens the groups' states.

@@ -17,7 +17,7 @@ use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId};
 use net::ChannelKind;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::status::CopyStatus;
 
@@ -30,6 +30,8 @@ pub const COPY_CHANNEL: ChannelKind = ChannelKind::new(3, 1);
 const VERSION: u8 = 1;
 /// Rows are gathered until they have so many bytes.
 const CHUNK_BYTES: usize = 512 << 10;
+/// Whole replicas that are looked through at once.
+const INSPECTIONS_MAX: usize = 4;
 /// The longest frame: a chunk, and a row that is as long as can be.
 const FRAME_BYTES_MAX: usize = 4 << 20;
 
@@ -85,6 +87,8 @@ pub struct Copies {
     cancel: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     progress: Mutex<Vec<Arc<Progress>>>,
+    /// Those who may look through rows at once.
+    inspections: Arc<Semaphore>,
 }
 
 /// How far a copy is.
@@ -100,13 +104,18 @@ pub struct Progress {
 
 impl Default for Copies {
     fn default() -> Copies {
-        Copies { cancel: watch::Sender::new(false), threads: Mutex::default(), progress: Mutex::default() }
+        Copies {
+            cancel: watch::Sender::new(false),
+            threads: Mutex::default(),
+            progress: Mutex::default(),
+            inspections: Arc::new(Semaphore::new(INSPECTIONS_MAX)),
+        }
     }
 }
 
 impl Copies {
-    /// Runs one side of a copy on a thread of its own. Nothing is begun once the node ends.
-    fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    /// Runs one side of a copy, or whatever reads a whole state, on a thread of its own. Nothing is begun once the node ends.
+    pub fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
         let mut threads = self.threads.lock();
         if *self.cancel.borrow() {
             return Err(std::io::Error::other("the node is stopping"));
@@ -114,6 +123,11 @@ impl Copies {
         threads.retain(|thread| !thread.is_finished());
         threads.push(std::thread::Builder::new().name(name).spawn(run)?);
         Ok(())
+    }
+
+    /// A turn to look through a replica's rows, if there is one left.
+    pub fn inspection(&self) -> Option<OwnedSemaphorePermit> {
+        self.inspections.clone().try_acquire_owned().ok()
     }
 
     /// Registers a copy for [`Copies::status`], as long as the guard lives. None if there is one of that kind: one at a time.
@@ -144,7 +158,7 @@ impl Copies {
     }
 
     /// When the node ends.
-    async fn cancelled(&self) {
+    pub async fn cancelled(&self) {
         // An error means that nobody can cancel any more.
         let _ = self.cancel.subscribe().wait_for(|&is_ending| is_ending).await;
     }

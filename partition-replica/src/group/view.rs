@@ -18,7 +18,7 @@ use super::long::{Job, Limited, LongReads, ROWS_AT_ONCE};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::server::client::{Client, Ticket};
-use crate::storage::state::GroupState;
+use crate::storage::state::{GroupState, StateSnapshot};
 
 /// A read on its way.
 pub type PendingRead = replica::PendingRead<Ticket>;
@@ -208,6 +208,12 @@ impl View {
 
     pub(super) fn lock_front(&self) -> RwLockReadGuard<'_, Front> {
         self.front.read()
+    }
+
+    /// The state as it is now, and what goes with it.
+    pub fn snapshot(&self) -> crate::Result<(Front, StateSnapshot<'_>)> {
+        let front = self.front.read();
+        Ok((front.clone(), self.state.snapshot()?))
     }
 
     /// Blobs that nothing refers to; nothing if the state cannot be read.

@@ -10,6 +10,7 @@ use super::client::Client;
 use super::peers::PEER_CHANNEL;
 use super::requests;
 use crate::copy::{self, COPY_CHANNEL};
+use crate::inspect::{self, INSPECT_CHANNEL};
 use crate::node::Shared;
 
 /// Takes channels until the endpoint is closed.
@@ -20,6 +21,9 @@ pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
             accept_peer(incoming, &shared);
         } else if role == Role::Node && kind == COPY_CHANNEL {
             accept_copy(incoming, &shared);
+        } else if kind == INSPECT_CHANNEL {
+            // Clients may read everything anyway.
+            inspect::accept(incoming, &shared);
         } else if kind.kind == CLIENT_CHANNEL_KIND {
             // Nodes are clients, too: their collectors have to be heard by every group.
             accept_client(incoming, &shared);

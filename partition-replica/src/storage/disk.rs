@@ -41,6 +41,7 @@ pub trait DiskFile: Send + Sync {
 #[derive(Debug)]
 pub struct RealDisk {
     folder: PathBuf,
+    is_read_only: bool,
 }
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
@@ -60,7 +61,12 @@ impl RealDisk {
                 fs::remove_file(entry.path())?;
             }
         }
-        Ok(RealDisk { folder })
+        Ok(RealDisk { folder, is_read_only: false })
+    }
+
+    /// A folder that is there, to be looked at only.
+    pub fn read_only(folder: PathBuf) -> RealDisk {
+        RealDisk { folder, is_read_only: true }
     }
 
     fn sync_folder(&self) -> io::Result<()> {
@@ -96,7 +102,7 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.folder.join(name))?;
+        let file = OpenOptions::new().read(true).write(!self.is_read_only).open(self.folder.join(name))?;
         let len = file.metadata()?.len();
         Ok(Arc::new(RealFile { file, len }))
     }

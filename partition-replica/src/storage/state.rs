@@ -102,6 +102,18 @@ impl StateDb {
         Ok(db)
     }
 
+    /// Opens the database of a node that does not run, to be looked at only.
+    pub fn open_read_only(folder: &Path, memory_bytes: usize) -> Result<StateDb> {
+        let cache = BlockCache::new_lru_cache(memory_bytes / 2);
+        let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(1 << 20, false, cache.clone());
+        let mut options = Options::default();
+        options.set_max_open_files(OPEN_FILES_MAX);
+        let families = known_families(&options, folder).into_iter();
+        let families = families.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, memory_bytes)));
+        let db = Db::open_cf_descriptors_read_only(&options, folder, families, false).map_err(failed)?;
+        Ok(StateDb { db: Arc::new(db), cache, buffers, row_cache_bytes: memory_bytes / ROWS_SHARE, memory_bytes })
+    }
+
     /// Half-made copies, and states that were replaced.
     fn drop_leftovers(&self, group: GroupId, known: &[String]) -> Result<()> {
         let (live, first) = (live_family(&self.db, group)?, family_name(group));

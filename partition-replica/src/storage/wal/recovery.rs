@@ -11,7 +11,7 @@ use super::writer::{Segment, Tables, Tail, WalConfig};
 use crate::error::{Error, Result};
 use crate::storage::disk::Disk;
 
-struct Recovery<'a> {
+pub(super) struct Recovery<'a> {
     config: &'a WalConfig,
     tables: Tables,
     /// The number that the next batch must have; `None` before the first.
@@ -24,8 +24,8 @@ struct Recovery<'a> {
     debris: Vec<(u64, u64, u64)>,
 }
 
-/// Reads all segments. No tail: there is no log yet.
-pub(super) fn recover(disk: &dyn Disk, config: &WalConfig) -> Result<(Tables, Option<Tail>)> {
+/// Reads all segments, and changes nothing.
+pub(super) fn read<'c>(disk: &dyn Disk, config: &'c WalConfig) -> Result<Recovery<'c>> {
     let mut recovery =
         Recovery { config, tables: Tables::default(), next: None, end: None, torn: None, debris: Vec::new() };
     recovery.open_segments(disk)?;
@@ -33,6 +33,12 @@ pub(super) fn recover(disk: &dyn Disk, config: &WalConfig) -> Result<(Tables, Op
         recovery.read_segment(&segment)?;
     }
     recovery.check_gaps()?;
+    Ok(recovery)
+}
+
+/// Reads all segments. No tail: there is no log yet.
+pub(super) fn recover(disk: &dyn Disk, config: &WalConfig) -> Result<(Tables, Option<Tail>)> {
+    let recovery = read(disk, config)?;
     let Some(&first) = recovery.tables.segments.keys().next() else {
         return Ok((recovery.tables, None));
     };
