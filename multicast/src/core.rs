@@ -71,18 +71,20 @@ pub struct Unhurried {
 }
 
 /// One replica of one group.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     config: Config,
-    now: Time,
-    order: OrderState,
-    log: Replicator,
+    pub(crate) now: Time,
+    pub(crate) order: OrderState,
+    pub(crate) log: Replicator,
     /// While this replica is primary and has applied everything from before.
-    sequencer: Option<Sequencer>,
+    pub(crate) sequencer: Option<Sequencer>,
     subscribers: Subscribers,
     /// The members of the other groups, as far as known.
     directory: BTreeMap<GroupId, Membership>,
-    outputs: VecDeque<Output>,
+    pub(crate) outputs: VecDeque<Output>,
+    #[cfg(feature = "explore")]
+    pub(crate) planted: Option<crate::planted::Planted>,
 }
 
 impl Core {
@@ -96,7 +98,18 @@ impl Core {
         let subscribers = Subscribers::new(&config);
         let others = config.groups.iter().filter(|(group, _)| **group != config.group);
         let directory = others.map(|(&group, voters)| (group, Membership::genesis(voters))).collect();
-        Ok(Core { config, now, order, log, sequencer: None, subscribers, directory, outputs: VecDeque::new() })
+        Ok(Core {
+            config,
+            now,
+            order,
+            log,
+            sequencer: None,
+            subscribers,
+            directory,
+            outputs: VecDeque::new(),
+            #[cfg(feature = "explore")]
+            planted: None,
+        })
     }
 
     /// A message came. The connection must prove `from`; it is checked here against what is known of the groups.
@@ -427,7 +440,10 @@ impl Core {
                 if self.sequencer.is_none() && knows_time && self.order.applied() >= start {
                     let mut turn =
                         Turn { now: self.now, log: &mut self.log, order: &self.order, outputs: &mut self.outputs };
-                    self.sequencer = Some(Sequencer::new(&self.config, &self.directory, &mut turn));
+                    let sequencer = Sequencer::new(&self.config, &self.directory, &mut turn);
+                    self.sequencer = Some(sequencer);
+                    #[cfg(feature = "explore")]
+                    self.sequencer.iter_mut().for_each(|sequencer| sequencer.plant(self.planted));
                     self.outputs.push_back(Output::Event(Event::BecameReady { ballot }));
                     self.tell_members_to_all();
                 }

@@ -8,6 +8,8 @@ pub mod command;
 pub mod config;
 pub mod core;
 pub mod error;
+#[cfg(feature = "explore")]
+mod explore;
 mod hash;
 pub mod ids;
 mod log;
@@ -16,6 +18,8 @@ pub mod membership;
 pub mod message;
 pub mod order;
 pub mod output;
+#[cfg(feature = "explore")]
+pub mod planted;
 mod random;
 pub mod record;
 mod sequencer;

@@ -292,7 +292,7 @@ impl Membership {
 }
 
 /// The memberships that a log holds: the one of the applied state, and those behind it, which may still be voided.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Memberships {
     applied: Arc<Membership>,
     /// Where it came in, or later.

@@ -11,7 +11,7 @@ use crate::ids::{GroupId, LogIndex, ReplicaId};
 use crate::time::Time;
 
 /// Who is told, and what all of them were told. Volatile: who hears nothing asks again.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Subscribers {
     keep_ms: u64,
     pause_ms: u64,

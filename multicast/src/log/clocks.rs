@@ -10,7 +10,7 @@ use crate::time::Time;
 pub(super) const CLOCK_INTERVAL_MS: u64 = 1000;
 
 /// How far the other voters' clocks are ahead of the own one, as far as known.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Clocks {
     /// The other voters.
     voters: Vec<ReplicaId>,

@@ -7,7 +7,7 @@ use crate::output::Writes;
 use crate::record::Entry;
 
 /// Collects the writes of one driver turn, and knows how far the disk is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Disk<W> {
     pending: Writes,
     /// The token of the last batch given out; the pending one gets the next.

@@ -18,7 +18,7 @@ use crate::output::{Event, Output};
 use crate::record::{Entry, Position, Record};
 use crate::time::Time;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Probing {
     ballot: Ballot,
     willing: BTreeSet<(ReplicaId, Incarnation)>,
@@ -26,7 +26,7 @@ pub(super) struct Probing {
     pub(super) retry_due: Time,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Candidate {
     ballot: Ballot,
     /// Of anybody; those count that the membership names.
@@ -197,6 +197,8 @@ impl Replicator {
         }
         let (ballot, own) = (candidate.ballot, self.entries.last());
         let best = promises.into_iter().filter(|(position, _)| *position > own).max();
+        #[cfg(feature = "explore")]
+        let best = best.filter(|_| self.planted != Some(crate::planted::Planted::OwnLogWins));
         let Some((until, from)) = best else { return self.start_ballot(ballot, Record::Noop) };
         let after = self.committed;
         let Role::Candidate(candidate) = &mut self.role else { return };

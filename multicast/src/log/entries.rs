@@ -8,7 +8,7 @@ use crate::ids::{Ballot, LogIndex};
 use crate::record::{Entry, Position, Record};
 
 /// A dense run of entries up to the end of the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Entries {
     slots: VecDeque<Slot>,
     /// The index before the first slot.

@@ -8,7 +8,7 @@ use crate::ids::LogIndex;
 const MARKS: u64 = 64;
 
 /// Bytes of the log, by stretches. What was there before a restart counts only by its number of entries.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Extent {
     bytes_max: u64,
     entries_max: u64,

@@ -16,7 +16,10 @@ impl Replicator {
         committed: LogIndex,
         everywhere: LogIndex,
     ) {
-        if ballot < self.promised {
+        let is_stale = ballot < self.promised;
+        #[cfg(feature = "explore")]
+        let is_stale = is_stale && self.planted != Some(crate::planted::Planted::StaleAppends);
+        if is_stale {
             let promised = self.promised;
             return self.send_when_durable(from, Message::Outbid { promised });
         }

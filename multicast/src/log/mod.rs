@@ -26,6 +26,8 @@ use crate::membership::{Membership, Memberships};
 use crate::message::Message;
 use crate::order::OrderState;
 use crate::output::{Event, Output};
+#[cfg(feature = "explore")]
+use crate::planted::Planted;
 use crate::random::Random;
 use crate::record::{Entry, Position, Record};
 use crate::time::Time;
@@ -40,7 +42,7 @@ use primary::Primary;
 pub(crate) const ROUND_MAX: u64 = u64::MAX / 2;
 
 /// A voter's log and its role in replicating it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Replicator {
     group: GroupId,
     me: ReplicaId,
@@ -85,9 +87,11 @@ pub(crate) struct Replicator {
     /// The ballot whose log contradicts what is committed here.
     contradicted: Option<Ballot>,
     outputs: VecDeque<Output>,
+    #[cfg(feature = "explore")]
+    planted: Option<Planted>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Role {
     Follower,
     Probing(Probing),
@@ -96,7 +100,7 @@ enum Role {
 }
 
 /// What waits for the disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum HeldBack {
     Send(ReplicaId, Message),
     /// The own promise of a candidate.
@@ -167,6 +171,8 @@ impl Replicator {
             too_far_behind: None,
             contradicted: None,
             outputs: VecDeque::new(),
+            #[cfg(feature = "explore")]
+            planted: None,
         };
         replicator.find_memberships();
         if let Some(copied) = copied {
@@ -183,6 +189,11 @@ impl Replicator {
             replicator.election_due = replicator.election_due.after_ms(rank * config.timing.election_timeout_ms / 2);
         }
         Ok(replicator)
+    }
+
+    #[cfg(feature = "explore")]
+    pub(crate) fn plant(&mut self, planted: Planted) {
+        self.planted = Some(planted);
     }
 
     pub(crate) fn handle_message(&mut self, now: Time, from: ReplicaId, message: Message) {

@@ -13,7 +13,7 @@ use crate::output::{Event, Output};
 use crate::record::{Entry, Position, Record};
 use crate::time::Time;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Primary {
     pub(super) ballot: Ballot,
     /// The entry that started the ballot: nothing before it is committed before it is.
@@ -31,7 +31,7 @@ pub(super) struct Primary {
 }
 
 /// How far one follower is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Follower {
     pub(super) member: Member,
     /// Its log equals this one up to here, on its disk.

@@ -6,7 +6,7 @@ use crate::command::{Key, Mode};
 use crate::ids::{CommandId, LogIndex};
 
 /// Which unfinished commands touch which keys. Several may share a key: a `Prepare` never waits.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Locks {
     by_key: BTreeMap<Key, Vec<Lock>>,
 }

@@ -1,5 +1,7 @@
 //! The replicated state of ordering: what every replica of a group knows after the same prefix of its log.
 
+#[cfg(feature = "explore")]
+mod explore;
 mod locks;
 mod rows;
 mod sessions;
@@ -27,7 +29,7 @@ pub const SESSION_WINDOW: usize = 4096;
 
 /// Sessions, prepared commands with their locks, contributions owed to other groups, clock and dependencies. A function of
 /// the log's prefix; survives as rows of a key-value store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OrderState {
     group: GroupId,
     applied: LogIndex,

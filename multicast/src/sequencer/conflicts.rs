@@ -15,17 +15,19 @@ const EVERYTHING: &[(Key, Mode)] = &[(Key(0), Mode::Write)];
 
 /// All commands that are not through: prepared ones of several groups, and held ones of this group alone. Costs nothing
 /// while there are none, else a look-up for each key of a footprint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Conflicts {
     group: GroupId,
     classic: bool,
     /// What waits at each key, first come first.
     by_key: HashMap<Key, Queue, BuildWordHasher>,
     waiting: HashMap<CommandId, (Timestamp, Arc<Command>), BuildWordHasher>,
+    #[cfg(feature = "explore")]
+    pub(super) planted: Option<crate::planted::Planted>,
 }
 
 /// What waits at one key, by mode: many that commute with each other cost no more than one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Queue {
     reads: BTreeSet<Place>,
     adds: BTreeSet<Place>,
@@ -76,11 +78,22 @@ impl Queue {
 
 impl Conflicts {
     pub(super) fn new(group: GroupId, classic: bool) -> Self {
-        Conflicts { group, classic, by_key: HashMap::default(), waiting: HashMap::default() }
+        Conflicts {
+            group,
+            classic,
+            by_key: HashMap::default(),
+            waiting: HashMap::default(),
+            #[cfg(feature = "explore")]
+            planted: None,
+        }
     }
 
     pub(super) fn insert(&mut self, command: &Arc<Command>, timestamp: Timestamp) {
         for &(key, mode) in footprint(self.group, self.classic, command) {
+            #[cfg(feature = "explore")]
+            if mode == Mode::Read && self.planted == Some(crate::planted::Planted::ReadsIgnored) {
+                continue;
+            }
             self.by_key.entry(key).or_default().of(mode).insert((timestamp, command.id));
         }
         self.waiting.insert(command.id, (timestamp, Arc::clone(command)));

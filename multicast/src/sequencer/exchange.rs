@@ -31,7 +31,7 @@ const FOREIGN_LOAD_FACTOR: usize = 2;
 const BUSY_AFTER_MS: u64 = 20;
 
 /// Timestamps that came before their command.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Early {
     pub(super) binding: u64,
     pub(super) timestamps: BTreeMap<GroupId, Timestamp>,

@@ -6,6 +6,8 @@
 
 mod conflicts;
 mod exchange;
+#[cfg(feature = "explore")]
+mod explore;
 mod multi;
 mod peers;
 mod proof;
@@ -23,6 +25,8 @@ use crate::membership::Membership;
 use crate::message::Message;
 use crate::order::{OrderState, Standing};
 use crate::output::{Applied, Change, Decline, Output};
+#[cfg(feature = "explore")]
+use crate::planted::Planted;
 use crate::record::{Record, Refusal};
 use crate::time::Time;
 use conflicts::Conflicts;
@@ -38,7 +42,7 @@ pub const DESTINATIONS_MAX: usize = 8;
 const TIMESTAMP_MAX: Timestamp = Timestamp(u64::MAX / 2);
 
 /// A primary's volatile state. Exists while this replica is primary and has applied all that went before.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sequencer {
     group: GroupId,
     limits: Limits,
@@ -68,10 +72,12 @@ pub(crate) struct Sequencer {
     forget_due: Option<Time>,
     /// Questions of groups that are through with something unknown here.
     closing: VecDeque<Closing>,
+    #[cfg(feature = "explore")]
+    mistake: explore::Mistake,
 }
 
 /// To be answered once it is sure that this was the primary when it was asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Closing {
     /// An entry that was appended after the question.
     after: LogIndex,
@@ -146,6 +152,8 @@ impl Sequencer {
             forgettable: Vec::new(),
             forget_due: None,
             closing: VecDeque::new(),
+            #[cfg(feature = "explore")]
+            mistake: explore::Mistake::default(),
         };
         sequencer.rebuild(turn);
         sequencer
@@ -306,7 +314,10 @@ impl Sequencer {
         let bytes = len_bytes(&command);
         self.load.add(bytes);
         self.singles.insert(command.id, bytes);
-        if self.conflicts.blocker(&command, timestamp).is_some() {
+        let is_blocked = self.conflicts.blocker(&command, timestamp).is_some();
+        #[cfg(feature = "explore")]
+        let is_blocked = is_blocked && !self.has(Planted::SinglesOvertake);
+        if is_blocked {
             self.conflicts.insert(&command, timestamp);
             self.held.insert(command.id, (timestamp, command));
         } else {
@@ -322,6 +333,8 @@ impl Sequencer {
 
     /// Lets everything go on that can.
     fn run(&mut self, turn: &mut Turn<'_>) {
+        #[cfg(feature = "explore")]
+        self.prepare_waiting(turn);
         while let Some(id) = self.awake.pop_front() {
             if self.multis.contains_key(&id) {
                 self.advance_multi(turn, id);

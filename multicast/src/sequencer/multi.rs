@@ -11,20 +11,22 @@ use crate::ids::{CommandId, GroupId, Timestamp};
 use crate::message::Message;
 use crate::order::{OrderState, Prepared, Settled, Verdict};
 use crate::output::{Applied, Decline, Output};
+#[cfg(feature = "explore")]
+use crate::planted::Planted;
 use crate::record::{Contribution, Record, Refusal, Rejection};
 use crate::time::Time;
 
 /// How many forgettable ids are worth a record of their own at once.
 const FORGET_BATCH: usize = 256;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Multi {
     pub(super) binding: u64,
     /// Gone once settled.
     pub(super) command: Option<Arc<Command>>,
     pub(super) stage: Stage,
     /// The largest timestamp known: a lower bound of the final one.
-    bound: Timestamp,
+    pub(super) bound: Timestamp,
     /// What the other destinations have told.
     pub(super) others: BTreeMap<GroupId, Told>,
     since: Time,
@@ -170,6 +172,10 @@ impl Sequencer {
 
     /// Logs the `Prepare`, which never waits.
     pub(super) fn prepare(&mut self, turn: &mut Turn<'_>, command: &Arc<Command>) {
+        #[cfg(feature = "explore")]
+        if self.waits_before_prepare(command) {
+            return;
+        }
         let id = command.id;
         let timestamp = self.next_timestamp(turn);
         turn.append(Record::Prepare { command: Arc::clone(command), timestamp });
@@ -224,6 +230,8 @@ impl Sequencer {
             return;
         }
         told.timestamp = Some(timestamp);
+        #[cfg(feature = "explore")]
+        let timestamp = if self.mistake.planted == Some(Planted::OwnTimestamp) { multi.bound } else { timestamp };
         multi.bound = multi.bound.max(timestamp);
         self.conflicts.move_to(id, multi.bound, &mut self.awake);
         self.awake.push_back(id);
@@ -231,6 +239,8 @@ impl Sequencer {
 
     /// Goes as far as facts and conflicts allow.
     pub(super) fn advance_multi(&mut self, turn: &mut Turn<'_>, id: CommandId) {
+        #[cfg(feature = "explore")]
+        let clock = self.clock;
         let Some(multi) = self.multis.get_mut(&id) else { return };
         let before = multi.stage;
         if multi.stage == Stage::Preparing && multi.lacks_nothing() {
@@ -238,9 +248,20 @@ impl Sequencer {
             // Whatever comes from now on comes after it.
             self.clock = self.clock.max(multi.bound);
         }
-        if multi.stage == Stage::Ordered && self.conflicts.blocker_of(id).is_none() {
+        #[cfg(feature = "explore")]
+        if self.mistake.planted == Some(Planted::ClockStays) {
+            self.clock = clock;
+        }
+        let is_blocked = multi.stage == Stage::Ordered && self.conflicts.blocker_of(id).is_some();
+        #[cfg(feature = "explore")]
+        let is_blocked = is_blocked && self.mistake.planted != Some(Planted::CommitOvertakes);
+        if multi.stage == Stage::Ordered && !is_blocked {
             multi.stage = Stage::Committing;
             turn.append(Record::Commit { id, timestamp: multi.bound });
+        }
+        #[cfg(feature = "explore")]
+        if multi.stage == Stage::Committing && self.mistake.planted == Some(Planted::FinishEarly) {
+            multi.others.values_mut().for_each(Told::assume_contribution);
         }
         if multi.stage == Stage::Committing && multi.lacks_nothing() {
             multi.stage = Stage::Finishing;

@@ -8,7 +8,7 @@ use crate::membership::Membership;
 use crate::time::Time;
 
 /// Another group.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Peer {
     members: Membership,
     /// Probably its primary.
@@ -31,7 +31,7 @@ pub(super) struct Peer {
 }
 
 /// A question to all voters of a group: how far is your log?
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Inquiry {
     pub(super) question: u64,
     /// Where the logs of those end that have answered.

@@ -43,7 +43,7 @@ pub(super) enum Proof {
 }
 
 /// A command that waits for the proof of its clock. Counts for the load; nothing of it is logged.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Unproven {
     command: Arc<Command>,
     /// Answers to later questions may judge it.

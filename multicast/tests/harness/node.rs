@@ -20,7 +20,7 @@ pub struct Wal {
 }
 
 impl Wal {
-    fn write(&mut self, writes: Writes) {
+    pub fn write(&mut self, writes: Writes) {
         if let Some(promised) = writes.promised {
             assert!(promised > self.promised || !writes.rewrite.is_empty(), "a promise only grows");
             self.promised = promised;
