@@ -244,7 +244,8 @@ async fn write_batches(shared: &Shared, stream: &mut SendStream, first: Bytes) -
                 spare = release(shared, frames, bytes);
             }
             Work::Wait => tokio::select! {
-                () = shared.work.notified() => {}
+                // Whoever else is about to send something gets the chance to: one packet costs more than all they say.
+                () = shared.work.notified() => tokio::task::yield_now().await,
                 stopped = &mut stopped => {
                     return Err(stopped.map_or_else(WriteError::from, |code| {
                         WriteError::Stopped(code.unwrap_or_default())

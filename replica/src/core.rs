@@ -17,7 +17,7 @@ use crate::apply::{Apply, Batch, Step, changes_locks};
 use crate::client::{Tell, Ticket};
 use crate::digests::{Digests, Divergence};
 use crate::front::{Front, PendingRead, locked_keys};
-use crate::interest::Interest;
+use crate::interest::{Interest, PROGRESS_PAUSE_MS};
 use crate::leases::Leases;
 use crate::replies::{StepEnd, Waiting};
 
@@ -78,6 +78,8 @@ pub enum Output<T> {
     Serve(PendingRead<T>),
     /// Readers are to be told who is primary now.
     Primary(Option<ReplicaId>),
+    /// [`ReplicaCore::tell_progress`] is to be called, while nobody reads.
+    Progress,
     /// This replica's state is not its group's: nobody may read it, now or after a restart. It does nothing but ask for a
     /// copy, until one is in the place of its state.
     Quarantine(String),
@@ -120,6 +122,8 @@ pub struct ReplicaCore<T: Ticket> {
     executed: u64,
     /// When to see whether something is left to be removed, and to log a tick if so.
     tick_at: Option<Time>,
+    /// When clients that ask nothing hear how far the state is.
+    progress_at: Option<Time>,
 }
 
 impl<T: Ticket> ReplicaCore<T> {
@@ -140,6 +144,7 @@ impl<T: Ticket> ReplicaCore<T> {
             ask_copy_at: Time::default(),
             executed: 0,
             tick_at: None,
+            progress_at: None,
         }
     }
 
@@ -300,6 +305,10 @@ impl<T: Ticket> ReplicaCore<T> {
                 self.ordering.handle_tick(now);
             }
         }
+        if self.progress_at.is_some_and(|due| due <= now) {
+            self.progress_at = None;
+            self.outputs.push_back(Output::Progress);
+        }
         Ok(())
     }
 
@@ -340,7 +349,7 @@ impl<T: Ticket> ReplicaCore<T> {
         if self.quarantine.is_some() {
             return Some(self.ask_copy_at);
         }
-        self.ordering.poll_timeout().into_iter().chain(self.tick_at).min()
+        self.ordering.poll_timeout().into_iter().chain(self.tick_at).chain(self.progress_at).min()
     }
 
     /// What to do next.
@@ -407,6 +416,7 @@ impl<T: Ticket> ReplicaCore<T> {
         }
         let order_rows = self.ordering.order_mut().drain_changes();
         let (writes, applied) = (namespace.into_store().into_writes(), self.ordering.order().applied());
+        self.progress_at.get_or_insert(now.after_ms(PROGRESS_PAUSE_MS));
         Ok(Some(Step { writes, order_rows, applied, batch }))
     }
 
@@ -435,6 +445,12 @@ impl<T: Ticket> ReplicaCore<T> {
             self.outputs.push_back(Output::Serve(read.not_before(index)));
         }
         changed.into_all()
+    }
+
+    /// Tells clients that ask nothing how far the state is. Nobody reads meanwhile, as in [`ReplicaCore::publish`].
+    pub fn tell_progress(&mut self, front: &Front, interest: &mut Interest<T::Client>) {
+        let waiting = &mut self.waiting;
+        interest.tell_progress(front, &mut |client, event| waiting.tell(client, event));
     }
 
     fn settle(&mut self, applied: Applied, mut end: StepEnd<'_, T>) {

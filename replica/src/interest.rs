@@ -28,6 +28,10 @@ struct Subscriber<C> {
     client: C,
     /// What it has read: the same as in [`Interest::keys`].
     keys: BTreeSet<Key>,
+    /// It has asked something since progress was last told to everybody.
+    is_active: bool,
+    /// It has not been told how far the state is.
+    is_behind: bool,
 }
 
 /// What an update of a session has done here, and what the session may cache of it: it holds at the end of the step.
@@ -43,6 +47,10 @@ pub struct Learned {
 
 /// Sessions of one connection with a stream of one group. A mount has one.
 const SUBSCRIPTIONS_MAX: usize = 16;
+
+/// So long clients that ask nothing wait for news of progress that changes nothing for them. A packet to each of them for
+/// each batch would cost the group more than the batch.
+pub const PROGRESS_PAUSE_MS: u64 = 20;
 
 impl<C: Connection> Interest<C> {
     /// Nobody yet. At most `keys_max` keys over all sessions.
@@ -73,7 +81,8 @@ impl<C: Connection> Interest<C> {
             return false;
         }
         self.forget(session);
-        self.subscribers.insert(session, Subscriber { client, keys: BTreeSet::new() });
+        self.subscribers
+            .insert(session, Subscriber { client, keys: BTreeSet::new(), is_active: true, is_behind: false });
         true
     }
 
@@ -115,6 +124,11 @@ impl<C: Connection> Interest<C> {
             self.shed(applied, tell);
         }
         let Some(subscriber) = self.subscribers.get_mut(&session) else { return false };
+        subscriber.is_active = true;
+        if std::mem::take(&mut subscriber.is_behind) {
+            // Else what it has cached could not be used beside this answer.
+            tell(&subscriber.client, Event::quiet(self.group, applied));
+        }
         for &key in keys {
             if self.keys.insert((key, session)) {
                 subscriber.keys.insert(key);
@@ -170,8 +184,25 @@ impl<C: Connection> Interest<C> {
                 subscriber.keys.extend(keys);
                 event.dependencies.clone_from(&front.dependencies);
                 event.executed.push(executed);
+                subscriber.is_active = true;
             }
-            tell(&subscriber.client, event);
+            let is_quiet = event.invalidated.is_empty() && event.orphans.is_empty() && event.executed.is_empty();
+            subscriber.is_behind = is_quiet && !subscriber.is_active;
+            if !subscriber.is_behind {
+                tell(&subscriber.client, event);
+            }
+        }
+    }
+
+    /// Tells those who were not told how far the state is; to be called [`PROGRESS_PAUSE_MS`] after [`Interest::publish`]. Who
+    /// has asked nothing since the last time needs to know only now and then.
+    pub fn tell_progress(&mut self, front: &Front, tell: &mut impl FnMut(&C, Event)) {
+        for subscriber in self.subscribers.values_mut() {
+            subscriber.is_active = false;
+            if std::mem::take(&mut subscriber.is_behind) {
+                let event = Event { settled: front.settled, ..Event::quiet(self.group, front.applied) };
+                tell(&subscriber.client, event);
+            }
         }
     }
 
@@ -242,6 +273,32 @@ mod tests {
         assert_eq!(told, [(1, 1, vec![Key(7)], false), (2, 1, vec![], false)]);
         assert_eq!(publish(&mut interest, 2, &[Key(7)]), [(1, 2, vec![], false), (2, 2, vec![], false)]);
         assert_eq!(interest.keys(), 1);
+    }
+
+    #[test]
+    fn subscriber_that_asks_nothing_hears_of_progress_now_and_then() {
+        let mut interest = Interest::new(GROUP, 100);
+        interest.subscribe(SessionId(1), ONE);
+        interest.subscribe(SessionId(2), TWO);
+        note(&mut interest, 1, ONE, &[Key(7)]);
+        let progress = |interest: &mut Interest<Peer>, index: u64| {
+            let mut told = Told::new();
+            let front = Front { applied: LogIndex(index), ..Front::default() };
+            interest.tell_progress(&front, &mut teller(&mut told));
+            told
+        };
+        assert_eq!(progress(&mut interest, 1), []);
+        assert_eq!(publish(&mut interest, 2, &[]), []);
+        // What changes something for it comes at once, and is all that it must know.
+        assert_eq!(publish(&mut interest, 3, &[Key(7)]), [(1, 3, vec![Key(7)], false)]);
+        assert_eq!(progress(&mut interest, 3), [(2, 3, vec![], false)]);
+        assert_eq!(progress(&mut interest, 3), []);
+        // Who asks hears everything before the answer, and from then on at once.
+        publish(&mut interest, 4, &[]);
+        let mut told = Told::new();
+        interest.note(SessionId(2), &TWO, &[Key(8)], LogIndex(4), &mut teller(&mut told));
+        assert_eq!(told, [(2, 4, vec![], false)]);
+        assert_eq!(publish(&mut interest, 5, &[]), [(2, 5, vec![], false)]);
     }
 
     #[test]

@@ -330,6 +330,7 @@ impl Live {
                 Output::SendSnapshot { .. } => {}
                 Output::Serve(read) => self.view.serve(&self.store, read, &mut self.acts),
                 Output::Primary(primary) => self.view.front.primary = primary,
+                Output::Progress => self.core.tell_progress(&self.view.front, &mut self.view.interest),
                 Output::Quarantine(why) => quarantine = Some(why),
                 Output::Note(note) => self.note(group, &note),
             }

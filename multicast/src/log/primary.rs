@@ -112,8 +112,8 @@ impl Follower {
 }
 
 impl Primary {
-    /// Followers learn of a commit at once if nothing else is under way, so that whoever waits there for it waits no longer.
-    /// Else the news go with the next entries, or alone when that takes too long.
+    /// Followers learn of a commit at once if it is one entry's and nothing else is under way, so that whoever waits there for
+    /// it waits no longer. Where more is going on, the news go with the next entries, or alone when that takes too long.
     fn tells_news(&mut self, committed: LogIndex, last: LogIndex, now: Time) -> bool {
         let waits = |follower: &Follower| follower.stranger.is_none() && follower.told_committed < committed;
         if !self.followers.iter().any(|follower| !follower.searching && waits(follower)) {
@@ -121,7 +121,10 @@ impl Primary {
             return true;
         }
         let since = *self.news_since.get_or_insert(now);
-        let is_due = committed == last || now.ms_since(since) >= NEWS_PATIENCE_MS;
+        let told =
+            self.followers.iter().filter(|follower| waits(follower)).map(|follower| follower.told_committed).min();
+        let is_single = committed == last && told.is_some_and(|told| told.next() == committed);
+        let is_due = is_single || now.ms_since(since) >= NEWS_PATIENCE_MS;
         if is_due {
             self.news_since = None;
         }

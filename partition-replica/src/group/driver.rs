@@ -166,6 +166,15 @@ impl Driver {
                 Output::SendSnapshot { to, incarnation } => self.send_copy(now, to, incarnation),
                 Output::Serve(read) => self.parts.view.serve(read),
                 Output::Primary(primary) => self.parts.view.advance(|front, _| front.primary = primary),
+                Output::Progress => {
+                    let core = &mut self.parts.core;
+                    self.parts.view.advance(|front, interest| {
+                        core.tell_progress(front, interest);
+                        while let Some(said) = core.poll_tell() {
+                            tell(said);
+                        }
+                    });
+                }
                 Output::Quarantine(why) => self.quarantine(&why)?,
                 Output::Note(note) => {
                     self.log_note(&note);

@@ -9,7 +9,7 @@ use multicast::command::Command;
 use multicast::core::{SessionChange, Unhurried};
 use multicast::ids::{GroupId, LogIndex, ReplicaId};
 use multicast::message::Message;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot::Sender;
 
 use super::view::PendingRead;
@@ -21,6 +21,9 @@ use crate::status::GroupStatus;
 const WAITING_MAX: usize = 64;
 /// So long a client's update waits, for the end of the batch that is under way.
 const SUBMISSION_PATIENCE: Duration = Duration::from_millis(2);
+/// So long an update waits for others while nothing is under way, if lately more came together than are there: clients that
+/// were answered together ask again at about the same time.
+const COLLECT_PATIENCE: Duration = Duration::from_micros(400);
 
 /// One thing for a replica's thread.
 pub enum Input {
@@ -92,8 +95,8 @@ impl Input {
         match self {
             Input::Persisted(_) => unhurried.persisted,
             Input::Message { message: Message::Appended { matched, .. }, .. } => *matched <= unhurried.appended_through,
-            Input::Submit { .. } => unhurried.submissions,
-            Input::Message { .. }
+            Input::Submit { .. }
+            | Input::Message { .. }
             | Input::Session { .. }
             | Input::Linearize(_)
             | Input::Housekeep
@@ -127,12 +130,54 @@ pub struct Mailbox {
 
 #[derive(Default)]
 struct Queue {
+    /// All but updates.
     inputs: Vec<Input>,
+    /// Updates, which are taken together.
+    updates: Updates,
     requests: usize,
     message_bytes: usize,
     /// The thread sleeps, and this would not be worth waking it for.
     sleeping: Option<Unhurried>,
     closed: bool,
+}
+
+/// Updates that wait to be taken together.
+#[derive(Default)]
+struct Updates {
+    inputs: Vec<Input>,
+    /// When the first of them came.
+    since: Option<Instant>,
+    /// How many come together, lately; in quarters.
+    expected: usize,
+}
+
+impl Updates {
+    /// True if they are to be taken at another time than before.
+    fn push(&mut self, input: Input, unhurried: Unhurried) -> bool {
+        let before = self.due(unhurried);
+        self.since.get_or_insert_with(Instant::now);
+        self.inputs.push(input);
+        self.due(unhurried) != before
+    }
+
+    /// When they are to be taken; none if there are none.
+    fn due(&self, unhurried: Unhurried) -> Option<Instant> {
+        let since = self.since?;
+        let (count, is_few) = (self.inputs.len(), 16 * self.inputs.len() < 3 * self.expected);
+        Some(match unhurried.submissions {
+            _ if count >= WAITING_MAX => since,
+            true => since + SUBMISSION_PATIENCE,
+            false if is_few => since + COLLECT_PATIENCE,
+            false => since,
+        })
+    }
+
+    fn take(&mut self, inputs: &mut Vec<Input>) {
+        let count = 4 * self.inputs.len();
+        self.expected = count.max((3 * self.expected + count) / 4);
+        self.since = None;
+        inputs.append(&mut self.inputs);
+    }
 }
 
 impl Mailbox {
@@ -169,38 +214,47 @@ impl Mailbox {
             }
             queue.message_bytes += bytes;
         }
-        let can_wait = |unhurried| queue.inputs.len() < WAITING_MAX && input.can_wait(unhurried);
-        let wake = queue.sleeping.is_some_and(|unhurried| !can_wait(unhurried));
-        queue.inputs.push(input);
+        let sleeping = queue.sleeping;
+        let wake = if matches!(input, Input::Submit { .. }) {
+            // The thread may have to sleep for a shorter time.
+            queue.updates.push(input, sleeping.unwrap_or_default()) && sleeping.is_some()
+        } else {
+            let can_wait = |unhurried| queue.inputs.len() < WAITING_MAX && input.can_wait(unhurried);
+            let wake = sleeping.is_some_and(|unhurried| !can_wait(unhurried));
+            queue.inputs.push(input);
+            wake
+        };
         if wake {
             queue.sleeping = None;
         }
         wake
     }
 
-    /// Waits for input, at most so long, and takes all of it. What can wait does not end the waiting.
+    /// Waits for input, at most so long, and takes it. What can wait does not end the waiting.
     pub fn take(&self, inputs: &mut Vec<Input>, timeout: Duration, unhurried: Unhurried) {
         let end = Instant::now() + timeout;
         let mut queue = self.queue.lock();
-        if unhurried.submissions {
-            self.sleep(&mut queue, end.min(Instant::now() + SUBMISSION_PATIENCE), unhurried);
+        loop {
+            let now = Instant::now();
+            let due = queue.updates.due(unhurried);
+            let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+            let is_hurried =
+                queue.inputs.len() >= WAITING_MAX || !queue.inputs.iter().all(|input| input.can_wait(unhurried));
+            if is_hurried || is_due(due) || now >= end {
+                std::mem::swap(&mut queue.inputs, inputs);
+                // What cannot wait probably ends the batch under way.
+                let without_batch = queue.updates.due(Unhurried { submissions: false, ..unhurried });
+                if is_due(due) || (is_hurried && is_due(without_batch)) {
+                    queue.updates.take(inputs);
+                }
+                queue.requests = queue.updates.inputs.len();
+                queue.message_bytes = 0;
+                queue.sleeping = None;
+                return;
+            }
+            queue.sleeping = Some(unhurried);
+            self.work.wait_until(&mut queue, due.map_or(end, |due| due.min(end)));
         }
-        self.sleep(&mut queue, end, Unhurried { submissions: false, ..unhurried });
-        std::mem::swap(&mut queue.inputs, inputs);
-        queue.requests = 0;
-        queue.message_bytes = 0;
-    }
-
-    /// Sleeps until something comes that cannot wait, if none is there.
-    fn sleep(&self, queue: &mut MutexGuard<'_, Queue>, until: Instant, unhurried: Unhurried) {
-        let mut can_sleep = Instant::now() < until
-            && queue.inputs.len() < WAITING_MAX
-            && queue.inputs.iter().all(|input| input.can_wait(unhurried));
-        queue.sleeping = can_sleep.then_some(unhurried);
-        while can_sleep && !self.work.wait_until(queue, until).timed_out() {
-            can_sleep = queue.sleeping.is_some();
-        }
-        queue.sleeping = None;
     }
 
     /// Takes nothing in any more. What is queued is dropped.
@@ -208,6 +262,7 @@ impl Mailbox {
         let mut queue = self.queue.lock();
         queue.closed = true;
         queue.inputs.clear();
+        queue.updates = Updates::default();
     }
 }
 
@@ -330,6 +385,44 @@ mod tests {
         inputs.clear();
         mailbox.take(&mut inputs, Duration::from_secs(60), UNHURRIED);
         assert_eq!(inputs.len(), 1);
+    }
+
+    #[test]
+    fn update_waits_a_moment_for_as_many_as_came_together_lately() {
+        let mailbox = Mailbox::new(GroupId(1), 100, 1 << 20);
+        let taken = |count: usize| {
+            let (mut inputs, begun) = (Vec::new(), Instant::now());
+            (0..count).for_each(|_| mailbox.push(submission()));
+            mailbox.take(&mut inputs, Duration::from_secs(60), UNHURRIED);
+            (inputs.len(), begun.elapsed() >= COLLECT_PATIENCE)
+        };
+        assert_eq!(taken(8).0, 8);
+        assert_eq!(taken(1), (1, true));
+        assert_eq!(taken(8).0, 8);
+        assert_eq!(mailbox.queue.lock().updates.expected, 32);
+        // Others are not waited for when most are there, nor for long when they come no more.
+        (0..6).for_each(|_| mailbox.push(submission()));
+        assert!(mailbox.queue.lock().updates.due(UNHURRIED).is_some_and(|due| due <= Instant::now()));
+        mailbox.take(&mut Vec::new(), Duration::ZERO, UNHURRIED);
+        (0..12).for_each(|_| _ = taken(1));
+        mailbox.push(submission());
+        assert!(mailbox.queue.lock().updates.due(UNHURRIED).is_some_and(|due| due <= Instant::now()));
+    }
+
+    #[test]
+    fn update_that_is_not_due_stays_while_something_else_is_taken() {
+        let mailbox = Mailbox::new(GroupId(1), 2, 1 << 20);
+        mailbox.queue.lock().updates.expected = 40;
+        mailbox.push(submission());
+        mailbox.push(Input::Housekeep);
+        let mut inputs = Vec::new();
+        mailbox.take(&mut inputs, Duration::from_secs(60), Unhurried { submissions: true, ..UNHURRIED });
+        assert!(matches!(inputs[..], [Input::Housekeep]));
+        // It is still counted: the second one after it is refused.
+        (0..2).for_each(|_| mailbox.push(submission()));
+        inputs.clear();
+        mailbox.take(&mut inputs, Duration::from_secs(60), UNHURRIED);
+        assert_eq!(inputs.len(), 2);
     }
 
     #[test]
