@@ -84,6 +84,8 @@ pub enum Command {
     Place(commands::place::PlaceArgs),
     /// Tell what reads and updates of a path cost, and what still works when a region is lost
     Explain(commands::explain::ExplainArgs),
+    /// Check everything: the tree, link counts, blobs, digests
+    Fsck(commands::fsck::FsckArgs),
     /// Show or change the emulated network between regions
     Wan(commands::wan::WanArgs),
     /// Measure file systems

@@ -116,3 +116,76 @@ fn replica_whose_state_is_not_its_groups_is_rebuilt_from_the_others() {
     cluster.check_digests();
     assert_eq!(text(&cluster.path("ap", "us/before")), "before");
 }
+
+#[test]
+fn node_with_a_damaged_log_or_table_begins_anew_if_its_groups_go_on_without_it() {
+    let mut cluster = Cluster::up(Options::default().nodes_per_region(3));
+    for number in 0..300 {
+        for home in ["us", "eu", ""] {
+            std::fs::write(cluster.path("us", home).join(format!("file-{number}")), "x").unwrap();
+        }
+    }
+    cluster.stop();
+    // In the first batch of the log; others follow.
+    let nodes = cluster.data().join("nodes");
+    let segment = files(&nodes.join("us-1/log")).into_iter().min().unwrap();
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[512 + 40] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let tables = files(&nodes.join("eu-2/state"));
+    for table in tables.iter().filter(|path| path.extension().is_some_and(|end| end == "sst")) {
+        let bytes = fs::read(table).unwrap();
+        fs::write(table, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    cluster.start();
+    for node in ["us-1", "eu-2"] {
+        eventually(Duration::from_secs(90), "the damaged node to be a voter again", || {
+            let status = cluster.status();
+            let seen = objects_with(&status, &["node", "groups", "pid"]);
+            let (_, of_node) =
+                seen.iter().map(|seen| (&seen["name"], &seen["groups"])).find(|(name, _)| *name == node)?;
+            let number = seen.iter().find(|seen| seen["name"] == node)?["node"].as_u64()?;
+            let is_voter = |replica: &serde_json::Value| {
+                let incarnation = &replica["incarnation"];
+                let mut members = replica["members"].as_array().unwrap().iter();
+                incarnation != "0"
+                    && members.any(|m| m["node"] == number && m["role"] == "voter" && m["incarnation"] == *incarnation)
+            };
+            of_node.as_array()?.iter().all(is_voter).then_some(())
+        });
+        let kept = fs::read_dir(nodes.join(node)).unwrap().map(|entry| entry.unwrap().file_name());
+        let kept: Vec<_> = kept.filter(|name| name.to_string_lossy().starts_with("damaged-")).collect();
+        assert_eq!(kept.len(), 1, "{node}: {kept:?}");
+        let log = text(&cluster.data().join(format!("log/{node}.log")));
+        assert!(log.contains("it begins anew, as on a new disk"), "{log}");
+    }
+    cluster.check_digests();
+    for home in ["us", "eu", ""] {
+        for number in 0..300 {
+            assert_eq!(text(&cluster.path("ap", home).join(format!("file-{number}"))), "x");
+        }
+    }
+}
+
+#[test]
+fn damaged_node_that_is_needed_does_not_begin_anew() {
+    let mut cluster = Cluster::up(Options::default());
+    for number in 0..200 {
+        std::fs::write(cluster.path("us", format!("us/file-{number}")), "x").unwrap();
+    }
+    cluster.stop();
+    let node = cluster.data().join("nodes/us-1");
+    let segment = files(&node.join("log")).into_iter().min().unwrap();
+    let good = fs::read(&segment).unwrap();
+    let mut bytes = good.clone();
+    bytes[512 + 40] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let output = cluster.globalfs(&["node", "--name", "us-1"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("does not begin anew by itself: it is the only voter of group us"), "{said}");
+    assert!(node.join("stamp").exists() && node.join("log").exists(), "its files are where they were");
+    fs::write(&segment, good).unwrap();
+    cluster.start();
+    assert_eq!(text(&cluster.path("eu", "us/file-7")), "x");
+}

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use multicast::ids::GroupId;
 
 /// How the message of [`Error::CorruptState`] begins.
-pub(crate) const STATE_IS_DAMAGED: &str = "the state store is damaged";
+pub const STATE_IS_DAMAGED: &str = "the state store is damaged";
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

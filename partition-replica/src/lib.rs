@@ -22,7 +22,7 @@ mod storage;
 
 pub use collector::{BlobDeleter, CollectorTimes, Deleted};
 pub use config::{FirstStart, GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
-pub use error::{Error, ErrorClass, Result};
+pub use error::{Error, ErrorClass, Result, STATE_IS_DAMAGED};
 pub use node::Node;
 pub use status::{
     CollectorStatus, CopyStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus,

@@ -74,6 +74,19 @@ impl Deleter {
         Arc::new(Deleter { cluster: cluster.clone(), wishes, runtime, strays: AtomicU64::new(0) })
     }
 
+    /// For whoever looks after the cluster, as a client.
+    pub fn tool(cluster: &Cluster, wishes: Wishes, runtime: Handle) -> Deleter {
+        Deleter { cluster: cluster.clone(), wishes, runtime, strays: AtomicU64::new(0) }
+    }
+
+    /// Deletes those of these blobs that no group refers to, or lists as garbage, or ever will. Returns how many are gone, and
+    /// why others are not, if that is known.
+    pub async fn delete_strays(&self, blobs: &[BlobId]) -> Result<(usize, Option<String>)> {
+        let Outcome { gone, problem, again } = self.delete_free(None, blobs).await?;
+        let moving = again.then(|| "files were moving between groups; try again".to_owned());
+        Ok((gone.len(), problem.or(moving)))
+    }
+
     /// Deletes those of the blobs that nothing refers to and nothing will; `garbage_of` is the group that lists them as
     /// garbage, if one does. Returns those that are gone.
     async fn delete_free(&self, garbage_of: Option<GroupId>, blobs: &[BlobId]) -> Result<Outcome> {

@@ -6,11 +6,13 @@ pub mod client;
 pub mod collect;
 pub mod completion;
 pub mod explain;
+pub mod fsck;
 pub mod init;
 pub mod mount;
 pub mod mount_options;
 pub mod node;
 pub mod place;
+pub mod rebuild;
 pub mod service;
 pub mod status;
 pub mod umount;
@@ -40,6 +42,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Status(args) => status::run(globals, &args),
         Command::Place(args) => place::run(globals, &args),
         Command::Explain(args) => explain::run(globals, &args),
+        Command::Fsck(args) => fsck::run(globals, &args),
         Command::Wan(args) => wan::run(globals, &args),
         Command::Bench(args) => bench::run(&args),
         Command::Completion(args) => completion::run(&args),

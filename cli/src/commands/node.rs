@@ -11,11 +11,12 @@ use metadata::namespace::Genesis;
 use metadata::types::TimeNs;
 use net::Role;
 use net::wan::Wan;
-use partition_replica::{ErrorClass, FirstStart, GroupInfo, Limits, Node, NodeConfig, NodeInfo, Timeouts};
+use partition_replica::{FirstStart, GroupInfo, Limits, Node, NodeConfig, NodeInfo, Timeouts};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::collect::{self, Deleter, Sweep};
+use super::rebuild;
 use super::service::{self, Parent};
 use crate::args::Globals;
 use crate::config::{Cluster, find};
@@ -77,7 +78,7 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
     let runtime = service::runtime()?;
     let signals = service::Signals::install(&runtime)?;
     let data = config.data_dir.clone();
-    let mut node = Node::start(config).map_err(start_failure)?;
+    let mut node = rebuild::start(&cluster, cluster.node(&args.name)?, config, &runtime)?;
     collect(&cluster, args, &mut node, &runtime, &data)?;
     service::announce(&json!({ "node": args.name, "listen": listen, "pid": std::process::id() }));
     tracing::info!(node = args.name, %listen, "ready");
@@ -87,6 +88,7 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
             break None;
         }
         if let Some(failure) = node.failure() {
+            rebuild::note_failure(&data, &failure);
             break Some(failure);
         }
     };
@@ -101,7 +103,7 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
 fn collect(cluster: &Cluster, args: &NodeArgs, node: &mut Node, runtime: &Runtime, data: &Path) -> Result {
     let me = cluster.node(&args.name)?;
     let deleter = Deleter::new(cluster, me, runtime.handle().clone());
-    node.collect(deleter.clone(), collect::times(cluster)).map_err(start_failure)?;
+    node.collect(deleter.clone(), collect::times(cluster)).map_err(rebuild::start_failure)?;
     if let Some(sweep) = Sweep::of(cluster, me, &deleter, data) {
         let handle = runtime.handle().clone();
         let run = move || handle.block_on(sweep.run());
@@ -110,18 +112,24 @@ fn collect(cluster: &Cluster, args: &NodeArgs, node: &mut Node, runtime: &Runtim
     Ok(())
 }
 
-fn start_failure(error: partition_replica::Error) -> Failure {
-    let exit = match error.class() {
-        ErrorClass::Caller => Exit::Config,
-        ErrorClass::Retry => Exit::Exists,
-        ErrorClass::Corrupt => Exit::Problems,
-        ErrorClass::Fatal => Exit::Failed,
-    };
-    Failure { exit, error: error.into() }
+fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
+    let config = config_of(cluster, cluster.node(&args.name)?)?;
+    let memory = args.memory.unwrap_or(cluster.limits.node_memory);
+    Ok(NodeConfig {
+        data_dir: args.data.clone().unwrap_or(config.data_dir),
+        first_start: match (args.found, args.initialise) {
+            (true, _) => FirstStart::Founding,
+            (false, true) => FirstStart::NewDisk,
+            (false, false) => FirstStart::No,
+        },
+        listen: args.listen.unwrap_or(config.listen),
+        limits: Limits { log_bytes_max: cluster.limits.node_log.0, ..limits(memory, cluster.groups.len()) },
+        ..config
+    })
 }
 
-fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
-    let node = cluster.node(&args.name)?;
+/// What the configuration says of a node.
+pub fn config_of(cluster: &Cluster, node: &crate::config::Node) -> Result<NodeConfig> {
     let nodes = cluster.nodes.iter().map(|node| NodeInfo {
         number: node.id,
         name: node.name.clone(),
@@ -133,16 +141,12 @@ fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
         name: group.name.clone(),
         voters: cluster.voters(group).map(|voter| voter.id).collect(),
     });
-    let memory = args.memory.unwrap_or(cluster.limits.node_memory);
+    let memory = cluster.limits.node_memory;
     Ok(NodeConfig {
         number: node.id,
-        data_dir: args.data.clone().unwrap_or_else(|| node.data.clone()),
-        first_start: match (args.found, args.initialise) {
-            (true, _) => FirstStart::Founding,
-            (false, true) => FirstStart::NewDisk,
-            (false, false) => FirstStart::No,
-        },
-        listen: args.listen.map_or_else(|| node.resolve_listen(), Ok)?,
+        data_dir: node.data.clone(),
+        first_start: FirstStart::No,
+        listen: node.resolve_listen()?,
         cluster_id: cluster.name.clone(),
         nodes: nodes.collect(),
         groups: groups.collect(),
