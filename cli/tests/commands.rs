@@ -281,6 +281,41 @@ fn bench_measures_any_directory() {
 }
 
 #[test]
+fn bench_multicast_orders_commands_on_real_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let output = globalfs(&[
+        "bench",
+        "multicast",
+        "--groups",
+        "2",
+        "--destinations",
+        "1,2",
+        "--outstanding",
+        "4",
+        "--runs",
+        "1",
+        "--time",
+        "500ms",
+        "--warm-up",
+        "300ms",
+        "--dir",
+        dir,
+        "--json",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    assert!(rows.iter().all(|row| row["median"]["per_s"].as_f64().unwrap() > 0.0), "{report}");
+    assert!(rows.iter().all(|row| row["median"]["failed"] == 0), "{report}");
+    assert!(rows[0]["median"]["local"]["p50"].as_f64().unwrap() > 0.0 && rows[0]["median"]["multi"].is_null());
+    assert!(rows[1]["median"]["multi"]["p50"].as_f64().unwrap() > 0.0);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert_eq!(globalfs(&["bench", "multicast", "--groups", "2", "--destinations", "3"]).status.code(), Some(1));
+}
+
+#[test]
 fn version_and_completion_write_to_stdout() {
     let output = globalfs(&["version", "--json"]);
     let version: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();

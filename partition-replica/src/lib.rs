@@ -6,6 +6,7 @@
 //! * `group`: one thread per replica that owns the ordering core and the namespace.
 //! * `server`: peers' and clients' channels, sessions, reads, invalidation streams.
 
+pub mod bare;
 pub mod config;
 mod copy;
 pub mod error;

@@ -532,7 +532,7 @@ fn lease_ms(config: &NodeConfig) -> u64 {
     u64::try_from(config.timeouts.session_lease.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn endpoint_config(config: &NodeConfig, me: &NodeInfo) -> Result<EndpointConfig> {
+pub(crate) fn endpoint_config(config: &NodeConfig, me: &NodeInfo) -> Result<EndpointConfig> {
     let limits = &config.limits;
     let mut endpoint = EndpointConfig::node(config.listen, config.identity.clone());
     endpoint.limits.frame_len_bytes_max = FRAME_BYTES_MAX;
@@ -554,7 +554,7 @@ fn endpoint_config(config: &NodeConfig, me: &NodeInfo) -> Result<EndpointConfig>
 
 type Links = (BTreeMap<multicast::ids::ReplicaId, PeerLink>, Vec<(multicast::ids::ReplicaId, LinkReceiver)>);
 
-fn open_links(config: &NodeConfig, me: &NodeInfo, endpoint: &Endpoint) -> Links {
+pub(crate) fn open_links(config: &NodeConfig, me: &NodeInfo, endpoint: &Endpoint) -> Links {
     let (mut links, mut receivers) = (BTreeMap::new(), Vec::new());
     for node in config.nodes.iter().filter(|node| node.number != me.number) {
         // A message that waited long is worth nothing: its sender has repeated it.

@@ -180,7 +180,7 @@ fn durable(group: GroupId, applied: LogIndex, wal: &Wal) -> Result<Durable> {
     Ok(Durable { promised: log.promised, first, entries: entries.collect() })
 }
 
-fn core_config(config: &NodeConfig, group: GroupId, incarnation: Incarnation) -> multicast::Config {
+pub(crate) fn core_config(config: &NodeConfig, group: GroupId, incarnation: Incarnation) -> multicast::Config {
     let groups = config.groups.iter().map(|group| (group.id, group.voters.clone())).collect();
     let mut core = multicast::Config::new(group, config.number, groups);
     core.incarnation = incarnation;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::bench_geo;
+use super::{bench_geo, bench_multicast};
 use crate::bench::{self, Plan, Workload};
 use crate::exit::{Exit, Failure, Result};
 use crate::hint;
@@ -18,6 +18,7 @@ use crate::units::{ByteSize, TimeSpan};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  globalfs bench fs /mnt/globalfs/eu /var/tmp      side by side
   globalfs bench geo --experiment b --out b        throughput per region at 1, 3, 6 and 9 regions
+  globalfs bench multicast --outstanding 1,16      the ordering protocol alone
   globalfs bench report a/report.json b/report.json")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -30,6 +31,11 @@ enum Action {
     Fs(FsArgs),
     /// Simulate a cluster over 1 to 9 regions, or compare one that runs with its simulation
     Geo(bench_geo::GeoArgs),
+    /// Measure the ordering protocol alone, on real processes
+    Multicast(bench_multicast::MulticastArgs),
+    /// One process of that
+    #[command(hide = true)]
+    MulticastMember,
     /// Measure what work costs on this machine, for `bench geo`
     Calibrate(bench_geo::CalibrateArgs),
     /// Compare two reports of `bench geo`
@@ -81,6 +87,8 @@ pub fn run(args: &BenchArgs) -> Result<Exit> {
     match &args.action {
         Action::Fs(args) => run_fs(args),
         Action::Geo(args) => bench_geo::run(args),
+        Action::Multicast(args) => bench_multicast::run(args),
+        Action::MulticastMember => bench_multicast::member(),
         Action::Calibrate(args) => bench_geo::calibrate(args),
         Action::Report(args) => bench_geo::report(args),
     }

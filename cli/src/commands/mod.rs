@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bench_geo;
+pub mod bench_multicast;
 pub mod client;
 pub mod collect;
 pub mod completion;

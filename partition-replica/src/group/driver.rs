@@ -363,7 +363,7 @@ fn damaged(error: metadata::Error) -> Error {
     Error::State(error.to_string())
 }
 
-fn log_records(group: GroupId, writes: Writes, records: &mut Vec<WalRecord>) {
+pub(crate) fn log_records(group: GroupId, writes: Writes, records: &mut Vec<WalRecord>) {
     if let Some((promised, committed)) = writes.committed {
         records.push(WalRecord::HardState { group, promised, committed });
     } else if let Some(promised) = writes.promised {

@@ -5,4 +5,5 @@ mod long;
 pub mod mailbox;
 pub mod view;
 
+pub(crate) use driver::log_records;
 pub use driver::{CopyWay, Driver, DriverParts};
