@@ -302,6 +302,12 @@ impl Core {
         self.log.membership()
     }
 
+    /// True if others have said that this replica is no member any more.
+    #[must_use]
+    pub fn is_expelled(&self) -> bool {
+        self.log.is_expelled()
+    }
+
     /// A client asks for a command. The reply comes from [`Core::apply_next`], as an [`Output::Reply`] or as an
     /// [`Output::Declined`].
     pub fn handle_submit(&mut self, now: Time, command: Arc<Command>) {

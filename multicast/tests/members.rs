@@ -10,7 +10,7 @@ use bytes::Bytes;
 use harness::sim::{Address, MS, Options, Sim};
 use multicast::command::{Command, Destination, Key, Mode};
 use multicast::ids::{CommandId, GroupId, Incarnation, ReplicaId, SessionId, VectorClock};
-use multicast::{ChangeRefused, Event, ForceRefused, MemberChange, MemberRole, Message};
+use multicast::{ChangeRefused, Entry, Event, ForceRefused, MemberChange, MemberRole, Message, Record};
 
 const A: GroupId = GroupId(0);
 const B: GroupId = GroupId(1);
@@ -429,4 +429,48 @@ fn members_that_lag_hold_the_log_only_up_to_its_limit() {
     sim.run_for_ms(5_000);
     assert_eq!(sim.core(learner).order().applied(), sim.core(primary).order().applied());
     assert!(sim.copies >= 1);
+}
+
+/// A learner, or a voter whose log ends with its own removal: neither probes to lead, and no primary speaks to them any more.
+#[test]
+fn removed_replica_that_cannot_lead_learns_of_it() {
+    let mut sim = cluster(&[3], 1, |_| {});
+    let (learner, voter) = (replica(&sim, 3), replica(&sim, 2));
+    add_learner(&mut sim, learner);
+    sim.crash(learner);
+    change(&mut sim, A, MemberChange::Remove { replica: learner.1 });
+    sim.restart(learner);
+    sim.run_for_ms(5_000);
+    assert!(sim.core(learner).status().is_expelled);
+    // It has the record of its removal and hears no more: whether that is committed only others know.
+    let primary = sim.primary(A).unwrap();
+    sim.change_members(primary, MemberChange::Remove { replica: voter.1 }).unwrap();
+    let entry = sim.core(primary).status().last;
+    sim.crash(voter);
+    sim.run_for_ms(2_000);
+    let promised = sim.core(primary).status().promised;
+    let record = Record::Config { membership: Arc::new(sim.core(primary).membership().clone()) }.encode();
+    sim.nodes.get_mut(&voter).unwrap().wal.entries.insert(entry, Entry { index: entry, ballot: promised, record });
+    sim.restart(voter);
+    sim.run_for_ms(10_000);
+    assert!(sim.core(voter).order().applied() < entry, "nobody has told it that this is committed");
+    assert!(sim.core(voter).status().is_expelled);
+}
+
+/// Two changes with one number: its own, which nobody else has, and the one that counts.
+#[test]
+fn removed_replica_believes_others_though_its_log_has_another_change() {
+    let mut sim = cluster(&[3], 0, |_| {});
+    let [old, second, third] = [0, 1, 2].map(|at| replica(&sim, at));
+    assert_eq!(sim.primary(A), Some(old));
+    sim.cut(old, second);
+    sim.cut(old, third);
+    sim.change_members(old, MemberChange::Remove { replica: third.1 }).unwrap();
+    sim.run_for_ms(5_000);
+    sim.crash(old);
+    change(&mut sim, A, MemberChange::Remove { replica: old.1 });
+    sim.heal();
+    sim.restart(old);
+    sim.run_for_ms(10_000);
+    assert!(sim.core(old).status().is_expelled);
 }

@@ -60,6 +60,17 @@ impl Replicator {
         self.campaign_if_wanted();
     }
 
+    /// Whoever may not lead and hears no primary asks whether it is a member still: nobody tells those that do not ask. Of the
+    /// own log only that counts which is committed, as nobody else may have the rest.
+    pub(super) fn ask_whether_member(&mut self) {
+        self.expect_primary();
+        let members = self.committed_membership();
+        if self.expelled.is_none() && members.has(self.me, self.incarnation) {
+            let (ballot, version, incarnation) = (self.next_ballot(), members.version, self.incarnation);
+            self.send_to_others(&Message::Probe { ballot, incarnation, version });
+        }
+    }
+
     pub(super) fn probing_timeout(&mut self) {
         if !self.may_lead() {
             return self.become_follower(None);

@@ -58,7 +58,7 @@ impl Replicator {
     pub(super) fn follow_membership(&mut self) {
         let membership = Arc::clone(self.memberships.latest());
         self.clocks.follow(&membership, self.me);
-        let is_back = |version| membership.version >= version && membership.has(self.me, self.incarnation);
+        let is_back = |version| membership.version > version && membership.has(self.me, self.incarnation);
         if self.expelled.is_some_and(is_back) {
             self.expelled = None;
         }
@@ -82,7 +82,11 @@ impl Replicator {
 
     /// Others say who is a member.
     pub(super) fn handle_members(&mut self, members: &Membership) {
-        let is_news = members.version > self.membership().version
+        // What the own log says beyond what is committed may be void, and another change with the same number.
+        let is_refuted =
+            self.membership().version > members.version && self.membership().has(self.me, self.incarnation);
+        let is_news = members.version > self.committed_membership().version
+            && !is_refuted
             && self.expelled.is_none_or(|version| version < members.version)
             && !members.has(self.me, self.incarnation);
         if !is_news {

@@ -268,7 +268,7 @@ impl Replicator {
         self.now = now;
         match self.role {
             Role::Follower if now >= self.election_due && self.may_lead() => self.become_probing(),
-            Role::Follower if now >= self.election_due => self.expect_primary(),
+            Role::Follower if now >= self.election_due => self.ask_whether_member(),
             Role::Follower => {}
             Role::Probing(_) => self.probing_timeout(),
             Role::Candidate(_) => self.candidate_timeout(),
