@@ -52,6 +52,18 @@ pub struct Summary {
     pub reads: u64,
     /// Replicas quarantined.
     pub quarantined: u64,
+    /// Changes of memberships.
+    pub changes: u64,
+    /// Disks that were replaced by empty ones.
+    pub disks: u64,
+    /// Copies of states put in place.
+    pub copies: u64,
+    /// Histories of clients that the black-box search has decided as a whole.
+    pub histories_searched: u64,
+    /// Pieces of others that it has decided.
+    pub pieces_searched: u64,
+    /// Pieces that were too big for it.
+    pub pieces_too_big: u64,
     /// Virtual time.
     pub simulated_hours: f64,
     /// Real time.
@@ -75,6 +87,12 @@ impl Summary {
         self.executed += outcome.executed;
         self.reads += outcome.reads;
         self.quarantined += outcome.quarantined;
+        self.changes += outcome.changes;
+        self.disks += outcome.disks;
+        self.copies += outcome.copies;
+        self.histories_searched += outcome.searched.whole;
+        self.pieces_searched += outcome.searched.pieces;
+        self.pieces_too_big += outcome.searched.too_big;
         self.simulated_hours += outcome.simulated_ms as f64 / 3_600_000.0;
         if let Some((kind, what)) = outcome.verdict.failure() {
             self.failed.push(Failed { seed: outcome.seed, kind, what: what.to_owned() });

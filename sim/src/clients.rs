@@ -159,7 +159,7 @@ impl World {
     /// A group with a voter in the client's region, if there is one.
     fn coordinator(&self, number: usize, groups: impl Iterator<Item = GroupId>) -> GroupId {
         let region = self.options.clients.get(number).copied().unwrap_or(0);
-        let is_near = |group: &GroupId| self.options.groups[group].iter().any(|id| self.options.nodes[id] == region);
+        let is_near = |group: &GroupId| self.hosts(*group).iter().any(|id| self.options.nodes[id] == region);
         let groups: Vec<GroupId> = groups.collect();
         groups.iter().copied().find(is_near).or(groups.first().copied()).unwrap_or(GroupId::GLOBAL)
     }
@@ -224,7 +224,8 @@ impl World {
         let sequence = client.next_sequence;
         client.next_sequence += 1;
         client.open_sequences.insert(sequence);
-        let payload = pending.and_then(Pending::update).map(codec::encode_op).unwrap_or_default();
+        let op = pending.and_then(Pending::update).cloned();
+        let payload = op.as_ref().map(codec::encode_op).unwrap_or_default();
         let command = Command {
             id: CommandId { session: client.session, sequence },
             acknowledged_below: client.acknowledged_below(),
@@ -235,8 +236,9 @@ impl World {
         if let Some(pending) = client.pending.get_mut(&id) {
             pending.command = Some(command.clone());
         }
-        let submitted = Seen::Submitted { client: number, update: id, id: command.id };
-        self.ledger.seen.push(submitted);
+        if let Some(op) = op.map(std::sync::Arc::new) {
+            self.ledger.seen.push(Seen::Submitted { client: number, update: id, id: command.id, op });
+        }
         command
     }
 
@@ -245,19 +247,22 @@ impl World {
         let astray = self.faulty && self.rnd.chance(20);
         match known {
             Some(primary) if !astray => primary,
-            _ => *self.rnd.pick(&self.options.groups[&group]),
+            _ => {
+                let hosts = self.hosts(group).to_vec();
+                *self.rnd.pick(&hosts)
+            }
         }
     }
 
     fn reader(&mut self, number: usize, group: GroupId) -> ReplicaId {
-        let voters = &self.options.groups[&group];
+        let voters = self.hosts(group).to_vec();
         if let Some(&reader) = self.clients[number].readers.get(&group) {
             return reader;
         }
         let region = self.options.clients.get(number).copied().unwrap_or(0);
         let near: Vec<ReplicaId> = voters.iter().copied().filter(|id| self.options.nodes[id] == region).collect();
         let reader =
-            if near.is_empty() || self.rnd.chance(200) { *self.rnd.pick(voters) } else { *self.rnd.pick(&near) };
+            if near.is_empty() || self.rnd.chance(200) { *self.rnd.pick(&voters) } else { *self.rnd.pick(&near) };
         self.clients[number].readers.insert(group, reader);
         reader
     }
@@ -383,7 +388,7 @@ impl World {
         let session = self.clients[number].session;
         let groups: Vec<GroupId> = self.clients[number].registered.iter().copied().collect();
         for group in groups {
-            for node in self.options.groups[&group].clone() {
+            for node in self.hosts(group).to_vec() {
                 self.connection(number, node);
             }
         }
@@ -482,7 +487,7 @@ impl World {
 
     fn read_elsewhere(&mut self, number: usize, instead: ReplicaId, ask: AskId) {
         let Some(pending) = self.clients[number].pending.get(&ask) else { return };
-        let others = self.options.groups[&pending.group].iter().copied().filter(|id| *id != instead);
+        let others: Vec<ReplicaId> = self.hosts(pending.group).iter().copied().filter(|id| *id != instead).collect();
         let other = self.rnd.choose(others);
         if let Some(pending) = self.clients[number].pending.get_mut(&ask) {
             pending.elsewhere = other;

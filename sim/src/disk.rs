@@ -1,7 +1,7 @@
 //! A node's log on disk: one file for all its groups, flushed in batches. A crash loses what was not flushed, but for a
 //! random prefix of records; a record that was torn fails its checksum and ends the log there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use multicast::ids::{Ballot, GroupId, LogIndex};
@@ -48,6 +48,8 @@ pub struct Disk {
     waiting: VecDeque<Batch>,
     /// So many of the waiting batches are covered by the flush under way.
     flushing: usize,
+    /// Durable entries that are not what was written any more.
+    bad: BTreeSet<(GroupId, LogIndex)>,
 }
 
 impl Disk {
@@ -70,6 +72,18 @@ impl Disk {
         self.submit(Batch { tells: None, records: vec![LogRecord::Trim(group, keep)] });
     }
 
+    /// What is written anew, or gone, is not bad any more.
+    fn heal(&mut self, record: &LogRecord) {
+        match record {
+            LogRecord::VoidFrom(group, from) => self.bad.retain(|(of, index)| of != group || index < from),
+            LogRecord::Trim(group, keep) => self.bad.retain(|(of, index)| of != group || index >= keep),
+            LogRecord::Append(group, entry) => {
+                self.bad.remove(&(*group, entry.index));
+            }
+            LogRecord::Promise(..) | LogRecord::Committed(..) => {}
+        }
+    }
+
     fn submit(&mut self, batch: Batch) {
         for record in &batch.records {
             apply(&mut self.written, record);
@@ -86,14 +100,75 @@ impl Disk {
         true
     }
 
+    /// All that a group has here is gone.
+    pub fn forget(&mut self, group: GroupId) {
+        self.durable.remove(&group);
+        self.written.remove(&group);
+        self.bad.retain(|(of, _)| *of != group);
+        for batch in &mut self.waiting {
+            batch.records.retain(|record| group_of(record) != group);
+        }
+    }
+
+    /// Makes all that was written durable.
+    pub fn flush_all(&mut self) {
+        self.flushing = self.waiting.len();
+        self.end_flush(None);
+    }
+
+    /// A bit flips in some durable entry, by its place, counted around.
+    pub fn flip(&mut self, place: u64) -> Option<(GroupId, LogIndex)> {
+        let entries = || {
+            let of = |(&group, image): (&GroupId, &'_ LogImage)| {
+                image.entries.keys().map(|&index| (group, index)).collect::<Vec<_>>()
+            };
+            self.durable.iter().flat_map(of)
+        };
+        let at = place.checked_rem(entries().count() as u64)?;
+        let entry = entries().nth(usize::try_from(at).ok()?)?;
+        self.bad.insert(entry);
+        Some(entry)
+    }
+
+    /// The first entry that a start comes upon and that is not what was written. Places that were freed are not looked at.
+    #[must_use]
+    pub fn first_bad(&self) -> Option<(GroupId, LogIndex)> {
+        let is_there = |(group, index): &&(GroupId, LogIndex)| {
+            self.durable.get(group).is_some_and(|image| image.entries.contains_key(index))
+        };
+        self.bad.iter().find(is_there).copied()
+    }
+
+    /// True if there is such an entry.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        self.first_bad().is_some()
+    }
+
+    /// True if [`Disk::read`] comes upon an entry that is not what was written.
+    #[must_use]
+    pub fn is_bad_from(&self, group: GroupId, from: LogIndex) -> bool {
+        self.bad.range((group, from)..).next().is_some_and(|(of, _)| *of == group) && self.is_bad()
+    }
+
+    /// The planted bug: what does not fit its checksum is taken for a torn tail.
+    pub fn drop_bad(&mut self) {
+        for (group, index) in std::mem::take(&mut self.bad) {
+            apply(&mut self.durable, &LogRecord::VoidFrom(group, index));
+        }
+        self.written = self.durable.clone();
+    }
+
     /// The flush is done: the newest durable token of each group.
     pub fn end_flush(&mut self, bug: Option<Bug>) -> BTreeMap<GroupId, u64> {
         let mut told = BTreeMap::new();
-        for batch in self.waiting.drain(..std::mem::take(&mut self.flushing)) {
+        let done: Vec<Batch> = self.waiting.drain(..std::mem::take(&mut self.flushing)).collect();
+        for batch in done {
             for record in &batch.records {
                 if bug == Some(Bug::ForgetPromise) && matches!(record, LogRecord::Promise(..)) {
                     continue;
                 }
+                self.heal(record);
                 apply(&mut self.durable, record);
             }
             told.extend(batch.tells);
@@ -146,6 +221,16 @@ impl Disk {
     #[must_use]
     pub fn has(&self, group: GroupId, index: LogIndex) -> bool {
         self.written.get(&group).is_some_and(|image| image.entries.contains_key(&index))
+    }
+}
+
+fn group_of(record: &LogRecord) -> GroupId {
+    match record {
+        LogRecord::Promise(group, _)
+        | LogRecord::Committed(group, _)
+        | LogRecord::VoidFrom(group, _)
+        | LogRecord::Append(group, _)
+        | LogRecord::Trim(group, _) => *group,
     }
 }
 

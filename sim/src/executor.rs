@@ -45,7 +45,8 @@ impl Apply for Watched<'_> {
         namespace.set_step_rows(STEP_ROWS);
         let mut executor = Executor { namespace, own_time: now, bug: self.bug, odd: self.odd };
         let applied = core.apply_next(now, &mut executor)?;
-        if self.odd {
+        // What a bad row led to is neither written nor told.
+        if self.odd || namespace.failure().is_some() {
             return Some(applied);
         }
         let (group, index) = (self.group, applied.index);

@@ -20,6 +20,13 @@ impl World {
             FaultKind::SlowLink => faults.slow_link,
             FaultKind::ClockJump => faults.clock_jump,
             FaultKind::Disconnect => faults.disconnect,
+            FaultKind::Wipe => faults.wipe,
+            FaultKind::FlipLog => faults.flip_log,
+            FaultKind::FlipRow => faults.flip_row,
+            FaultKind::FullDisk => faults.full_disk,
+            FaultKind::SlowDisk => faults.slow_disk,
+            FaultKind::Operate => self.options.operators.change,
+            FaultKind::Stop => self.options.operators.stop,
         };
         match kind {
             FaultKind::Crash => self.crash_some(),
@@ -28,6 +35,13 @@ impl World {
             FaultKind::SlowLink => self.slow_one(),
             FaultKind::ClockJump => self.jump_one(),
             FaultKind::Disconnect => self.disconnect_one(),
+            FaultKind::Wipe => self.wipe_one(),
+            FaultKind::FlipLog => self.flip_log(),
+            FaultKind::FlipRow => self.flip_row(),
+            FaultKind::FullDisk => self.fill_disk(),
+            FaultKind::SlowDisk => self.slow_disk(),
+            FaultKind::Operate => self.operate(),
+            FaultKind::Stop => self.stop_one(),
         }
         let delay = self.rnd.range(1, every * 2) * MS;
         self.after(delay, Event::Fault(kind));
@@ -45,12 +59,10 @@ impl World {
             // All voters of a group at once, as when a region loses power.
             let groups: Vec<GroupId> = self.options.groups.keys().copied().collect();
             let group = *self.rnd.pick(&groups);
-            victims.clone_from(&self.options.groups[&group]);
+            victims = self.hosts(group).to_vec();
         }
         for id in victims {
-            self.crash(id, "a fault");
-            let down = self.rnd.range(1, self.options.faults.down_ms_max) * MS;
-            self.after(down, Event::Start { node: id });
+            self.crash_for_a_while(id, "a fault");
         }
     }
 
@@ -144,6 +156,7 @@ impl World {
             self.after(delay, Event::Start { node: id });
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.paused_until = node.paused_until.min(self.now);
+                (node.full_until, node.slow_until) = (0, 0);
             }
         }
     }

@@ -4,21 +4,26 @@
 
 mod cache;
 pub mod campaign;
-mod checks;
+pub mod checks;
 mod client;
 mod clients;
 mod clock;
+mod copies;
+mod damage;
 mod desk;
 mod disk;
 mod executor;
 mod faults;
+mod forgery;
 mod network;
 mod nodes;
+mod operator;
 pub mod options;
 pub mod planted;
 mod replica;
 mod rng;
 pub mod run;
+mod shelf;
 mod trace;
 mod view;
 mod workload;

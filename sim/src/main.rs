@@ -114,6 +114,14 @@ fn many(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             summary.wall_seconds,
             summary.simulated_hours_per_hour
         );
+        println!(
+            "{} changes of members, {} disks lost, {} copies of states, {} replicas quarantined",
+            summary.changes, summary.disks, summary.copies, summary.quarantined
+        );
+        println!(
+            "searched for linearizability: {} histories as a whole, {} pieces of others; {} pieces too big",
+            summary.histories_searched, summary.pieces_searched, summary.pieces_too_big
+        );
     }
     Ok(ExitCode::from(summary.exit_code()))
 }

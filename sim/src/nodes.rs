@@ -8,7 +8,7 @@ use multicast::ids::{GroupId, LogIndex, ReplicaId};
 use crate::network::End;
 use crate::options::{MS, US};
 use crate::planted::Bug;
-use crate::replica::{Act, Ticket, tell};
+use crate::replica::{Act, Broken, Ticket, tell};
 use crate::view::Link;
 use crate::world::{Address, Event, Node, World};
 
@@ -22,31 +22,51 @@ impl World {
         self.nodes.get_mut(&node).filter(|node| node.up && node.life == life)
     }
 
-    /// A node's process starts.
+    /// A node's process starts, unless its disk is not what was written.
     pub(crate) fn start(&mut self, id: ReplicaId) {
         let now = self.now;
-        let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.up) else { return };
+        let ignores_checksums = self.bug == Some(Bug::IgnoreLogChecksum);
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.up && !node.is_broken) else { return };
         (node.up, node.life) = (true, node.life + 1);
         let life = node.life;
         let time = node.clock.time(now);
-        let mut broken = None;
+        if ignores_checksums {
+            node.disk.drop_bad();
+        }
+        let bad =
+            node.disk.first_bad().map(|(group, index)| format!("entry {index} of {group} does not fit its checksum"));
+        let mut broken = bad.map(Broken::Damaged);
         for replica in node.replicas.values_mut() {
-            if let Err(why) = replica.start(time, &node.disk) {
-                broken = Some(format!("{id} cannot start: {why}"));
+            if broken.is_none() {
+                broken = replica.start(time, &node.disk).err();
             }
         }
         let groups: Vec<GroupId> = node.replicas.keys().copied().collect();
         self.trace.line(now, || format!("{id} starts, life {life}"));
         self.trace.event(now, 1, u64::from(id.0), &[]);
-        if let Some(why) = broken {
-            return self.violate(why);
+        match broken {
+            Some(Broken::Damaged(why)) => return self.break_down(id, &why),
+            Some(Broken::Senseless(why)) => return self.violate(format!("{id} cannot start: {why}")),
+            None => {}
         }
         for group in groups {
-            self.after(0, Event::Turn { node: id, life, group });
-            let delay = self.rnd.range(1, self.options.store_flush_ms) * MS;
-            self.after(delay, Event::StoreFlushed { node: id, life, group });
+            self.begin_replica(id, life, group);
         }
         self.after(HOUSEKEEP_NS, Event::Housekeep { node: id, life });
+    }
+
+    /// A replica has started.
+    pub(crate) fn begin_replica(&mut self, id: ReplicaId, life: u64, group: GroupId) {
+        self.after(0, Event::Turn { node: id, life, group });
+        let delay = self.rnd.range(1, self.options.store_flush_ms) * MS;
+        self.after(delay, Event::StoreFlushed { node: id, life, group });
+    }
+
+    /// A node crashes, and is back some time later.
+    pub(crate) fn crash_for_a_while(&mut self, id: ReplicaId, why: &str) {
+        self.crash(id, why);
+        let down = self.rnd.range(1, self.options.faults.down_ms_max.max(1)) * MS;
+        self.after(down, Event::Start { node: id });
     }
 
     /// A node's process is gone, with all that was not on disk.
@@ -124,11 +144,12 @@ impl World {
             };
             for act in acts {
                 if self.faulty && self.rnd.below(1_000_000) < self.options.faults.crash_in_turn {
-                    self.crash(id, "in the middle of a turn");
-                    let down = self.rnd.range(1, self.options.faults.down_ms_max) * MS;
-                    return self.after(down, Event::Start { node: id });
+                    return self.crash_for_a_while(id, "in the middle of a turn");
                 }
                 self.act((group, id), life, act);
+                if self.alive(id, life).is_none() {
+                    return;
+                }
             }
         }
         self.wake((group, id));
@@ -162,7 +183,12 @@ impl World {
     fn act(&mut self, address: Address, life: u64, act: Act) {
         let (group, id) = address;
         match act {
-            Act::Persist(token, writes) => {
+            Act::Persist(token, mut writes) => {
+                match self.bug {
+                    Some(Bug::ChangeUncommitted) => self.believe_change(address, &writes),
+                    Some(Bug::KeepOldLog) => writes.begin_at = None,
+                    _ => {}
+                }
                 if writes.promised.is_some() && self.faulty && self.rnd.chance(self.options.faults.crash_after_promise)
                 {
                     let delay = self.rnd.range(1, 30) * MS;
@@ -178,10 +204,26 @@ impl World {
                 }
                 self.flush(id, life);
             }
-            Act::Send(to, message) => self.send(address, to, &message),
+            Act::Send(to, message) => {
+                for (from, to, message) in self.forge(address, to, message) {
+                    self.send(from, to, &message);
+                }
+            }
             Act::Tell(client, connection, message) => self.tell(id, client, connection, &message),
             // At once, as the node does: trimming does not come in between.
             Act::ReadLog(from, bytes_max) => self.log_read(address, life, from, bytes_max),
+            Act::SendCopy(to, incarnation) => self.send_copy(address, life, to, incarnation),
+            Act::CutOff(link) => self.break_connection(id, link.client, link.connection),
+            Act::Damaged(why) => self.break_down(id, &why),
+            Act::BeyondHelp(replica, from) => {
+                if !self.options.cuts_logs() && !self.is_newcomer(group, replica) {
+                    self.violate(format!("{replica} of {group} needs entry {from}, which is gone"));
+                }
+            }
+            Act::Quarantined(why) => {
+                self.operator.quarantined += 1;
+                self.trace.line(self.now, || format!("{group}/{id} is quarantined: {why}"));
+            }
             Act::Note(what) => self.trace.line(self.now, || format!("{group}/{id}: {what}")),
             Act::Violation(what) => self.violate(what),
         }
@@ -193,7 +235,8 @@ impl World {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if node.disk.begin_flush() {
             let base = node.flush_us * US * if slow { 100 } else { 1 };
-            let delay = self.rnd.range(base / 2, base * 2);
+            let stalls = if node.slow_until > self.now { self.rnd.range(100, 2_000) * MS } else { 0 };
+            let delay = self.rnd.range(base / 2, base * 2) + stalls;
             self.after(delay, Event::Flushed { node: id, life });
         }
     }
@@ -203,11 +246,9 @@ impl World {
         let (now, bug) = (self.now, self.bug);
         let fails = self.faulty && self.rnd.below(1_000_000) < self.options.faults.flush_failure;
         let Some(node) = self.alive(id, life) else { return };
-        if fails {
+        if fails || node.full_until > now {
             // Nobody knows what is on disk: the process stops, nothing is acknowledged.
-            self.crash(id, "a flush failed");
-            let down = self.rnd.range(1, self.options.faults.down_ms_max) * MS;
-            return self.after(down, Event::Start { node: id });
+            return self.crash_for_a_while(id, "a flush failed");
         }
         let told = node.disk.end_flush(bug);
         let time = node.clock.time(now);
@@ -226,8 +267,11 @@ impl World {
     /// A read of the log is done.
     pub(crate) fn log_read(&mut self, address: Address, life: u64, from: LogIndex, bytes_max: usize) {
         let (group, id) = address;
-        let now = self.now;
+        let (now, bug) = (self.now, self.bug);
         let Some(node) = self.alive(id, life) else { return };
+        if node.disk.is_bad_from(group, from) && bug != Some(Bug::IgnoreLogChecksum) {
+            return self.break_down(id, "an entry that was read back does not fit its checksum");
+        }
         let (entries, time) = (node.disk.read(group, from, bytes_max), node.clock.time(now));
         if let Some(live) = self.live(address, life) {
             live.core.handle_log_read(time, entries);
@@ -237,7 +281,11 @@ impl World {
 
     /// A store is flushed.
     pub(crate) fn store_flushed(&mut self, id: ReplicaId, life: u64, group: GroupId) {
+        let now = self.now;
         let Some(node) = self.alive(id, life) else { return };
+        if node.full_until > now {
+            return self.crash_for_a_while(id, "the state could not be flushed");
+        }
         if let Some(replica) = node.replicas.get_mut(&group) {
             replica.flush_store();
         }

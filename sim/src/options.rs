@@ -12,6 +12,9 @@ pub const MS: u64 = 1_000_000;
 /// A microsecond.
 pub const US: u64 = 1_000;
 
+/// No run has so many entries: logs are cut only below what all members have.
+const LOG_ENTRIES_MAX: u64 = 1 << 24;
+
 /// Faults of one kind: how often, on average, while faults last. Zero: never.
 pub type EveryMs = u64;
 
@@ -32,6 +35,8 @@ pub struct Options {
     pub mix: Mix,
     /// What may go wrong.
     pub faults: Faults,
+    /// What operators do meanwhile.
+    pub operators: Operators,
     /// When faults end.
     pub faults_until_ms: u64,
     /// Patience of the cores.
@@ -46,6 +51,8 @@ pub struct Options {
     pub store_flush_ms: u64,
     /// How often blobs are collected; zero: never.
     pub collect_every_ms: u64,
+    /// Nothing is checked at the end but what clients saw: to see what that finds alone.
+    pub only_black_box: bool,
 }
 
 /// What clients do.
@@ -69,6 +76,17 @@ pub struct Mix {
     pub think_ms: u64,
     /// Of a thousand reads so many look at names; the rest at inodes, listings, contents.
     pub lookups: u64,
+}
+
+/// What operators do while faults last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Operators {
+    /// Members come, go and are promoted, primaries are told to hand over.
+    pub change: EveryMs,
+    /// Nodes are stopped in order, and started again some time later.
+    pub stop: EveryMs,
+    /// Primaries replace members by themselves that have lost their disks; else an operator does.
+    pub auto_replace: bool,
 }
 
 /// What may go wrong while faults last.
@@ -116,6 +134,18 @@ pub struct Faults {
     pub flush_failure: u64,
     /// Flushes are slow, of a thousand.
     pub slow_flush: u64,
+    /// Disks are lost, and nodes begin anew on empty ones; never more than their groups survive.
+    pub wipe: EveryMs,
+    /// A bit flips in a log; likewise.
+    pub flip_log: EveryMs,
+    /// A bit flips in a row of a state; likewise.
+    pub flip_row: EveryMs,
+    /// A disk is full for some time: nothing can be written.
+    pub full_disk: EveryMs,
+    /// A disk is slow for some time.
+    pub slow_disk: EveryMs,
+    /// Copies of states that do not get there, of a thousand.
+    pub lost_copies: u64,
     /// Connections of clients break.
     pub disconnect: EveryMs,
     /// One voter's state becomes another one behind that index, in a way that only its digest shows.
@@ -135,6 +165,12 @@ impl Options {
         let mut faults =
             if rnd.chance(900) { Faults::draw(rnd) } else { Faults { jitter_percent: 20, ..Faults::default() } };
         faults.rot = draw_rot(&mut Rnd::new(seed, 3), &groups);
+        let mut log_entries_max = *rnd.pick(&[LOG_ENTRIES_MAX, LOG_ENTRIES_MAX, 40, 8]);
+        if faults.rot.is_some() {
+            // Another disk that goes would be one too many, and a wrong state that is copied a quorum's.
+            (faults.wipe, faults.flip_log, faults.flip_row) = (0, 0, 0);
+            log_entries_max = LOG_ENTRIES_MAX;
+        }
         Options {
             delays_us,
             nodes,
@@ -142,6 +178,7 @@ impl Options {
             clients,
             operations: rnd.range(20, 90),
             mix: Mix::draw(rnd),
+            operators: Operators::draw(rnd, &faults),
             faults,
             faults_until_ms: rnd.range(3_000, 15_000),
             timing: draw_timing(rnd, widest_ms),
@@ -149,12 +186,14 @@ impl Options {
                 log_tail_bytes: *rnd.pick(&[1, 4_000, 1 << 20]),
                 append_batch_bytes: *rnd.pick(&[200, 4_000, 1 << 20]),
                 append_window_bytes: *rnd.pick(&[1_000, 1 << 20]),
+                log_entries_max,
                 ..Limits::default()
             },
             session_lease_ms: *rnd.pick(&[4_000, 10_000, 60_000, 60_000]),
             parked_read_ms: *rnd.pick(&[50, 500, 2_000]),
             store_flush_ms: *rnd.pick(&[200, 1_000, 5_000]),
             collect_every_ms: *rnd.pick(&[0, 500, 2_000]),
+            only_black_box: false,
         }
     }
 
@@ -163,7 +202,14 @@ impl Options {
     pub fn calm(seed: u64) -> Options {
         let mut options = Options::draw(seed);
         options.faults = Faults { jitter_percent: 10, ..Faults::default() };
+        options.operators = Operators::default();
         options
+    }
+
+    /// True if logs are cut although somebody may still need what goes.
+    #[must_use]
+    pub fn cuts_logs(&self) -> bool {
+        self.limits.log_entries_max < LOG_ENTRIES_MAX
     }
 }
 
@@ -234,6 +280,16 @@ fn draw_rot(rnd: &mut Rnd, groups: &BTreeMap<GroupId, Vec<ReplicaId>>) -> Option
     has_quorum.then(|| (group, *rnd.pick(voters), LogIndex(rnd.range(5, 60))))
 }
 
+impl Operators {
+    fn draw(rnd: &mut Rnd, faults: &Faults) -> Operators {
+        let mut some = |rates: &[u64]| if rnd.chance(400) { *rnd.pick(rates) } else { 0 };
+        let (change, stop) = (some(&[200, 700, 2_000]), some(&[1_500, 4_000]));
+        // A state that is another one takes away from what the group survives as soon as that shows.
+        let change = if faults.rot.is_some() { 0 } else { change };
+        Operators { change, stop, auto_replace: rnd.chance(800) }
+    }
+}
+
 impl Mix {
     fn draw(rnd: &mut Rnd) -> Mix {
         Mix {
@@ -276,6 +332,12 @@ impl Faults {
             clock_back_ms: some(&[1_000, 30_000]),
             flush_failure: some(&[300, 3_000]),
             slow_flush: some(&[20, 100]),
+            wipe: some(&[1_000, 3_000]),
+            flip_log: some(&[3_000]),
+            flip_row: some(&[3_000]),
+            full_disk: some(&[3_000]),
+            slow_disk: some(&[2_000]),
+            lost_copies: 10 + some(&[300]),
             disconnect: some(&[500, 3_000]),
             rot: None,
         }

@@ -46,6 +46,24 @@ pub enum Bug {
     CachePastEffects,
     /// A client keeps what an own update changes in a group that does not answer.
     KeepOwnElsewhere,
+    /// A node whose disk was lost keeps its number, and votes as the one that promised.
+    WipedVotes,
+    /// Learners are asked for their votes, and these count as voters'.
+    LearnerVotes,
+    /// Whoever is to become a voter becomes one before it has caught up, and counts as if it had.
+    PromoteUnready,
+    /// A change of members counts as committed when it is logged: the next one may follow at once.
+    ChangeUncommitted,
+    /// The log is trimmed behind what the own store has flushed.
+    TrimUnflushed,
+    /// The log that was there stays below a copy of a state.
+    KeepOldLog,
+    /// A copy of a state lacks what is prepared and what was answered.
+    CopyWithoutOrder,
+    /// Entries that do not fit their checksums are taken for a torn tail, wherever they are.
+    IgnoreLogChecksum,
+    /// Rows are served without a look at their checksums.
+    ServeBadRows,
     /// The collector deletes blobs that are still referred to.
     CollectReferenced,
 }

@@ -10,10 +10,10 @@ use metadata::namespace::{Genesis, genesis};
 use metadata::protocol::{Position, Reply, Request, ToClient};
 use metadata::store::stored_digest;
 use metadata::types::TimeNs;
-use metadata::{MemStore, Namespace, Overlay, WriteSet, codec};
+use metadata::{Namespace, Overlay, WriteSet, codec};
 use multicast::command::{Command, Key};
 use multicast::core::{Core, Durable, SessionChange};
-use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId};
+use multicast::ids::{CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
 use multicast::{Config, Event, Message, OrderState, Record, Time, Writes};
 
 use crate::checks::ledger::Ledger;
@@ -21,6 +21,7 @@ use crate::disk::Disk;
 use crate::executor::Watched;
 use crate::options::Options;
 use crate::planted::Bug;
+use crate::shelf::Shelf;
 use crate::view::{Link, View, said};
 
 /// Entries applied in one write of the store.
@@ -47,8 +48,18 @@ pub enum Act {
     Send((GroupId, ReplicaId), Message),
     /// Send to a client, if that connection still is.
     Tell(usize, u64, ToClient),
+    /// End this connection.
+    CutOff(Link),
     /// Read the log back.
     ReadLog(LogIndex, usize),
+    /// Send a copy of the state to that replica with that disk.
+    SendCopy(ReplicaId, Incarnation),
+    /// The process cannot go on: what is on disk is not what was written.
+    Damaged(String),
+    /// That replica needs this entry, which was dropped.
+    BeyondHelp(ReplicaId, LogIndex),
+    /// Its group has found out that its state is another one.
+    Quarantined(String),
     /// Worth a line in the trace.
     Note(String),
     /// Must never happen.
@@ -58,9 +69,20 @@ pub enum Act {
 /// What survives the process, beside the log.
 #[derive(Debug, Default)]
 pub struct Saved {
-    store: MemStore,
-    order: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The namespace's rows.
+    pub store: Shelf,
+    /// The ordering's.
+    pub order: BTreeMap<Vec<u8>, Vec<u8>>,
     quarantine: Option<String>,
+}
+
+/// Why a replica does not start.
+#[derive(Debug)]
+pub enum Broken {
+    /// Its disk has gone bad, and it says so.
+    Damaged(String),
+    /// What is there makes no sense: a violation.
+    Senseless(String),
 }
 
 /// One replica of one group.
@@ -70,11 +92,13 @@ pub struct Replica {
     lease_ms: u64,
     parked_ms: u64,
     /// Behind this index its state becomes another one.
-    rot_at: Option<LogIndex>,
-    saved: Saved,
+    pub rot_at: Option<LogIndex>,
+    /// What is on disk.
+    pub saved: Saved,
     /// While its process lives.
     pub live: Option<Live>,
-    bug: Option<Bug>,
+    /// The planted bug.
+    pub bug: Option<Bug>,
 }
 
 /// What only lives in memory.
@@ -82,10 +106,17 @@ pub struct Live {
     /// What decides.
     pub core: ReplicaCore<Ticket>,
     /// The state.
-    pub store: MemStore,
-    unflushed: WriteSet,
-    unflushed_order: WriteSet,
-    flushed: LogIndex,
+    pub store: Shelf,
+    /// Its rows that are not on disk.
+    pub unflushed: WriteSet,
+    /// The ordering's.
+    pub unflushed_order: WriteSet,
+    /// Up to where all is on disk.
+    pub flushed: LogIndex,
+    /// The disk is new, and the group has not taken it in: nobody reads it.
+    pub is_outsider: bool,
+    /// A copy of its state is on its way.
+    pub is_sending: bool,
     /// What readers see.
     pub view: View,
     leases: Leases,
@@ -97,7 +128,15 @@ pub struct Live {
     pub woken: bool,
     /// When the timer that is set goes off.
     pub timer: Option<u64>,
-    acts: Vec<Act>,
+    /// What is to be done next.
+    pub acts: Vec<Act>,
+}
+
+impl Saved {
+    /// Another state takes the place of this one, in one step.
+    pub fn place(&mut self, store: Shelf, order: BTreeMap<Vec<u8>, Vec<u8>>) {
+        *self = Saved { store, order, quarantine: None };
+    }
 }
 
 impl Replica {
@@ -123,21 +162,51 @@ impl Replica {
         self.rot_at.is_some_and(|at| applied.is_some_and(|applied| applied >= at))
     }
 
+    /// True if nothing is wrong with its state, nor will be.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        !self.is_quarantined() && self.rot_at.is_none() && !self.saved.store.is_bad()
+    }
+
+    /// A bit flips in a row on disk. What was written since is not there yet.
+    pub fn flip_row(&mut self, place: u64, is_served: bool) -> Option<Vec<u8>> {
+        let key = self.saved.store.key_at(place)?;
+        self.saved.store.flip(&key, is_served);
+        if let Some(live) = self.live.as_mut().filter(|live| !live.unflushed.contains_key(&key)) {
+            live.store.flip(&key, is_served);
+        }
+        Some(key)
+    }
+
     fn group(&self) -> GroupId {
         self.config.group
+    }
+
+    /// Its disk is an empty one from now on.
+    pub fn wipe(&mut self, incarnation: Incarnation) {
+        self.live = None;
+        self.saved = Saved::default();
+        self.rot_at = None;
+        self.config.incarnation = incarnation;
     }
 
     /// Starts from what is on disk.
     ///
     /// # Errors
-    /// If what is there makes no sense: a violation.
-    pub fn start(&mut self, now: Time, disk: &Disk) -> Result<(), String> {
+    /// If what is there is damaged, or makes no sense.
+    pub fn start(&mut self, now: Time, disk: &Disk) -> Result<(), Broken> {
         let group = self.group();
+        let senseless = |error: &dyn std::fmt::Display| Broken::Senseless(error.to_string());
         let mut store = self.saved.store.clone();
-        let mut unflushed = WriteSet::new();
-        if store.rows().next().is_none() {
-            unflushed = first_rows(&store, group).map_err(|error| error.to_string())?;
-            store.apply(unflushed.clone());
+        if store.rows.rows().next().is_none() {
+            // The founding is durable before anything is logged.
+            let first = first_rows(&store, group).map_err(|error| senseless(&error))?;
+            store.apply(first);
+            self.saved.store = store.clone();
+        }
+        if let Err(error) = metadata::namespace::volume(&store) {
+            let damaged = store.is_bad().then(|| Broken::Damaged(error.to_string()));
+            return Err(damaged.unwrap_or_else(|| senseless(&error)));
         }
         let lost = |key: &[u8]| match self.bug {
             Some(Bug::LosePrepared) => key.first() == Some(&b'p'),
@@ -147,7 +216,7 @@ impl Replica {
         let rows = self.saved.order.iter().filter(|(key, _)| !lost(key));
         let rows: Vec<(Vec<u8>, Vec<u8>)> = rows.map(|(key, value)| (key.clone(), value.clone())).collect();
         let order = if rows.is_empty() { Ok(OrderState::new(group)) } else { OrderState::load(group, rows) };
-        let order = order.map_err(|error| error.to_string())?;
+        let order = order.map_err(|error| senseless(&error))?;
         let image = disk.image(group);
         let first = image.entries.first_key_value().map_or(LogIndex::ZERO, |(&index, _)| index);
         let entries = image.entries.range(order.applied()..).map(|(_, entry)| entry.clone()).collect();
@@ -155,8 +224,10 @@ impl Replica {
         self.config.seed = self.config.seed.wrapping_add(1);
         let mut view = View::new(group, &order, self.bug);
         let flushed = order.applied();
+        let is_outsider = !is_member(&self.config, &order);
+        view.front.is_quarantined = is_outsider;
         let core = Core::new(now, self.config.clone(), durable, order);
-        let mut core = core.map_err(|error| error.to_string())?;
+        let mut core = core.map_err(|error| senseless(&error))?;
         core.restore_committed(image.committed);
         let config = ReplicaConfig {
             group,
@@ -172,9 +243,11 @@ impl Replica {
         self.live = Some(Live {
             core,
             store,
-            unflushed,
+            unflushed: WriteSet::new(),
             unflushed_order: WriteSet::new(),
             flushed,
+            is_outsider,
+            is_sending: false,
             view,
             leases: Leases::default(),
             early: BTreeMap::new(),
@@ -253,12 +326,12 @@ impl Replica {
         let rot_at = self.rot_at.filter(|_| !is_rotten);
         let live = self.live.as_mut()?;
         if let Err(error) = live.core.handle_turn(time, &live.store) {
-            live.acts.push(Act::Violation(format!("the state of {group} cannot be read: {error}")));
+            live.fail(format!("the state of {group} cannot be read: {error}"));
         }
         if let Some(why) = live.do_outputs(group, time, bug) {
             if is_rotten {
                 live.view.close(&mut live.acts);
-                live.acts.push(Act::Note(format!("quarantined: {why}")));
+                live.acts.push(Act::Quarantined(why.clone()));
                 self.saved.quarantine = Some(why);
             } else {
                 // No healthy replica differs.
@@ -267,6 +340,7 @@ impl Replica {
         }
         let mut watched = Watched { group, disk, ledger, bug, odd, is_rotten };
         let applied = live.acts.is_empty() && live.apply(time, &mut watched, rot_at);
+        live.look_at_members(&self.config);
         let acts = std::mem::take(&mut live.acts);
         (applied || !acts.is_empty()).then_some(acts)
     }
@@ -277,8 +351,11 @@ impl Replica {
         let live = self.live.as_mut()?;
         live.core.handle_housekeeping(time, &live.leases);
         live.view.serve_parked(time, &live.store, &mut live.acts);
-        let keep = live.core.log_needed_from(live.flushed);
-        let keep = if bug == Some(Bug::TrimTooEarly) { live.flushed } else { keep };
+        let keep = match bug {
+            Some(Bug::TrimTooEarly) => live.flushed,
+            Some(Bug::TrimUnflushed) => live.core.log_needed_from(live.ordering().order().applied()),
+            _ => live.core.log_needed_from(live.flushed),
+        };
         disk.has(group, keep).then(|| {
             live.core.handle_trimmed(keep);
             keep
@@ -286,8 +363,16 @@ impl Replica {
     }
 }
 
+/// True if the replica is a member, as of that state. Before that it may be empty, afterwards it stands still: nobody reads it.
+fn is_member(config: &Config, order: &OrderState) -> bool {
+    match order.membership() {
+        Some(members) => members.has(config.replica, config.incarnation),
+        None => config.incarnation == Incarnation::GENESIS && config.voters().contains(&config.replica),
+    }
+}
+
 /// The first rows of a group: the same on all its replicas.
-fn first_rows(store: &MemStore, group: GroupId) -> Result<WriteSet, metadata::Error> {
+fn first_rows(store: &Shelf, group: GroupId) -> Result<WriteSet, metadata::Error> {
     let mut overlay = Overlay::new(store)?;
     let start = Genesis { inline_bytes_max: 64, uid: 0, gid: 0, mode: 0o755, time: TimeNs(1) };
     genesis(&mut overlay, group, &start)?;
@@ -313,6 +398,21 @@ impl Live {
         self.core.ordering()
     }
 
+    /// The group may have taken this replica in, or removed it.
+    pub fn look_at_members(&mut self, config: &Config) {
+        let core = self.core.ordering();
+        let is_outsider = !is_member(config, core.order()) || core.is_expelled();
+        if is_outsider == std::mem::replace(&mut self.is_outsider, is_outsider) || self.core.quarantine().is_some() {
+            return;
+        }
+        if is_outsider {
+            self.view.close(&mut self.acts);
+        } else {
+            self.view.front.is_quarantined = false;
+        }
+        self.acts.push(Act::Note(format!("is a member: {}", !is_outsider)));
+    }
+
     /// Says why the replica is quarantined, if it is now.
     fn do_outputs(&mut self, group: GroupId, time: Time, bug: Option<Bug>) -> Option<String> {
         let mut quarantine = None;
@@ -326,8 +426,7 @@ impl Live {
                 }
                 Output::Send { to, message } => self.acts.push(Act::Send(to, message)),
                 Output::ReadLog { from, bytes_max } => self.acts.push(Act::ReadLog(from, bytes_max)),
-                // No run has logs that are cut so far.
-                Output::SendSnapshot { .. } => {}
+                Output::SendSnapshot { to, incarnation } => self.acts.push(Act::SendCopy(to, incarnation)),
                 Output::Serve(read) => self.view.serve(&self.store, read, &mut self.acts),
                 Output::Primary(primary) => self.view.front.primary = primary,
                 Output::Progress => self.core.tell_progress(&self.view.front, &mut self.view.interest),
@@ -337,6 +436,11 @@ impl Live {
         }
         self.tell(bug);
         quarantine
+    }
+
+    /// The state cannot be read: the process ends.
+    fn fail(&mut self, why: String) {
+        self.acts.push(if self.store.is_bad() { Act::Damaged(why) } else { Act::Violation(why) });
     }
 
     fn note(&mut self, group: GroupId, note: &Note) {
@@ -349,7 +453,7 @@ impl Live {
                 self.acts.push(Act::Violation(format!("{group} has something else committed at {index}")));
             }
             Note::Ordering(Event::FollowerBeyondHelp { replica, from }) => {
-                self.acts.push(Act::Violation(format!("{replica} of {group} needs entry {from}, which is gone")));
+                self.acts.push(Act::BeyondHelp(*replica, *from));
             }
             Note::Ordering(
                 Event::BecamePrimary { .. }
@@ -370,7 +474,7 @@ impl Live {
             Ok(Some(step)) => step,
             Ok(None) => return false,
             Err(error) => {
-                self.acts.push(Act::Violation(format!("the namespace of {group} failed: {error}")));
+                self.fail(format!("the namespace of {group} failed: {error}"));
                 return false;
             }
         };

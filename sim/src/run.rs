@@ -3,8 +3,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use multicast::ids::GroupId;
+use multicast::MemberRole;
+use multicast::ids::{GroupId, ReplicaId};
 
+use crate::checks::linear::Searched;
 use crate::options::{MS, Options};
 use crate::planted::Bug;
 use crate::replica::Replica;
@@ -45,6 +47,14 @@ pub struct Outcome {
     pub reads: u64,
     /// Replicas whose group found out that their state was another one.
     pub quarantined: u64,
+    /// Changes of memberships.
+    pub changes: u64,
+    /// Disks that were lost, or went bad, and were replaced by empty ones.
+    pub disks: u64,
+    /// Copies of states that were put in place.
+    pub copies: u64,
+    /// What the black-box search has decided.
+    pub searched: Searched,
     /// The trace, if it was asked for.
     pub lines: Vec<String>,
 }
@@ -61,8 +71,9 @@ pub fn run_with(seed: u64, options: Options, bug: Option<Bug>, readable: bool) -
     let mut world = World::new(seed, options, bug, readable);
     world.trace.line(0, || format!("seed {seed}: {:#?}", world.options));
     let ended = catch_unwind(AssertUnwindSafe(|| play(&mut world)));
+    let searched = ended.as_ref().ok().and_then(|ended| ended.as_ref().ok()).copied().unwrap_or_default();
     let verdict = match ended {
-        Ok(Ok(())) => Verdict::Clean,
+        Ok(Ok(_)) => Verdict::Clean,
         Ok(Err(Failure::Safety(what))) => Verdict::Safety(what),
         Ok(Err(Failure::Liveness(what))) => Verdict::Liveness(what),
         Err(panic) => Verdict::Crash(words(&*panic)),
@@ -76,7 +87,11 @@ pub fn run_with(seed: u64, options: Options, bug: Option<Bug>, readable: bool) -
         simulated_ms: world.now / MS,
         executed: world.ledger.executed.values().map(|executed| executed.len() as u64).sum(),
         reads: world.ledger.reads(),
-        quarantined: world.replicas().filter(|replica| replica.is_quarantined()).count() as u64,
+        quarantined: world.operator.quarantined,
+        changes: world.operator.changes,
+        disks: world.operator.wipes,
+        copies: world.operator.copies_installed,
+        searched,
         lines: world.trace.into_lines(),
     }
 }
@@ -86,7 +101,7 @@ fn words(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|| "panic".to_owned())
 }
 
-fn play(world: &mut World) -> Result<(), Failure> {
+fn play(world: &mut World) -> Result<Searched, Failure> {
     world.run_until(world.options.faults_until_ms * MS)?;
     let limit = world.now + LIVENESS_MS * MS;
     while !world.is_quiet() {
@@ -95,14 +110,10 @@ fn play(world: &mut World) -> Result<(), Failure> {
         }
         world.run_until(world.now + 500 * MS)?;
     }
-    crate::checks::finish(world)
+    if world.options.only_black_box { crate::checks::black_box(world) } else { crate::checks::finish(world) }
 }
 
 impl World {
-    fn replicas(&self) -> impl Iterator<Item = &Replica> {
-        self.nodes.values().flat_map(|node| node.replicas.values())
-    }
-
     /// Everyone is done, everything is applied everywhere, nothing is left over.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
@@ -111,19 +122,28 @@ impl World {
             && self.options.groups.keys().all(|&group| self.is_settled(group))
     }
 
+    /// All members have all, each with the disk that its group knows, and whoever may be read has it too.
     fn is_settled(&self, group: GroupId) -> bool {
-        let replicas = || {
-            let replicas = self.nodes.values().filter_map(|node| node.replicas.get(&group));
-            replicas
-                .filter(|replica| !replica.is_quarantined())
-                .map(|replica| replica.live.as_ref().map(crate::replica::Live::ordering))
+        let Some((_, primary)) = self.primary_of(group) else { return false };
+        let (last, members) = (primary.status().last, primary.membership());
+        let of = |id: &ReplicaId| self.nodes.get(id)?.replicas.get(&group);
+        let has_all = |replica: &Replica| {
+            let live = replica.live.as_ref();
+            live.is_some_and(|live| live.ordering().order().applied() == last) && !replica.is_quarantined()
         };
-        let primaries = replicas().flatten().filter(|core| core.is_ready());
-        let Some(primary) = primaries.max_by_key(|core| core.status().promised) else { return false };
-        let last = primary.status().last;
+        let is_in_place = |member: &multicast::Member| {
+            member.role != MemberRole::Joining
+                && self.incarnation(group, member.replica) == Some(member.incarnation)
+                && of(&member.replica).is_some_and(has_all)
+        };
+        let is_readable = |replica: &&Replica| {
+            let front = replica.live.as_ref().map(|live| &live.view.front);
+            front.is_some_and(|front| !front.is_quarantined)
+        };
         primary.unfinished().is_empty()
             && primary.order().changing_locks().next().is_none()
-            && replicas().all(|core| core.is_some_and(|core| core.order().applied() == last))
+            && members.members.iter().all(is_in_place)
+            && self.hosts(group).iter().filter_map(of).filter(is_readable).all(has_all)
     }
 
     /// Who still waits for what.
@@ -143,8 +163,16 @@ impl World {
             };
             let status = live.ordering().status();
             text += &format!(
-                "; {group}/{} {:?} ballot {} log {}/{}/{}",
-                node.id, status.role, status.promised.round, status.applied.0, status.committed.0, status.last.0
+                "; {group}/{} {:?} ballot {} log {}/{}/{} members {}{}{}",
+                node.id,
+                status.role,
+                status.promised.round,
+                status.applied.0,
+                status.committed.0,
+                status.last.0,
+                status.membership.version,
+                if status.is_expelled { ", expelled" } else { "" },
+                if live.view.front.is_quarantined { ", closed" } else { "" }
             );
             for unfinished in live.ordering().unfinished() {
                 text += &format!(" {} waits for {:?}", unfinished.id, unfinished.waits_for);

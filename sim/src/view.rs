@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use ::replica::{Connection, Front, Interest, Parked, PendingRead, Tell, Verdict};
-use metadata::MemStore;
 use metadata::protocol::{Event, Reply, ToClient};
 use multicast::ids::{GroupId, LogIndex, SessionId};
 use multicast::{OrderState, Time};
 
 use crate::planted::Bug;
 use crate::replica::{Act, Ticket, tell};
+use crate::shelf::Shelf;
 
 /// Keys noted of all sessions; few enough that some runs come to the bound.
 const INTEREST_KEYS_MAX: usize = 40;
@@ -81,8 +81,13 @@ impl View {
         self.interest.end(self.front.applied, &mut |link, event| acts.push(said(Tell::Event(*link, event))));
     }
 
+    /// Another state takes this one's place: clients that follow it come back later.
+    pub fn cut_off(&mut self, acts: &mut Vec<Act>) {
+        self.interest.end(self.front.applied, &mut |link, _| acts.push(Act::CutOff(*link)));
+    }
+
     /// Answers a read, or parks it.
-    pub fn serve(&mut self, store: &MemStore, mut read: PendingRead<Ticket>, acts: &mut Vec<Act>) {
+    pub fn serve(&mut self, store: &Shelf, mut read: PendingRead<Ticket>, acts: &mut Vec<Act>) {
         if self.bug == Some(Bug::ReadBehindClock) {
             read.index = LogIndex::ZERO;
         }
@@ -92,19 +97,14 @@ impl View {
     }
 
     /// Answers what can be answered now, and what has waited for too long.
-    pub fn serve_parked(&mut self, time: Time, store: &MemStore, acts: &mut Vec<Act>) {
+    pub fn serve_parked(&mut self, time: Time, store: &Shelf, acts: &mut Vec<Act>) {
         let ready = self.parked.take_ready(time, self.front.applied, &mut |told| acts.push(said(told)));
         for read in ready {
             self.serve(store, read, acts);
         }
     }
 
-    fn answer(
-        &mut self,
-        store: &MemStore,
-        read: PendingRead<Ticket>,
-        acts: &mut Vec<Act>,
-    ) -> Option<PendingRead<Ticket>> {
+    fn answer(&mut self, store: &Shelf, read: PendingRead<Ticket>, acts: &mut Vec<Act>) -> Option<PendingRead<Ticket>> {
         if let Some(refusal) = self.front.refusal(self.group) {
             acts.push(tell(read.ticket, refusal));
             return None;
@@ -117,7 +117,8 @@ impl View {
         let result = match metadata::answer::read(store, self.group, &read.op) {
             Ok(result) => result,
             Err(error) => {
-                acts.push(Act::Violation(format!("{}: a read failed: {error}", self.group)));
+                let why = format!("{}: a read failed: {error}", self.group);
+                acts.push(if store.is_bad() { Act::Damaged(why) } else { Act::Violation(why) });
                 return None;
             }
         };

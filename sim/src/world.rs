@@ -4,15 +4,16 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use bytes::Bytes;
-use multicast::Config;
-use multicast::ids::{GroupId, ReplicaId, SessionId};
+use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
 
 use crate::checks::ledger::Ledger;
 use crate::client::Client;
 use crate::clock::NodeClock;
+use crate::copies::Parcel;
 use crate::desk::AskId;
 use crate::disk::Disk;
 use crate::network::{End, Network};
+use crate::operator::{Operator, new_replica};
 use crate::options::{MS, Options};
 use crate::planted::Bug;
 use crate::replica::Replica;
@@ -61,6 +62,14 @@ pub enum Event {
     Start { node: ReplicaId },
     /// A node crashes.
     Crash { node: ReplicaId, life: u64 },
+    /// A node that is to stop looks whether others lead.
+    Stopping { node: ReplicaId, life: u64, until: u64 },
+    /// An operator looks after disks.
+    Maintain,
+    /// A copy of a state is complete at its receiver.
+    CopyArrives(Box<Parcel>),
+    /// Its sender hears what became of it.
+    CopySent { from: Address, life: u64, to: ReplicaId, installed: Option<LogIndex> },
     /// Some fault begins.
     Fault(FaultKind),
     /// A link works again.
@@ -94,6 +103,20 @@ pub enum FaultKind {
     ClockJump,
     /// A client loses its connections.
     Disconnect,
+    /// A disk is lost.
+    Wipe,
+    /// A bit of a log flips.
+    FlipLog,
+    /// A bit of a row flips.
+    FlipRow,
+    /// A disk has no room.
+    FullDisk,
+    /// A disk is slow.
+    SlowDisk,
+    /// An operator changes a group.
+    Operate,
+    /// A node is stopped in order.
+    Stop,
 }
 
 struct Scheduled {
@@ -143,6 +166,12 @@ pub struct Node {
     pub connections: BTreeMap<usize, u64>,
     /// What a flush takes, in microseconds.
     pub flush_us: u64,
+    /// It has refused what is on its disk, and waits for another one.
+    pub is_broken: bool,
+    /// Its disk has no room until then.
+    pub full_until: u64,
+    /// Its disk takes its time until then.
+    pub slow_until: u64,
 }
 
 /// Everything.
@@ -159,6 +188,8 @@ pub struct World {
     pub nodes: BTreeMap<ReplicaId, Node>,
     /// All clients. The last one is the collector.
     pub clients: Vec<Client>,
+    /// What operators know and have done.
+    pub operator: Operator,
     /// All links.
     pub network: Network,
     /// What was written down.
@@ -180,6 +211,7 @@ impl World {
         let mut rnd = Rnd::new(seed, 2);
         let nodes = nodes(&mut rnd, &options, bug);
         let clients = clients(seed, &options);
+        let operator = Operator { hosts: options.groups.clone(), ..Operator::default() };
         let mut world = World {
             now: 0,
             queue: BinaryHeap::new(),
@@ -188,6 +220,7 @@ impl World {
             options,
             nodes,
             clients,
+            operator,
             network: Network::default(),
             ledger: Ledger::default(),
             faulty: true,
@@ -217,6 +250,13 @@ impl World {
             (FaultKind::SlowLink, faults.slow_link),
             (FaultKind::ClockJump, faults.clock_jump),
             (FaultKind::Disconnect, faults.disconnect),
+            (FaultKind::Wipe, faults.wipe),
+            (FaultKind::FlipLog, faults.flip_log),
+            (FaultKind::FlipRow, faults.flip_row),
+            (FaultKind::FullDisk, faults.full_disk),
+            (FaultKind::SlowDisk, faults.slow_disk),
+            (FaultKind::Operate, self.options.operators.change),
+            (FaultKind::Stop, self.options.operators.stop),
         ] {
             if every > 0 {
                 self.after(every * MS, Event::Fault(kind));
@@ -228,6 +268,7 @@ impl World {
                 self.after(self.options.collect_every_ms * MS, Event::Collect { group });
             }
         }
+        self.after(0, Event::Maintain);
         self.after(self.options.faults_until_ms * MS, Event::EndFaults);
     }
 
@@ -268,12 +309,16 @@ impl World {
             | Event::Timer { node, .. }
             | Event::Flushed { node, .. }
             | Event::StoreFlushed { node, .. }
+            | Event::Stopping { node, .. }
             | Event::Housekeep { node, .. } => *node,
+            Event::CopyArrives(parcel) => parcel.to,
+            Event::CopySent { from, .. } => from.1,
             Event::Connected { .. }
             | Event::ToClient { .. }
             | Event::Lost { .. }
             | Event::Start { .. }
             | Event::Crash { .. }
+            | Event::Maintain
             | Event::Fault(_)
             | Event::Heal { .. }
             | Event::EndFaults
@@ -301,6 +346,10 @@ impl World {
             Event::Housekeep { node, life } => self.housekeep(node, life),
             Event::Start { node } => self.start(node),
             Event::Crash { node, life } => self.crash_again(node, life),
+            Event::Stopping { node, life, until } => self.stopping(node, life, until),
+            Event::Maintain => self.maintain(),
+            Event::CopyArrives(parcel) => self.copy_arrives(*parcel),
+            Event::CopySent { from, life, to, installed } => self.copy_sent(from, life, to, installed),
             Event::Fault(kind) => self.fault(kind),
             Event::Heal { from, to } => {
                 self.trace.line(self.now, || format!("{from} -> {to} works again"));
@@ -327,11 +376,7 @@ fn nodes(rnd: &mut Rnd, options: &Options, bug: Option<Bug>) -> BTreeMap<Replica
     for &id in options.nodes.keys() {
         let mut replicas = BTreeMap::new();
         for (&group, _) in options.groups.iter().filter(|(_, voters)| voters.contains(&id)) {
-            let mut config = Config::new(group, id, options.groups.clone());
-            config.seed = rnd.next();
-            config.timing = options.timing;
-            config.limits = options.limits;
-            replicas.insert(group, Replica::new(config, options, bug));
+            replicas.insert(group, new_replica(options, group, (id, Incarnation::GENESIS), rnd.next(), bug));
         }
         let drift = options.faults.drift_ppm as i64;
         let drift = rnd.range(0, 2 * options.faults.drift_ppm) as i64 - drift;
@@ -349,6 +394,9 @@ fn nodes(rnd: &mut Rnd, options: &Options, bug: Option<Bug>) -> BTreeMap<Replica
             paused_until: 0,
             connections: BTreeMap::new(),
             flush_us,
+            is_broken: false,
+            full_until: 0,
+            slow_until: 0,
         };
         nodes.insert(id, node);
     }

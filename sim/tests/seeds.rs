@@ -59,6 +59,9 @@ fn fresh_seeds_are_clean() {
     let summary = campaign(first, 300, None);
     assert_clean(&summary);
     assert!(summary.quarantined > 0, "some states rotted, and no group has noticed");
+    assert!(summary.changes > 0 && summary.disks > 0 && summary.copies > 0, "operators did nothing");
+    println!("{} histories searched, {} pieces too big", summary.histories_searched, summary.pieces_too_big);
+    assert!(summary.histories_searched * 10 > summary.runs * 9, "most histories are small enough");
 }
 
 /// Within so many seeds from 1 each planted bug must be found.

@@ -58,6 +58,8 @@ pub enum Seen {
         update: u64,
         /// Under which id.
         id: CommandId,
+        /// What.
+        op: Arc<FsOp>,
     },
     /// It was told an outcome.
     Replied {
@@ -161,6 +163,16 @@ impl Ledger {
         *last = entry.index;
         if let Change::Executed(command) = &entry.applied.change {
             self.execute(entry, command, state);
+        }
+    }
+
+    /// A replica has taken over another one's state.
+    pub fn installed(&mut self, group: GroupId, index: LogIndex, digest: u128, order_digest: u64) {
+        if let Some(&known) = self.digests.get(&(group, index)) {
+            self.expect(known == digest, || format!("a copy of {group} at {index} has another state"));
+        }
+        if let Some(&known) = self.order_digests.get(&(group, index)) {
+            self.expect(known == order_digest, || format!("a copy of {group} at {index} has another order"));
         }
     }
 

@@ -30,8 +30,9 @@ fn stores(world: &World) -> BTreeMap<GroupId, MemStore> {
     for replica in world.nodes.values().flat_map(|node| node.replicas.values()) {
         // All have applied the same, but for those that their groups have found out, or will: these go no further.
         let is_sound = !replica.is_rotten() && !replica.is_quarantined();
-        if let Some(live) = replica.live.as_ref().filter(|_| is_sound) {
-            stores.insert(replica.config.group, live.store.clone());
+        let live = replica.live.as_ref().filter(|live| is_sound && !live.view.front.is_quarantined);
+        if let Some(live) = live {
+            stores.insert(replica.config.group, live.store.rows.clone());
         }
     }
     stores
