@@ -56,7 +56,7 @@ fn check(point: &Point) -> Result<()> {
     if point.outstanding == 0 || point.outstanding * point.voters as usize > 3_000 {
         return fail("1 to 1000 outstanding commands per process are possible");
     }
-    if point.rate.is_some_and(|rate| !(rate >= 1.0)) || point.measure_ms == 0 {
+    if point.rate.is_some_and(|rate| rate.is_nan() || rate < 1.0) || point.measure_ms == 0 {
         return fail("the rate must be at least 1 per second, and the time not zero");
     }
     Ok(())
