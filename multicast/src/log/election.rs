@@ -93,9 +93,13 @@ impl Replicator {
 
     pub(super) fn handle_probe(&mut self, from: ReplicaId, ballot: Ballot, incarnation: Incarnation, version: u64) {
         let members = self.memberships.committed(self.committed);
-        // Whoever knows a later membership than this voter may be a member by that.
-        if members.version > version && !members.is_voter(from, incarnation) {
-            if !members.has(from, incarnation) {
+        // Whoever knows a later membership than this voter may be a member by that. Of two with one number the committed one
+        // counts.
+        let is_stranger = !members.has(from, incarnation);
+        if (members.version > version && !members.is_voter(from, incarnation))
+            || (members.version == version && is_stranger)
+        {
+            if is_stranger {
                 let members = Membership::clone(members);
                 self.send(from, Message::Members(members));
             }
