@@ -100,11 +100,13 @@ async fn wait_until_dispensable(cluster: &Cluster, me: &Node) -> std::result::Re
         cache: None,
         emulated: true,
     };
+    let mine = cluster.groups.iter().filter(|group| group.voters.iter().any(|voter| *voter == me.name));
+    let configured: BTreeMap<u16, String> = mine.map(|group| (group.id.0, group.name.clone())).collect();
     let until = Instant::now() + PATIENCE;
     let mut answer = Err(String::new());
     let asked = place::with_client(cluster, &wishes, async |client| {
         loop {
-            answer = is_dispensable(me, &statuses(client, cluster, me).await);
+            answer = is_dispensable(me, &configured, &statuses(client, cluster, me).await);
             if answer.is_ok() || Instant::now() >= until {
                 return Ok(Exit::Done);
             }
@@ -124,19 +126,21 @@ async fn statuses(client: &Client, cluster: &Cluster, me: &Node) -> BTreeMap<u32
     futures::future::join_all(ask).await.into_iter().flatten().collect()
 }
 
-/// Says which group needs this node, if one does, by what the other nodes say.
-fn is_dispensable(me: &Node, others: &BTreeMap<u32, NodeStatus>) -> std::result::Result<(), String> {
+/// Says which group needs this node, if one does, by what the other nodes say. `configured`: the groups that the configuration
+/// makes it a voter of; of those no other node may speak, as all their other members may be down.
+fn is_dispensable(
+    me: &Node,
+    configured: &BTreeMap<u16, String>,
+    others: &BTreeMap<u32, NodeStatus>,
+) -> std::result::Result<(), String> {
     let replicas = |group: u16| {
         let of_group = move |status: &NodeStatus| status.groups.iter().find(|replica| replica.group == group).cloned();
         others.iter().filter_map(move |(node, status)| Some((*node, of_group(status)?)))
     };
     let is_mine = |replica: &&GroupStatus| replica.members.iter().any(|member| member.node == me.id.0);
-    let mine: BTreeMap<u16, String> = others
-        .values()
-        .flat_map(|status| &status.groups)
-        .filter(is_mine)
-        .map(|replica| (replica.group, replica.name.clone()))
-        .collect();
+    let told = others.values().flat_map(|status| &status.groups).filter(is_mine);
+    let mut mine = configured.clone();
+    mine.extend(told.map(|replica| (replica.group, replica.name.clone())));
     if mine.is_empty() {
         return Err("no other node that answers is in a group with it".into());
     }
@@ -207,7 +211,7 @@ mod tests {
     fn node_begins_anew_only_if_its_groups_have_a_primary_and_a_quorum_without_it() {
         let may = |others: &[(u32, &str)], voters| {
             let others = others.iter().map(|(number, role)| node(*number, role, voters)).collect();
-            is_dispensable(&me(), &others).is_ok()
+            is_dispensable(&me(), &BTreeMap::new(), &others).is_ok()
         };
         assert!(may(&[(2, "primary"), (3, "follower")], 3));
         assert!(!may(&[(2, "primary")], 3), "the third may be lost, too");
@@ -219,7 +223,16 @@ mod tests {
         if let Some(other) = others.get_mut(&3) {
             other.groups[0].incarnation = "77".into();
         }
-        assert!(is_dispensable(&me(), &others).is_err(), "another disk than the group knows");
+        assert!(is_dispensable(&me(), &BTreeMap::new(), &others).is_err(), "another disk than the group knows");
+    }
+
+    #[test]
+    fn node_is_needed_by_a_group_of_which_nobody_speaks() {
+        let others = BTreeMap::from([node(2, "primary", 3), node(3, "follower", 3)]);
+        let named = |groups: &[u16]| groups.iter().map(|&group| (group, format!("g{group}"))).collect();
+        assert!(is_dispensable(&me(), &named(&[0]), &others).is_ok());
+        let why = is_dispensable(&me(), &named(&[0, 1]), &others).expect_err("the members of group 1 are all down");
+        assert!(why.contains("g1"), "{why}");
     }
 
     #[test]
