@@ -13,6 +13,8 @@ use crate::node::Shared;
 
 /// Whoever opens the channel says at once what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// So long an asker may take for a batch: a snapshot that nobody reads on keeps all rows that change from then on.
+const BATCH_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Serves one inspection, on a thread of its own. Only so many go on at once.
 pub(crate) fn accept(incoming: Incoming, shared: &Arc<Shared>) {
@@ -66,7 +68,9 @@ impl Way<'_> {
 
     fn say(&self, message: &ToAsker) -> Result<(), Failed> {
         let frame = codec::encode(VERSION, message).map_err(Failed::new)?;
-        self.unless_over(self.sender.send(frame))?.map_err(Failed::new)
+        // Not as soon as the queue is full, but when nothing has been taken from it for so long.
+        let sent = self.unless_over(async { tokio::time::timeout(BATCH_PATIENCE, self.sender.send(frame)).await })?;
+        sent.map_err(|_| Failed::new("the asker takes too long"))?.map_err(Failed::new)
     }
 }
 
