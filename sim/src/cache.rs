@@ -54,14 +54,15 @@ impl Cache {
         self.streams.insert(group, Stream { node, connection, position: None, settled: LogIndex::ZERO });
     }
 
-    /// A stream begins, complete from there on.
+    /// A stream begins, complete from there on. What was cached before is void: over the same connection it may have been asked
+    /// for twice, and what was noted for the first one is forgotten there.
     pub fn begin_stream(&mut self, group: GroupId, node: ReplicaId, connection: u64, position: &Position) {
-        if let Some(stream) = self.streams.get_mut(&group)
-            && (stream.node, stream.connection) == (node, connection)
-        {
-            stream.position = Some(position.index);
-            stream.settled = position.settled;
+        if !self.listens(group, node, connection) {
+            return;
         }
+        self.void(group);
+        let (position, settled) = (Some(position.index), position.settled);
+        self.streams.insert(group, Stream { node, connection, position, settled });
     }
 
     /// A connection is gone, and the streams on it.
@@ -176,4 +177,29 @@ pub struct Answered<'a> {
     pub result: &'a ReadResult,
     /// Which state it reflects.
     pub as_of: LogIndex,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use metadata::types::InodeId;
+
+    use super::*;
+
+    /// The replica forgets what it noted for the first stream, so it will not tell of that.
+    #[test]
+    fn what_was_cached_before_a_stream_began_again_is_void() {
+        let (group, node) = (GroupId(0), ReplicaId(1));
+        let at = |index| Position { index: LogIndex(index), dependencies: VectorClock::new(), settled: LogIndex::ZERO };
+        let op = ReadOp::Lookup { parent: InodeId(1), name: "a".into() };
+        let mut cache = Cache::default();
+        cache.ask_stream(group, node, 1);
+        cache.begin_stream(group, node, 1, &at(5));
+        let read = Answered { op: &op, result: &Ok(ReadAnswer::Lookup(None)), as_of: LogIndex(5) };
+        cache.fill((node, 1), group, LogIndex::ZERO, read);
+        assert!(cache.answer(group, &op, &VectorClock::new(), None).is_some());
+        cache.begin_stream(group, node, 1, &at(5));
+        assert!(cache.answer(group, &op, &VectorClock::new(), None).is_none());
+    }
 }

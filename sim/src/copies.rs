@@ -166,6 +166,7 @@ impl World {
             replica.take_over(time, order);
         }
         self.operator.copies_installed += 1;
+        self.operator.newcomers.insert(to);
         self.trace.line(now, || format!("{}/{} has a copy of the state at {index} in place", to.0, to.1));
         if dice < 300 {
             // The state is in its place, the log is not.

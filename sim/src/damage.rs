@@ -24,7 +24,19 @@ impl World {
         let ids: Vec<ReplicaId> =
             self.nodes.values().filter(|node| !node.replicas.is_empty()).map(|node| node.id).collect();
         let id = self.rnd.choose(ids)?;
-        self.may_lose_a_disk(id).then_some(id)
+        let is_needed_soon =
+            self.nodes.get(&id).is_some_and(|node| node.replicas.keys().any(|&group| self.is_second(group, id)));
+        (self.may_lose_a_disk(id) && !is_needed_soon).then_some(id)
+    }
+
+    /// True for a learner beside a single voter: it may become one that the group needs before anybody notices its damage.
+    fn is_second(&self, group: GroupId, id: ReplicaId) -> bool {
+        let members = self.primary_of(group).map(|(_, core)| core.membership());
+        members.is_some_and(|members| {
+            members.member(id).is_some()
+                && members.voters().all(|voter| voter.replica != id)
+                && members.voters().count() < 2
+        })
     }
 
     /// A bit flips in a log.

@@ -1,11 +1,13 @@
 //! A node's log on disk: one file for all its groups, flushed in batches. A crash loses what was not flushed, but for a
 //! random prefix of records; a record that was torn fails its checksum and ends the log there.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use multicast::ids::{Ballot, GroupId, LogIndex};
 use multicast::{Entry, Writes};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::planted::Bug;
 use crate::rng::Rnd;
@@ -192,6 +194,32 @@ impl Disk {
     #[must_use]
     pub fn image(&self, group: GroupId) -> LogImage {
         self.written.get(&group).cloned().unwrap_or_default()
+    }
+
+    /// What a crash would leave of it at least.
+    #[must_use]
+    pub fn durable(&self, group: GroupId) -> Cow<'_, LogImage> {
+        self.durable.get(&group).map_or_else(|| Cow::Owned(LogImage::default()), Cow::Borrowed)
+    }
+
+    /// An entry's ballot.
+    #[must_use]
+    pub fn ballot(&self, group: GroupId, index: LogIndex) -> Option<Ballot> {
+        self.written.get(&group)?.entries.get(&index).map(|entry| entry.ballot)
+    }
+
+    /// Where a group's log begins and ends, if it has not all that is in between.
+    #[must_use]
+    pub fn hole(&self, group: GroupId) -> Option<(LogIndex, LogIndex)> {
+        let entries = &self.written.get(&group)?.entries;
+        let ((&first, _), (&last, _)) = (entries.first_key_value()?, entries.last_key_value()?);
+        ((last.0 - first.0 + 1) != entries.len() as u64).then_some((first, last))
+    }
+
+    /// Hashes of what is durable, up to an index.
+    pub fn records(&self, group: GroupId, through: LogIndex) -> impl Iterator<Item = (LogIndex, u64)> + '_ {
+        let entries = self.durable.get(&group).map(|image| image.entries.range(..=through));
+        entries.into_iter().flatten().map(|(&index, entry)| (index, xxh3_64(&entry.record)))
     }
 
     /// Reads entries back, as [`multicast::Output::ReadLog`] asks.

@@ -79,8 +79,9 @@ impl World {
         let id = *self.rnd.pick(&from);
         let lasts = self.rnd.range(1, self.options.faults.pause_ms_max) * MS;
         let now = self.now;
-        if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.up) {
-            node.paused_until = node.paused_until.max(now + lasts);
+        // What waits for a frozen node waits until the time that is known now: with another one it would come out of order.
+        if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.up && node.paused_until <= now) {
+            node.paused_until = now + lasts;
             self.trace.line(now, || format!("{id} is frozen for {} ms", lasts / MS));
         }
     }
@@ -146,7 +147,7 @@ impl World {
         }
     }
 
-    /// From now on everything works: what is left must come to an end.
+    /// From now on everything works, but that frozen nodes wake up when they would have: what is left must come to an end.
     pub(crate) fn end_faults(&mut self) {
         self.faulty = false;
         self.network.heal_all();
@@ -155,9 +156,34 @@ impl World {
             let delay = self.rnd.below(500 * MS);
             self.after(delay, Event::Start { node: id });
             if let Some(node) = self.nodes.get_mut(&id) {
-                node.paused_until = node.paused_until.min(self.now);
                 (node.full_until, node.slow_until) = (0, 0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::options::Options;
+
+    /// What waits for it is scheduled for that time: with another one later messages of a connection would come first.
+    #[test]
+    fn frozen_node_wakes_up_when_it_was_to() {
+        let mut world = World::new(1, Options::draw(1), None, false);
+        world.options.faults.pause_ms_max = 8_000;
+        world.nodes.values_mut().for_each(|node| node.up = true);
+        for _ in 0..20 {
+            world.pause_one();
+        }
+        let until = |world: &World| world.nodes.values().map(|node| node.paused_until).collect::<Vec<_>>();
+        let frozen = until(&world);
+        assert!(frozen.iter().any(|&until| until > 0));
+        (0..200).for_each(|_| world.pause_one());
+        world.end_faults();
+        let later = until(&world);
+        assert!(frozen.iter().zip(&later).all(|(&was, &is)| was == 0 || was == is), "{frozen:?} {later:?}");
     }
 }

@@ -115,6 +115,7 @@ impl World {
         if let Some(live) = node.replicas.get_mut(&to.0).and_then(|replica| replica.live.as_mut()) {
             live.core.handle_message(time, from, message);
         }
+        self.look_at_quorums(to);
         self.wake(to);
     }
 
@@ -196,11 +197,14 @@ impl World {
                 }
                 let Some(node) = self.nodes.get_mut(&id) else { return };
                 node.disk.write(group, token, writes);
-                if self.bug == Some(Bug::AcknowledgeBeforeFlush) {
-                    let time = node.clock.time(self.now);
+                self.look_at_log(group, id);
+                if self.bug == Some(Bug::AcknowledgeBeforeFlush)
+                    && let Some(time) = self.nodes.get(&id).map(|node| node.clock.time(self.now))
+                {
                     if let Some(live) = self.live(address, life) {
                         live.core.handle_persisted(time, token);
                     }
+                    self.look_at_quorums(address);
                 }
                 self.flush(id, life);
             }
@@ -216,7 +220,9 @@ impl World {
             Act::CutOff(link) => self.break_connection(id, link.client, link.connection),
             Act::Damaged(why) => self.break_down(id, &why),
             Act::BeyondHelp(replica, from) => {
-                if !self.options.cuts_logs() && !self.is_newcomer(group, replica) {
+                // Whoever began with a copy has no log from before, as primary too. A follower says only what it was told.
+                let has_reason = replica == id || self.is_newcomer(group, replica) || self.is_newcomer(group, id);
+                if !self.options.cuts_logs() && !has_reason {
                     self.violate(format!("{replica} of {group} needs entry {from}, which is gone"));
                 }
             }
@@ -259,6 +265,7 @@ impl World {
             {
                 live.core.handle_persisted(time, token);
             }
+            self.look_at_quorums((group, id));
             self.wake((group, id));
         }
         self.flush(id, life);

@@ -17,6 +17,7 @@ use multicast::ids::{CommandId, GroupId, Incarnation, LogIndex, ReplicaId, Sessi
 use multicast::{Config, Event, Message, OrderState, Record, Time, Writes};
 
 use crate::checks::ledger::Ledger;
+use crate::checks::quorum::Seen;
 use crate::disk::Disk;
 use crate::executor::Watched;
 use crate::options::Options;
@@ -117,6 +118,8 @@ pub struct Live {
     pub is_outsider: bool,
     /// A copy of its state is on its way.
     pub is_sending: bool,
+    /// How far it was looked at as primary.
+    pub seen: Seen,
     /// What readers see.
     pub view: View,
     leases: Leases,
@@ -248,6 +251,7 @@ impl Replica {
             flushed,
             is_outsider,
             is_sending: false,
+            seen: Seen::default(),
             view,
             leases: Leases::default(),
             early: BTreeMap::new(),

@@ -166,6 +166,12 @@ impl Ledger {
         }
     }
 
+    /// The hash of what a group has applied there.
+    #[must_use]
+    pub fn record(&self, group: GroupId, index: LogIndex) -> Option<u64> {
+        self.records.get(&(group, index)).copied()
+    }
+
     /// A replica has taken over another one's state.
     pub fn installed(&mut self, group: GroupId, index: LogIndex, digest: u128, order_digest: u64) {
         if let Some(&known) = self.digests.get(&(group, index)) {

@@ -6,6 +6,7 @@ mod history;
 pub mod ledger;
 pub mod linear;
 mod model;
+pub mod quorum;
 mod tree;
 
 use history::History;
@@ -25,6 +26,7 @@ pub fn finish(world: &World) -> Result<Searched, Failure> {
 
 fn check_all(world: &World) -> Result<Searched, String> {
     let ledger = &world.ledger;
+    quorum::check(world)?;
     let history = History::new(ledger)?;
     history.check_once(ledger)?;
     let order = history.order(ledger)?;
