@@ -24,12 +24,17 @@ impl World {
         let ids: Vec<ReplicaId> =
             self.nodes.values().filter(|node| !node.replicas.is_empty()).map(|node| node.id).collect();
         let id = self.rnd.choose(ids)?;
-        let is_needed_soon =
-            self.nodes.get(&id).is_some_and(|node| node.replicas.keys().any(|&group| self.is_second(group, id)));
-        (self.may_lose_a_disk(id) && !is_needed_soon).then_some(id)
+        self.may_go_bad(id).then_some(id)
     }
 
-    /// True for a learner beside a single voter: it may become one that the group needs before anybody notices its damage.
+    /// True if the node's groups survive it although they do not notice at once.
+    pub(crate) fn may_go_bad(&self, id: ReplicaId) -> bool {
+        let mut groups = self.nodes.get(&id).into_iter().flat_map(|node| node.replicas.keys());
+        self.may_lose_a_disk(id) && !groups.any(|&group| self.is_second(group, id))
+    }
+
+    /// True for whoever is a member beside a single voter: it may become one that the group needs before anybody notices that
+    /// it is lost.
     fn is_second(&self, group: GroupId, id: ReplicaId) -> bool {
         let members = self.primary_of(group).map(|(_, core)| core.membership());
         members.is_some_and(|members| {

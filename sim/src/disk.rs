@@ -109,6 +109,8 @@ impl Disk {
         self.bad.retain(|(of, _)| *of != group);
         for batch in &mut self.waiting {
             batch.records.retain(|record| group_of(record) != group);
+            // Another replica of that group may be there when the flush is done.
+            batch.tells = batch.tells.filter(|(of, _)| *of != group);
         }
     }
 
@@ -282,5 +284,22 @@ fn apply(images: &mut BTreeMap<GroupId, LogImage>, record: &LogRecord) {
             let image = images.entry(*group).or_default();
             image.entries = image.entries.split_off(keep);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It would be told to another replica of the group, which began at the node in between.
+    #[test]
+    fn flush_of_what_is_forgotten_is_told_to_nobody() {
+        let (gone, stays) = (GroupId(1), GroupId(2));
+        let mut disk = Disk::default();
+        disk.write(gone, 7, Writes::default());
+        disk.write(stays, 3, Writes::default());
+        assert!(disk.begin_flush());
+        disk.forget(gone);
+        assert_eq!(disk.end_flush(None), BTreeMap::from([(stays, 3)]));
     }
 }

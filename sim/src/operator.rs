@@ -224,7 +224,7 @@ impl World {
         let from = if ill.is_empty() || self.rnd.chance(300) { ids } else { ill };
         let id = *self.rnd.pick(&from);
         let holds = self.nodes.get(&id).is_some_and(|node| !node.replicas.is_empty());
-        if holds && self.may_lose_a_disk(id) {
+        if holds && self.may_go_bad(id) {
             self.wipe(id, "a disk is lost");
             let down = self.rnd.range(1, 3_000) * MS;
             self.after(down, Event::Start { node: id });
@@ -297,15 +297,15 @@ fn change_of(
     (replica, incarnation): (ReplicaId, Incarnation),
     may_shrink: bool,
 ) -> Option<MemberChange> {
-    let voters = members.voters().count();
+    // Whoever waits to become one counts: beyond the most that a group may have it would wait until another one goes.
+    let voters = members.members.iter().filter(|member| member.role != MemberRole::Learner).count();
     let role = members.member(replica).map(|member| member.role);
     Some(match (dice, role) {
         (1..=3, None) => MemberChange::AddLearner { replica, incarnation },
         (_, None) if voters < VOTERS_MAX => MemberChange::AddVoter { replica, incarnation },
         (1..=2, Some(MemberRole::Learner)) if voters < VOTERS_MAX => MemberChange::AddVoter { replica, incarnation },
-        (3..=5, Some(MemberRole::Learner | MemberRole::Joining)) if voters < VOTERS_MAX => {
-            MemberChange::Promote { replica }
-        }
+        (3..=5, Some(MemberRole::Joining)) => MemberChange::Promote { replica },
+        (3..=5, Some(MemberRole::Learner)) if voters < VOTERS_MAX => MemberChange::Promote { replica },
         (6.., Some(MemberRole::Learner | MemberRole::Joining)) => MemberChange::Remove { replica },
         (4.., Some(MemberRole::Voter)) if may_shrink => MemberChange::Remove { replica },
         _ => return None,

@@ -156,6 +156,15 @@ impl World {
                 text += &format!(" [{} {:?} try {}]", pending.group, pending.ask, pending.attempt);
             }
         }
+        for &group in self.options.groups.keys().filter(|&&group| !self.is_settled(group)) {
+            text += &format!("; {group} is not settled");
+            let members = self.primary_of(group).map(|(_, primary)| primary.membership());
+            for member in members.iter().flat_map(|members| &members.members) {
+                let is_known = self.incarnation(group, member.replica) == Some(member.incarnation);
+                let disk = if is_known { "" } else { " with another disk" };
+                text += &format!(" {} {:?}{disk}", member.replica, member.role);
+            }
+        }
         for (group, node) in self.nodes.values().flat_map(|node| node.replicas.keys().map(move |group| (group, node))) {
             let Some(live) = node.replicas.get(group).and_then(|replica| replica.live.as_ref()) else {
                 text += &format!("; {group}/{} is down", node.id);
