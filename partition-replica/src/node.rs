@@ -378,6 +378,7 @@ impl Shared {
                     tracing::error!(problem, "the log is too long");
                 }
             }
+            self.wal.mark();
             self.leases.lock().forget_silent(self.clock.now(), 2 * lease_ms(&self.config));
             for group in self.groups.values() {
                 group.mailbox.push(Input::Housekeep);

@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(header.encode(), data[..header.encode().len()]);
     }
     if let Some((head, records)) = data.split_first_chunk::<{ format::BATCH_HEADER_LEN }>()
-        && let Some(batch) = format::BatchHeader::decode(head)
+        && let Some(batch) = format::BatchHeader::decode(7, head)
     {
         let _ = batch.fits(7, records);
     }

@@ -84,6 +84,13 @@ impl SimDisk {
         SimDisk { shared: Arc::new(Mutex::new(shared)) }
     }
 
+    /// Another disk with the same files.
+    pub fn copy(&self) -> SimDisk {
+        let files = self.shared.lock().files.clone();
+        let shared = Shared { files: files.clone(), base: files, ..Shared::default() };
+        SimDisk { shared: Arc::new(Mutex::new(shared)) }
+    }
+
     /// Flips a byte, as a failing medium does.
     pub fn damage(&self, name: &str, offset: usize) {
         if let Some(file) = self.shared.lock().files.get_mut(name) {

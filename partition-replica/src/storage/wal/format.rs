@@ -1,8 +1,12 @@
 //! The log's bytes on disk. Little-endian throughout.
 //!
 //! A segment: header (magic, version, number, salt, stamp; CRC32C), then batches at multiples of [`ALIGNMENT`].
-//! A batch: header (magic, length, CRC32C, number), then records. The CRC covers the segment's salt, the number and the
-//! records, so that no bytes that a client chose, nor those of another segment, can pass for a batch.
+//! A batch: header (magic, length, CRC32C, the header's own CRC32C, number), then records. The CRCs cover the segment's salt, the
+//! number and the records, so that no bytes that a client chose, nor those of another segment, can pass for a batch or a header.
+//!
+//! A batch is written when the one before is durable. So a header alone, whatever became of its records, tells that all batches
+//! before it were durable; and so that the last one can be told from a torn one, too, a header without records (a mark) is written
+//! behind it, where the next batch will go.
 
 use bytes::{BufMut, Bytes};
 use multicast::ids::{Ballot, GroupId, LogIndex, ReplicaId};
@@ -14,7 +18,7 @@ pub const SEGMENT_HEADER_LEN: u64 = ALIGNMENT;
 /// Before a batch's records.
 pub const BATCH_HEADER_LEN: usize = 24;
 
-const SEGMENT_MAGIC: [u8; 8] = *b"GlFSlog\x01";
+const SEGMENT_MAGIC: [u8; 8] = *b"GlFSlog\x02";
 const BATCH_MAGIC: u32 = 0x6c46_b001;
 const SEGMENT_HEADER_BYTES: usize = 8 + 8 + 8 + 8 + 4;
 
@@ -236,15 +240,30 @@ impl BatchHeader {
         header[..4].copy_from_slice(&BATCH_MAGIC.to_le_bytes());
         header[4..8].copy_from_slice(&len.to_le_bytes());
         header[8..12].copy_from_slice(&checksum(salt, number, records).to_le_bytes());
-        header[12..16].fill(0);
         header[16..24].copy_from_slice(&number.to_le_bytes());
+        let own = header_checksum(salt, header);
+        header[12..16].copy_from_slice(&own.to_le_bytes());
+    }
+
+    /// A header without records: all batches below this number are durable.
+    pub fn mark(salt: u64, number: u64) -> [u8; BATCH_HEADER_LEN] {
+        let mut mark = [0; BATCH_HEADER_LEN];
+        BatchHeader::seal(&mut mark, salt, number);
+        mark
     }
 
     /// Reads a header; `None` if there is none.
-    pub fn decode(header: &[u8; BATCH_HEADER_LEN]) -> Option<BatchHeader> {
+    pub fn decode(salt: u64, header: &[u8]) -> Option<BatchHeader> {
+        let header = header.first_chunk::<BATCH_HEADER_LEN>()?;
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
         let number = u64::from_le_bytes(header[16..24].try_into().expect("eight bytes"));
-        (word(0) == BATCH_MAGIC && word(12) == 0).then(|| BatchHeader { len: word(4), crc: word(8), number })
+        let is_one = word(0) == BATCH_MAGIC && word(12) == header_checksum(salt, header);
+        is_one.then(|| BatchHeader { len: word(4), crc: word(8), number })
+    }
+
+    /// True if it is no batch, but tells that those before are durable.
+    pub fn is_mark(&self) -> bool {
+        self.len == 0
     }
 
     /// True if these are its records.
@@ -256,6 +275,12 @@ impl BatchHeader {
 fn checksum(salt: u64, number: u64, records: &[u8]) -> u32 {
     let crc = crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &number.to_le_bytes());
     crc32c::crc32c_append(crc, records)
+}
+
+/// Of all of a header but this.
+fn header_checksum(salt: u64, header: &[u8]) -> u32 {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &header[..12]);
+    crc32c::crc32c_append(crc, &header[16..BATCH_HEADER_LEN])
 }
 
 /// The next multiple of [`ALIGNMENT`].

@@ -10,6 +10,7 @@ mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use multicast::ids::{Ballot, GroupId, LogIndex};
@@ -64,6 +65,8 @@ pub struct Wal {
     queue: Arc<Queue>,
     tables: Arc<Mutex<Tables>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// So many flushes had been done, and one, when a mark was last asked for.
+    marked: AtomicU64,
 }
 
 #[derive(Default)]
@@ -79,6 +82,8 @@ struct QueueState {
     done: Vec<Done>,
     bytes: usize,
     stop: bool,
+    /// It stops as a crash would.
+    abandoned: bool,
     failed: bool,
 }
 
@@ -111,7 +116,7 @@ impl Wal {
             .name("log".into())
             .spawn(run)
             .map_err(|source| Error::Thread { what: "the log's thread", source })?;
-        Ok(Wal { queue, tables, thread: Mutex::new(Some(thread)) })
+        Ok(Wal { queue, tables, thread: Mutex::new(Some(thread)), marked: AtomicU64::new(0) })
     }
 
     /// Writes records of one group; `done` is called when they are durable. Writes become durable in the order of these
@@ -136,6 +141,15 @@ impl Wal {
         drop(state);
         if idle {
             self.queue.work.notify_one();
+        }
+    }
+
+    /// Lets the log tell of its last batch that it is durable, if that is still to be told: to be called now and then. While much
+    /// is written each batch tells it of the one before.
+    pub fn mark(&self) {
+        let flushes = self.tables.lock().flushes + 1;
+        if self.marked.swap(flushes, Ordering::Relaxed) != flushes {
+            self.submit(Vec::new(), Box::new(|| {}));
         }
     }
 
@@ -209,6 +223,7 @@ impl Wal {
         {
             let mut state = self.queue.state.lock();
             state.stop = true;
+            state.abandoned = drop_queued;
             if drop_queued {
                 state.records.clear();
                 state.done.clear();
@@ -238,6 +253,9 @@ fn kept_by(tables: &Tables) -> Option<KeptBy> {
 
 fn run(queue: &Queue, mut writer: Writer) -> Result<()> {
     while let Some((records, done)) = next_batch(queue) {
+        if records.is_empty() {
+            writer.mark()?;
+        }
         writer.write(&records)?;
         for done in done {
             done();
@@ -251,7 +269,7 @@ fn run(queue: &Queue, mut writer: Writer) -> Result<()> {
             tracing::warn!(%error, "an old log segment could not be removed");
         }
     }
-    Ok(())
+    if queue.state.lock().abandoned { Ok(()) } else { writer.mark() }
 }
 
 impl Queue {

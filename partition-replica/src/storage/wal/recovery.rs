@@ -1,7 +1,8 @@
 //! Reads a log back.
 //!
-//! A crash can tear only the batch that was being written: the next one is written after that one's flush. So an invalid
-//! batch is the torn tail if no valid batch follows it anywhere; else it is damage, which is never passed over.
+//! A crash can tear only the batch that was being written: the next one, and the mark that stands in for it while there is none,
+//! are written after that one's flush. So an invalid batch is the torn tail if no later header follows it anywhere; else it is
+//! damage, which is never passed over.
 
 use std::sync::Arc;
 
@@ -90,7 +91,7 @@ impl Recovery<'_> {
         if self.torn.is_none() {
             offset = self.read_batches(segment, &bytes)?;
         }
-        self.refuse_batches_behind_torn(segment, &bytes, offset)?;
+        self.refuse_what_follows_torn(segment, &bytes, offset)?;
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         if let Some(last) = rest.iter().rposition(|&byte| byte != 0) {
             self.debris.push((number, offset, offset + last as u64 + 1));
@@ -119,9 +120,17 @@ impl Recovery<'_> {
                     return Ok(offset);
                 }
             };
-            if self.next.is_some_and(|next| next != header.number) {
-                let problem = format!("batch {} where {:?} was expected", header.number, self.next);
+            // A log that has nothing but a mark is new.
+            let expected = self.next.or(header.is_mark().then_some(1));
+            if expected.is_some_and(|next| next != header.number) {
+                let problem = format!("batch {} where {:?} was expected", header.number, expected);
                 return Err(corrupt(number, offset, problem));
+            }
+            if header.is_mark() {
+                // The next batch went elsewhere, or its first sector has not reached the disk.
+                let behind = offset + BATCH_HEADER_LEN as u64;
+                self.note_invalid(number, behind, bytes, "a batch without its beginning");
+                return Ok(behind);
             }
             self.apply_batch(number, offset, records)?;
             self.next = Some(header.number + 1);
@@ -155,16 +164,15 @@ impl Recovery<'_> {
     }
 
     /// A torn batch is the last thing that was written.
-    fn refuse_batches_behind_torn(&self, segment: &Segment, bytes: &[u8], from: u64) -> Result<()> {
+    fn refuse_what_follows_torn(&self, segment: &Segment, bytes: &[u8], from: u64) -> Result<()> {
         let Some((torn, torn_offset, problem)) = &self.torn else { return Ok(()) };
-        let mut offset = from;
-        while offset + (BATCH_HEADER_LEN as u64) <= bytes.len() as u64 {
-            let valid = batch_at(bytes, offset, segment.header.salt).ok();
-            if valid.is_some_and(|(header, _)| self.next.is_none_or(|next| header.number >= next)) {
-                let problem = format!("{problem}, though a later batch is whole");
+        for head in bytes.get(align(from) as usize..).unwrap_or_default().chunks(ALIGNMENT as usize) {
+            let later = BatchHeader::decode(segment.header.salt, head).map(|header| header.number);
+            // Without any batch before it nobody knows the torn one's number: it was the first of a new log, or is damaged.
+            if later.is_some_and(|later| later > self.next.unwrap_or(1)) {
+                let problem = format!("{problem}, though it was durable before what follows was written");
                 return Err(corrupt(*torn, *torn_offset, problem));
             }
-            offset += ALIGNMENT;
         }
         Ok(())
     }
@@ -183,11 +191,9 @@ impl Recovery<'_> {
 
 fn batch_at(bytes: &[u8], offset: u64, salt: u64) -> Result<(BatchHeader, &[u8]), &'static str> {
     let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-    let (head, rest) = bytes
-        .get(offset..)
-        .and_then(|rest| rest.split_first_chunk::<BATCH_HEADER_LEN>())
-        .ok_or("no room for a batch")?;
-    let header = BatchHeader::decode(head).ok_or("no batch header")?;
+    let (head, rest) =
+        bytes.get(offset..).and_then(|rest| rest.split_at_checked(BATCH_HEADER_LEN)).ok_or("no room for a batch")?;
+    let header = BatchHeader::decode(salt, head).ok_or("no batch header")?;
     let records = rest.get(..header.len as usize).ok_or("a batch reaches beyond its segment")?;
     if header.fits(salt, records) { Ok((header, records)) } else { Err("a batch's checksum does not fit") }
 }

@@ -136,6 +136,9 @@ fn work(disk: &SimDisk, models: Models, steps: usize, random: &mut Random) -> Ve
         writer.move_quiet_entries().unwrap();
         history.push((disk.op_count(), models));
         writer.remove_unneeded().unwrap();
+        if random.next(3) == 0 {
+            writer.mark().unwrap();
+        }
     }
     history
 }
@@ -303,7 +306,9 @@ fn work_until_failure(disk: &SimDisk, steps: usize, random: &mut Random) -> (Opt
             return (Some(error), history);
         }
         history.push((disk.op_count(), models));
-        if let Err(error) = writer.remove_unneeded() {
+        let tidied = writer.remove_unneeded();
+        let marked = if random.next(3) == 0 { writer.mark() } else { Ok(()) };
+        if let Err(error) = tidied.and(marked) {
             return (Some(error), history);
         }
     }
@@ -384,6 +389,111 @@ fn log_damaged_before_its_tail_is_refused_with_file_and_offset() {
     disk.damage("log-0000000000000001", 512 + 3 * 1536 + 40);
     let error = open_error(&disk, STAMP).to_string();
     assert!(error.starts_with("log-0000000000000001 at offset 5120: "), "{error}");
+}
+
+/// Bits that flip anywhere in what was durable are noticed, or change nothing.
+#[test]
+fn log_with_a_flipped_bit_is_refused_or_whole() {
+    for seed in 1..=8 {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let disk = SimDisk::default();
+        let history = work(&disk, empty(), 25, &mut random);
+        let (_, models) = history.last().unwrap();
+        let (tables, tail) = recover(&disk, &config(SEGMENT_BYTES)).unwrap();
+        let mut writer =
+            Writer::new(Arc::new(disk.clone()), config(SEGMENT_BYTES), Arc::new(Mutex::new(tables)), tail).unwrap();
+        writer.mark().unwrap();
+        let mut refused = 0;
+        for _ in 0..150 {
+            let names = disk.list().unwrap();
+            let name = &names[random.next(names.len() as u64) as usize];
+            let place = random.next(SEGMENT_BYTES) as usize;
+            disk.damage(name, place);
+            match recover(&disk.copy(), &config(SEGMENT_BYTES)) {
+                Ok(_) => assert_eq!(&recovered(&disk.copy(), SEGMENT_BYTES), models, "{name} at {place}"),
+                Err(error) => {
+                    assert!(matches!(error, Error::Corrupt { .. } | Error::ForeignData { .. }), "{error}");
+                    refused += 1;
+                }
+            }
+            // Back again.
+            disk.damage(name, place);
+        }
+        assert!(refused > 10, "{refused}");
+    }
+}
+
+/// Nothing came after it, but the log had time to tell that it is durable.
+#[test]
+fn log_damaged_in_its_last_batch_is_refused() {
+    let offset = 512 + 300;
+    let name = "log-0000000000000001";
+    let append = || {
+        let (group, index, bytes) = (GroupId(0), LogIndex(1), Bytes::from(vec![3; 900]));
+        vec![WalRecord::Append { group, index, ballot: ballot(1), bytes }]
+    };
+    let written = |end: &dyn Fn(&Wal)| {
+        let disk = SimDisk::default();
+        let wal = Wal::open(Arc::new(disk.clone()), config(64 << 10), Box::new(|_| {})).unwrap();
+        let (done, acknowledged) = mpsc::channel();
+        wal.submit(append(), Box::new(move || done.send(()).unwrap()));
+        acknowledged.recv_timeout(Duration::from_secs(5)).unwrap();
+        end(&wal);
+        disk.damage(name, offset);
+        disk
+    };
+    let stopped = written(&|wal| wal.stop());
+    assert!(matches!(open_error(&stopped, STAMP), Error::Corrupt { offset: 512, .. }));
+    let killed_later = written(&|wal| {
+        wal.mark();
+        // One after the other: this one is done once the mark is.
+        let (done, marked) = mpsc::channel();
+        wal.submit(Vec::new(), Box::new(move || done.send(()).unwrap()));
+        marked.recv_timeout(Duration::from_secs(5)).unwrap();
+        wal.abandon();
+    });
+    assert!(matches!(open_error(&killed_later, STAMP), Error::Corrupt { offset: 512, .. }));
+    // Killed at once, it looks as if it had been torn. Nothing can tell that.
+    let killed = written(&|wal| wal.abandon());
+    assert_eq!(recovered(&killed, 64 << 10), empty());
+}
+
+/// The batch behind it was begun, which is never done before it is durable.
+#[test]
+fn log_damaged_before_a_torn_batch_is_refused() {
+    let disk = SimDisk::default();
+    appended(&disk, 3);
+    // Of the last one only the first sector has reached the disk.
+    let torn = 512 + 2 * 1536;
+    let name = "log-0000000000000001";
+    disk.damage(name, torn + 600);
+    let (_, tail) = recover(&disk.copy(), &config(64 << 10)).unwrap();
+    assert_eq!(tail.unwrap().offset, torn as u64, "torn");
+    disk.damage(name, torn - 1000);
+    assert!(matches!(open_error(&disk, STAMP), Error::Corrupt { offset: 2048, .. }));
+}
+
+#[test]
+fn mark_is_overwritten_by_what_comes_next() {
+    let disk = SimDisk::default();
+    let (mut tables, mut tail) = (Tables::default(), None);
+    for index in 1..=40 {
+        let tables_now = Arc::new(Mutex::new(tables));
+        let mut writer = Writer::new(Arc::new(disk.clone()), config(SEGMENT_BYTES), tables_now, tail).unwrap();
+        writer.mark().unwrap();
+        let bytes = Bytes::from(vec![index as u8; 1000]);
+        let append = WalRecord::Append { group: GroupId(0), index: LogIndex(index), ballot: ballot(1), bytes };
+        writer.write(&[append]).unwrap();
+        writer.mark().unwrap();
+        let ops = disk.op_count();
+        writer.mark().unwrap();
+        assert_eq!(disk.op_count(), ops, "once is enough");
+        drop(writer);
+        (tables, tail) = recover(&disk, &config(SEGMENT_BYTES)).unwrap();
+    }
+    assert_eq!(recovered(&disk, SEGMENT_BYTES)[&GroupId(0)].entries.len(), 40);
+    // Three sectors each, and marks take none.
+    assert_eq!(disk.list().unwrap().len(), 4);
 }
 
 #[test]

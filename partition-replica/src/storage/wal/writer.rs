@@ -98,6 +98,8 @@ pub(super) struct Writer {
     current: Segment,
     offset: u64,
     batch_number: u64,
+    /// The batch that the last mark was written behind is the one before this.
+    marked: u64,
     spare: Option<JoinHandle<io::Result<Segment>>>,
     buffer: Vec<u8>,
     starts: Vec<usize>,
@@ -134,6 +136,7 @@ impl Writer {
             current: tail.segment,
             offset: tail.offset,
             batch_number: tail.batch_number,
+            marked: 0,
             spare: None,
             buffer: Vec::new(),
             starts: Vec::new(),
@@ -161,9 +164,25 @@ impl Writer {
         Ok(())
     }
 
+    /// Notes behind the last batch that it is durable, so that damage to it is not taken for a torn tail. The next batch takes
+    /// the place. Not flushed: it costs no more than a copy into the page cache, and survives the process at once, a loss of
+    /// power once the system has written it by itself.
+    pub fn mark(&mut self) -> Result<()> {
+        let has_room = self.offset + format::ALIGNMENT <= self.current.file.len();
+        if self.marked == self.batch_number || !has_room {
+            return Ok(());
+        }
+        let mark = BatchHeader::mark(self.current.header.salt, self.batch_number);
+        let written = self.current.file.write_at(self.offset, &mark);
+        self.marked = self.batch_number;
+        written.map_err(|source| failed(self.current.header.number, source))
+    }
+
     fn write_batch(&mut self, records: &[WalRecord]) -> Result<()> {
         self.encode(records);
-        if self.offset + self.buffer.len() as u64 > self.current.file.len() {
+        // A mark must have room behind it.
+        let end = format::align(self.offset + self.buffer.len() as u64) + format::ALIGNMENT;
+        if end > self.current.file.len() {
             self.turn_segment()?;
             let mut with_state = Vec::new();
             for (&group, log) in &self.tables.lock().logs {
