@@ -72,7 +72,7 @@ pub enum Command {
     Up(commands::up::UpArgs),
     /// Write a new cluster's configuration and certificates
     Init(commands::init::InitArgs),
-    /// Run a node
+    /// Run a node, or add, drain and remove nodes
     Node(commands::node::NodeArgs),
     /// Mount the volume
     Mount(commands::mount::MountArgs),
@@ -82,6 +82,8 @@ pub enum Command {
     Status(commands::status::StatusArgs),
     /// Show or change where subtrees live
     Place(commands::place::PlaceArgs),
+    /// Show or change who belongs to the replica groups
+    Group(commands::group::GroupArgs),
     /// Tell what reads and updates of a path cost, and what still works when a region is lost
     Explain(commands::explain::ExplainArgs),
     /// Check everything: the tree, link counts, blobs, digests

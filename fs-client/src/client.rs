@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use metadata::op::{FsOp, NewNode, RenameMode, SetAttr};
+use metadata::operate::{Directory, Operation};
 use metadata::outcome::Outcome;
+use metadata::protocol::Reply;
 use metadata::read::{ListEntry, ReadOp, ReadResult};
 use metadata::types::{Attr, Dirent, FileKind, InodeId, NodeRef};
 use multicast::ids::{GroupId, ReplicaId, VectorClock};
@@ -285,6 +287,16 @@ impl Client {
     /// A node's status document (JSON).
     pub async fn node_status(&self, node: ReplicaId) -> Result<Bytes> {
         self.engine.node_status(node).await
+    }
+
+    /// Asks a node to do what an operator wants; whatever it answers.
+    pub async fn operate(&self, node: ReplicaId, operation: Operation) -> Result<Reply> {
+        self.engine.operate(node, operation).await
+    }
+
+    /// Who belongs to the groups, as far as a node knows.
+    pub async fn node_directory(&self, node: ReplicaId) -> Result<Directory> {
+        self.engine.node_directory(node).await
     }
 
     /// Executes one update as it is: for what looks after a cluster, such as the collection of blobs.

@@ -27,7 +27,7 @@ pub struct GroupInfo {
     pub id: GroupId,
     /// Its name.
     pub name: String,
-    /// The nodes that vote, the preferred primary first.
+    /// The nodes that it was founded with, the preferred primary first. They may be none any more.
     pub voters: Vec<ReplicaId>,
 }
 
@@ -175,9 +175,6 @@ impl ClientConfig {
             }
             if group.voters.is_empty() {
                 return fail(format!("group {} has no voters", group.name));
-            }
-            if let Some(voter) = group.voters.iter().find(|voter| !numbers.contains(voter)) {
-                return fail(format!("group {}: voter {voter} is not a node", group.name));
             }
         }
         if !ids.contains(&GroupId::GLOBAL) {

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use metadata::namespace::{Genesis, genesis, read};
 use metadata::op::FsOp;
+use metadata::operate::{Directory, Operation};
 use metadata::outcome::Outcome;
+use metadata::protocol::Reply;
 use metadata::read::{ReadOp, ReadResult};
 use metadata::types::TimeNs;
 use metadata::{MemStore, Namespace, codec};
@@ -322,6 +324,14 @@ impl Volume for MemVolume {
 
     fn may_hold(&self, _group: GroupId) -> bool {
         true
+    }
+
+    fn operate(&self, _node: ReplicaId, _operation: Operation) -> BoxFuture<'_, Result<Reply>> {
+        Box::pin(async { Err(Error::Closing) })
+    }
+
+    fn node_directory(&self, _node: ReplicaId) -> BoxFuture<'_, Result<Directory>> {
+        Box::pin(async { Err(Error::Closing) })
     }
 
     fn node_status(&self, _node: ReplicaId) -> BoxFuture<'_, Result<Bytes>> {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use metadata::op::FsOp;
+use metadata::operate::{Directory, Operation};
 use metadata::outcome::Outcome;
+use metadata::protocol::Reply;
 use metadata::read::{ReadOp, ReadResult};
 use metadata::types::InodeId;
 use multicast::ids::{GroupId, ReplicaId, SessionId};
@@ -58,6 +60,12 @@ pub trait Volume: Send + Sync + 'static {
 
     /// False if nothing of `group` can be held for this session, because it was never registered there.
     fn may_hold(&self, group: GroupId) -> bool;
+
+    /// Asks a node to do what an operator wants.
+    fn operate(&self, node: ReplicaId, operation: Operation) -> BoxFuture<'_, Result<Reply>>;
+
+    /// Who belongs to the groups, as far as a node knows.
+    fn node_directory(&self, node: ReplicaId) -> BoxFuture<'_, Result<Directory>>;
 
     /// A node's status document.
     fn node_status(&self, node: ReplicaId) -> BoxFuture<'_, Result<Bytes>>;

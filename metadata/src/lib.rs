@@ -12,6 +12,7 @@ pub mod footprint;
 pub mod keys;
 pub mod namespace;
 pub mod op;
+pub mod operate;
 mod ops;
 pub mod outcome;
 pub mod protocol;

@@ -8,12 +8,13 @@ use multicast::command::{Command, Key};
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use serde::{Deserialize, Serialize};
 
+use crate::operate::{Directory, Operated, Operation};
 use crate::outcome::{Done, Outcome};
 use crate::read::{ReadOp, ReadResult};
 use crate::types::InodeId;
 
 /// Version of these messages; the channel's hello compares it.
-pub const CLIENT_PROTOCOL_VERSION: u16 = 3;
+pub const CLIENT_PROTOCOL_VERSION: u16 = 4;
 /// The net channel kind of this protocol.
 pub const CLIENT_CHANNEL_KIND: u8 = 1;
 
@@ -80,6 +81,10 @@ pub enum Request {
     },
     /// The state of this node and its replicas, for `globalfs status`: JSON.
     Status,
+    /// Who belongs to the groups, as far as this node knows.
+    Members,
+    /// An operator's wish.
+    Operate(Operation),
 }
 
 /// To a client.
@@ -214,4 +219,8 @@ pub enum Reply {
     },
     /// The request makes no sense; asking again will not help.
     Invalid(String),
+    /// To `Members`.
+    Members(Directory),
+    /// To `Operate`.
+    Operated(Operated),
 }

@@ -171,6 +171,22 @@ impl Core {
         self.outputs.push_back(Output::Event(Event::PeerMembers { group, version }));
     }
 
+    /// This group's members, from elsewhere: an operator has them of its primary. Whoever is none any more by them is quiet
+    /// from now on, as if another member had said so.
+    pub fn hear_removal(&mut self, now: Time, members: &Membership) {
+        self.see_time(now);
+        if members.is_valid() {
+            self.log.handle_members(members);
+        }
+        self.follow_role();
+    }
+
+    /// True if this replica is a member, as far as it knows.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        !self.log.is_expelled() && self.log.membership().has(self.config.replica, self.config.incarnation)
+    }
+
     /// Who belongs to the other groups, as far as known.
     #[must_use]
     pub fn directory(&self) -> &BTreeMap<GroupId, Membership> {

@@ -112,7 +112,7 @@ impl MemberChange {
 }
 
 /// Why a membership was not changed. Nothing was logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum ChangeRefused {
     /// Only the primary can.
     #[error("this replica is not the group's primary")]
@@ -156,7 +156,7 @@ pub enum ChangeRefused {
 }
 
 /// Why a membership was not forced. Nothing was logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum ForceRefused {
     /// The operator meant another replica, or another disk of it.
     #[error("this is another replica than the one that was named")]

@@ -18,7 +18,8 @@ use crate::config::NodeConfig;
 use crate::error::{Error, Result};
 use crate::group::log_records;
 use crate::group::mailbox::{Input, Mailbox};
-use crate::node::{endpoint_config, open_links};
+use crate::members::Members;
+use crate::node::{endpoint_config, peer_link};
 use crate::recovery::core_config;
 use crate::server::peers::{Outbox, PEER_CHANNEL, Router};
 use crate::storage::disk::{Disk, DiskFile, RealDisk};
@@ -65,16 +66,18 @@ pub fn run_bare(config: &BareConfig, clients: &mut dyn Clients) -> Result<()> {
     let mailbox = Arc::new(Mailbox::new(group, 1, node.limits.group_message_bytes_max));
     let me = node.node()?.clone();
     let runtime = net::runtime("net").map_err(|source| Error::Thread { what: "the network's thread", source })?;
-    let (endpoint, links, receivers) = {
+    let endpoint = {
         let _inside = runtime.enter();
-        let endpoint = Endpoint::bind(endpoint_config(node, &me)?)?;
-        let (links, receivers) = open_links(node, &me, &endpoint);
-        (endpoint, links, receivers)
+        Endpoint::bind(endpoint_config(node, &me)?)?
     };
-    let mailboxes = BTreeMap::from([(group, mailbox.clone())]);
-    let router = Arc::new(Router::new(node.number, mailboxes, links));
-    for (from, receiver) in receivers {
-        runtime.spawn(router.clone().receive(from, receiver));
+    let members = Members::open(config.node.data_dir.join("members"))?;
+    let router = Arc::new(Router::new(node.number, members));
+    router.open(group, mailbox.clone());
+    for other in node.nodes.iter().filter(|other| other.number != me.number) {
+        let _inside = runtime.enter();
+        let (link, receiver) = peer_link(&endpoint, &me.name, other.clone());
+        router.connect(other.number, link);
+        runtime.spawn(router.clone().receive(other.number, receiver));
     }
     runtime.spawn(accept(endpoint, router.clone(), node.clone(), me.name));
     let clock = Clock::start();

@@ -16,7 +16,8 @@ use multicast::core::SessionChange;
 use multicast::ids::{CommandId, GroupId, SessionId, VectorClock};
 
 use crate::group::mailbox::Input;
-use crate::node::{Group, Shared};
+use crate::node::Shared;
+use crate::replicas::Group;
 use crate::server::client::Client;
 use crate::status::CollectorStatus;
 
@@ -94,10 +95,11 @@ impl Collector {
         while !self.shared.wait_for_end(self.times.interval) {
             let shared = self.shared.clone();
             let mut problem = None;
-            for (&id, group) in &shared.groups {
+            for group in shared.replicas.all() {
+                let id = group.id;
                 if group.view.primary() != Some(shared.config.number) {
                     self.seen.remove(&id);
-                } else if let Err(why) = self.collect(id, group) {
+                } else if let Err(why) = self.collect(id, &group) {
                     tracing::info!(group = %id, why, "collection put off");
                     problem = Some(format!("group {id}: {why}"));
                 }

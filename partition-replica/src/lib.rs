@@ -16,8 +16,11 @@ pub mod status;
 mod clock;
 mod collector;
 mod group;
+mod members;
 mod node;
+mod nodes;
 mod recovery;
+mod replicas;
 mod server;
 mod storage;
 

@@ -7,11 +7,11 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use multicast::ids::{GroupId, Incarnation};
+use multicast::ids::{GroupId, Incarnation, ReplicaId};
 use net::wan::WanSide;
-use net::{Endpoint, EndpointConfig, LinkConfig, LinkReceiver, PeerLink};
+use net::{Endpoint, EndpointConfig, LinkConfig, PeerLink};
 use parking_lot::{Condvar, Mutex};
-use replica::{Leases, ReplicaConfig, ReplicaCore};
+use replica::Leases;
 use tokio::runtime::Runtime;
 
 use crate::clock::Clock;
@@ -19,22 +19,23 @@ use crate::collector::{BlobDeleter, Collector, CollectorTimes};
 use crate::config::{NodeConfig, NodeInfo};
 use crate::copy::Copies;
 use crate::error::{Error, Result};
-use crate::group::mailbox::{Input, Mailbox};
-use crate::group::view::View;
-use crate::group::{CopyWay, Driver, DriverParts};
+use crate::group::CopyWay;
+use crate::group::mailbox::Input;
+use crate::members::Members;
+use crate::nodes::Nodes;
 use crate::recovery;
+use crate::replicas::{Group, Replicas};
 use crate::server::accept;
 use crate::server::client::Clients;
 use crate::server::peers::{PEER_CHANNEL, Router};
 use crate::status::{CollectorStatus, GroupStatus, NodeStatus, PeerStatus, StorageStatus, why_kept};
 use crate::storage::folder::DataFolder;
-use crate::storage::state::{GroupState, StateDb};
+use crate::storage::hosting::Hosting;
+use crate::storage::state::StateDb;
 use crate::storage::wal::Wal;
 
 /// Longest frame between nodes: the longest message and what is around it.
 const FRAME_BYTES_MAX: usize = multicast::message::MESSAGE_BYTES_MAX + (1 << 20);
-/// Entries applied in one write of the store: readers wait for no more than that.
-const APPLY_BATCH_MAX: usize = 512;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// A replica's thread that does not say within this time how it is, is left out.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,36 +71,31 @@ impl Drop for NetRuntime {
 pub(crate) struct Shared {
     pub config: NodeConfig,
     pub name: String,
-    pub groups: BTreeMap<GroupId, Group>,
+    pub replicas: Replicas,
     pub router: Arc<Router>,
+    pub nodes: Arc<Nodes>,
     pub clients: Clients,
     /// Copies of states, from and to this node.
     pub copies: Arc<Copies>,
-    /// Which of the node's disks this is.
-    pub incarnation: Incarnation,
+    pub copy_way: CopyWay,
+    /// Held while a replica begins or ends.
+    pub hosting: Mutex<Hosting>,
     /// When sessions were last heard of, for whichever replicas are primaries.
     pub leases: Arc<Mutex<Leases>>,
-    wal: Arc<Wal>,
-    state: StateDb,
+    pub wal: Arc<Wal>,
+    pub state: StateDb,
     pub clock: Clock,
     listen: SocketAddr,
-    ending: Ending,
+    pub ending: Ending,
     /// What the collector has last said of itself.
     pub collector: Mutex<Option<CollectorStatus>>,
     /// Held as long as the node works on its data.
     _folder: DataFolder,
 }
 
-/// One replica, seen from outside.
-pub(crate) struct Group {
-    pub mailbox: Arc<Mailbox>,
-    pub view: Arc<View>,
-    pub state: GroupState,
-}
-
 /// Whether the node is about to end, and why.
 #[derive(Clone, Default)]
-struct Ending {
+pub(crate) struct Ending {
     state: Arc<(Mutex<EndingState>, Condvar)>,
 }
 
@@ -121,27 +117,53 @@ impl Node {
             let ending = ending.clone();
             Arc::new(recovery::open_log(&folder, &config, Box::new(move |error| ending.fail(&error)))?)
         };
-        let state = recovery::open_state(&folder, &config)?;
+        let hosting = Hosting::open(folder.hosting())?;
+        let mut hosted = hosting.groups(&config, folder.incarnation());
+        hosted.retain(|id, _| config.groups.iter().any(|group| group.id == *id));
+        let state = recovery::open_state(&folder, &config, &hosted, (hosting.gone(), &wal))?;
+        let members = Members::open(folder.directory())?;
         let runtime = net::runtime("net").map_err(|source| Error::Thread { what: "the network's thread", source })?;
         let handle = runtime.handle().clone();
         let runtime = NetRuntime(Some(runtime));
-        let (endpoint, links, receivers) = {
+        let endpoint = {
             let _inside = handle.enter();
-            let endpoint = Endpoint::bind(endpoint_config(&config, &me)?)?;
-            let (links, receivers) = open_links(&config, &me, &endpoint);
-            (endpoint, links, receivers)
+            Endpoint::bind(endpoint_config(&config, &me)?)?
         };
-        let copies = CopyWay {
+        let copy_way = CopyWay {
             copies: Arc::default(),
-            nodes: config.nodes.clone().into(),
+            nodes: Arc::new(Nodes::new(vec![me.clone()])),
             endpoint: endpoint.clone(),
             runtime: handle,
         };
-        let starting = Starting { config, me, folder, ending, wal, state, copies };
-        let (shared, drivers) = starting.assemble(links, endpoint.local_addr())?;
-        let mut node = Node { shared: Arc::new(shared), threads: Vec::new(), runtime, endpoint };
-        node.start_threads(drivers)?;
-        node.start_tasks(receivers);
+        if folder.incarnation() != Incarnation::GENESIS {
+            let incarnation = folder.incarnation();
+            tracing::info!(%incarnation, "this is not the disk of the founding: it counts in groups that have taken it in");
+        }
+        let shared = Arc::new(Shared {
+            router: Arc::new(Router::new(config.number, members)),
+            nodes: copy_way.nodes.clone(),
+            clients: Clients::new(config.limits.clients_max),
+            config,
+            name: me.name,
+            replicas: Replicas::default(),
+            copies: copy_way.copies.clone(),
+            copy_way,
+            hosting: Mutex::new(hosting),
+            leases: Arc::new(Mutex::new(Leases::default())),
+            wal,
+            state,
+            clock: Clock::start(),
+            listen: endpoint.local_addr(),
+            ending,
+            collector: Mutex::default(),
+            _folder: folder,
+        });
+        let mut node = Node { shared, threads: Vec::new(), runtime, endpoint };
+        node.learn_nodes(node.shared.config.nodes.clone());
+        node.start_replicas(&hosted)?;
+        if let Some(runtime) = &node.runtime.0 {
+            runtime.spawn(accept::accept(node.endpoint.clone(), node.shared.clone()));
+        }
         tracing::info!(node = %node.shared.config.number, name = node.shared.name, listen = %node.shared.listen, "node started");
         Ok(node)
     }
@@ -171,6 +193,22 @@ impl Node {
         self.failure()
     }
 
+    /// There are these nodes, too: opens ways to those that are not known yet.
+    pub fn learn_nodes(&self, nodes: Vec<NodeInfo>) {
+        let Some(runtime) = &self.runtime.0 else { return };
+        let shared = &self.shared;
+        let _inside = runtime.enter();
+        for node in nodes {
+            let number = node.number;
+            if number == shared.config.number || !shared.nodes.add(node.clone()) {
+                continue;
+            }
+            let (link, receiver) = peer_link(&self.endpoint, &shared.name, node);
+            shared.router.connect(number, link);
+            runtime.spawn(shared.router.clone().receive(number, receiver));
+        }
+    }
+
     /// Collects blobs of the groups whose primary is on this node, from now on and until the node ends.
     pub fn collect(&mut self, deleter: Arc<dyn BlobDeleter>, times: CollectorTimes) -> Result<()> {
         let collector = Collector::new(self.shared.clone(), deleter, times);
@@ -182,19 +220,18 @@ impl Node {
         self.stop(true);
     }
 
-    fn start_threads(&mut self, drivers: Vec<(GroupId, Driver)>) -> Result<()> {
-        for (group, driver) in drivers {
-            let ending = self.shared.ending.clone();
-            let run = move || {
-                // A panic is a broken invariant: the other replicas of this node may go on no more than this one.
-                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| driver.run()));
-                match ended {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => ending.fail(&error),
-                    Err(_) => ending.fail(&format!("the thread of group {group} panicked")),
-                }
-            };
-            self.spawn(format!("group-{}", group.0), run)?;
+    /// None runs before all can.
+    fn start_replicas(&mut self, hosted: &BTreeMap<GroupId, Incarnation>) -> Result<()> {
+        let mut opened = Vec::new();
+        for (id, &incarnation) in hosted {
+            let info = self.shared.config.groups.iter().find(|group| group.id == *id);
+            opened.extend(info.map(|info| self.shared.open(info, incarnation)).transpose()?);
+        }
+        for (group, _) in &opened {
+            self.shared.router.open(group.id, group.mailbox.clone());
+        }
+        for (group, driver) in opened {
+            self.shared.run(group, driver)?;
         }
         let shared = self.shared.clone();
         self.spawn("keeper".into(), move || shared.keep_house())
@@ -206,34 +243,27 @@ impl Node {
         Ok(())
     }
 
-    fn start_tasks(&self, receivers: Vec<(multicast::ids::ReplicaId, LinkReceiver)>) {
-        let Some(runtime) = &self.runtime.0 else { return };
-        for (node, receiver) in receivers {
-            runtime.spawn(self.shared.router.clone().receive(node, receiver));
-        }
-        for group in self.shared.groups.values() {
-            runtime.spawn(serve_parked(group.view.clone(), self.shared.clock));
-        }
-        runtime.spawn(accept::accept(self.endpoint.clone(), self.shared.clone()));
-    }
-
     fn stop(&mut self, orderly: bool) {
         let Some(runtime) = self.runtime.0.take() else { return };
         if orderly {
             self.hand_over();
         }
         self.shared.ending.stop();
-        for group in self.shared.groups.values() {
-            group.mailbox.push(Input::Stop);
-        }
         if !orderly {
             self.shared.wal.abandon();
         }
+        // From here on no replica begins.
+        let hosting = self.shared.hosting.lock();
+        let groups = self.shared.replicas.all();
+        for group in &groups {
+            group.mailbox.push(Input::Stop);
+        }
+        drop(hosting);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        for group in self.shared.groups.values() {
-            group.mailbox.close();
+        for group in &groups {
+            group.join();
         }
         self.shared.copies.end();
         if orderly {
@@ -249,12 +279,12 @@ impl Node {
 
     /// Lets other voters be primaries, so that clients need not wait until an election.
     fn hand_over(&self) {
-        let hand_over = |group: &Group| {
+        let hand_over = |group: &Arc<Group>| {
             let (done, is_done) = mpsc::channel();
             group.mailbox.push(Input::HandOver(done));
             is_done
         };
-        let handed_over: Vec<mpsc::Receiver<()>> = self.shared.groups.values().map(hand_over).collect();
+        let handed_over: Vec<mpsc::Receiver<()>> = self.shared.replicas.all().iter().map(hand_over).collect();
         let deadline = Instant::now() + HAND_OVER_TIMEOUT;
         for is_done in handed_over {
             let _ = is_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -287,7 +317,7 @@ impl std::fmt::Debug for Node {
 
 impl Shared {
     pub(crate) fn status(&self) -> NodeStatus {
-        let reports: Vec<_> = self.groups.values().map(Group::report).collect();
+        let reports: Vec<_> = self.replicas.all().iter().map(|group| group.report()).collect();
         let deadline = Instant::now() + REPORT_TIMEOUT;
         let timely = |report: mpsc::Receiver<GroupStatus>| {
             report.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
@@ -304,10 +334,10 @@ impl Shared {
             clients: self.clients.connected(),
             storage: self.storage_status(&groups),
             peers: self
-                .config
                 .nodes
-                .iter()
-                .filter_map(|node| Some((node.name.clone(), self.peer_status(node)?)))
+                .all()
+                .into_iter()
+                .filter_map(|node| Some((node.name.clone(), self.peer_status(&node)?)))
                 .collect(),
             collector: self.collector.lock().clone(),
             groups,
@@ -332,10 +362,7 @@ impl Shared {
     fn storage_status(&self, groups: &[GroupStatus]) -> StorageStatus {
         let (log, state) = (self.wal.figures(), self.state.figures());
         let log_bytes_max = self.config.limits.log_bytes_max;
-        let name = |number: u32| {
-            let node = self.config.nodes.iter().find(|node| node.number.0 == number);
-            node.map_or_else(|| number.to_string(), |node| node.name.clone())
-        };
+        let name = |number: u32| self.nodes.get(ReplicaId(number)).map_or_else(|| number.to_string(), |node| node.name);
         let why = || log.kept_by.map(|kept| why_kept(kept, groups, name)).unwrap_or_else(|| "it is in use".into());
         let too_long = (log.bytes > log_bytes_max)
             .then(|| format!("the log has {} MiB, more than {} MiB: {}", log.bytes >> 20, log_bytes_max >> 20, why()));
@@ -363,12 +390,13 @@ impl Shared {
             // Two segments are always there; a third means that entries pile up.
             let log_is_long = self.wal.figures().bytes > 3 * self.config.limits.log_segment_bytes;
             if last_flush.elapsed() >= self.config.timeouts.state_flush || log_is_long {
-                for group in self.groups.values() {
-                    if let Err(error) = group.state.flush(group.view.front().applied) {
-                        return self.ending.fail(&error);
-                    }
+                if let Err(error) = self.flush_all() {
+                    return self.ending.fail(&error);
                 }
                 last_flush = Instant::now();
+            }
+            if let Err(error) = self.router.members().save() {
+                tracing::warn!(%error, "who belongs to the groups could not be written down");
             }
             if self.wal.figures().bytes > self.config.limits.log_bytes_max
                 && last_alarm.is_none_or(|last| last.elapsed() >= ALARM_PAUSE)
@@ -380,20 +408,31 @@ impl Shared {
             }
             self.wal.mark();
             self.leases.lock().forget_silent(self.clock.now(), 2 * lease_ms(&self.config));
-            for group in self.groups.values() {
+            for group in self.replicas.all() {
                 group.mailbox.push(Input::Housekeep);
             }
         }
         // A node that failed stops answering, so that clients turn to others.
-        for group in self.groups.values() {
+        for group in self.replicas.all() {
             group.mailbox.push(Input::Stop);
         }
+    }
+
+    fn flush_all(&self) -> Result<()> {
+        for group in self.replicas.all() {
+            // None ends meanwhile, and what has ended is not flushed.
+            let _hosting = self.hosting.lock();
+            if self.replicas.get(group.id).is_some_and(|found| Arc::ptr_eq(&found, &group)) {
+                group.state.flush(group.view.front().applied)?;
+            }
+        }
+        Ok(())
     }
 
     fn flush_before(&self, deadline: Instant) {
         let (done, wait) = mpsc::channel();
         let groups: Vec<_> =
-            self.groups.values().map(|group| (group.state.clone(), group.view.front().applied)).collect();
+            self.replicas.all().iter().map(|group| (group.state.clone(), group.view.front().applied)).collect();
         let flush = move || {
             for (state, applied) in groups {
                 if let Err(error) = state.flush(applied) {
@@ -408,16 +447,8 @@ impl Shared {
     }
 }
 
-impl Group {
-    fn report(&self) -> mpsc::Receiver<GroupStatus> {
-        let (report, reported) = mpsc::channel();
-        self.mailbox.push(Input::Report(Box::new(move |status| _ = report.send(status))));
-        reported
-    }
-}
-
 impl Ending {
-    fn fail(&self, reason: &dyn std::fmt::Display) {
+    pub(crate) fn fail(&self, reason: &dyn std::fmt::Display) {
         tracing::error!(%reason, "the node stops");
         let (state, changed) = &*self.state;
         state.lock().failure.get_or_insert_with(|| reason.to_string());
@@ -431,6 +462,12 @@ impl Ending {
     }
 
     /// True if the node is to end.
+    pub(crate) fn is_set(&self) -> bool {
+        let state = self.state.0.lock();
+        state.stopping || state.failure.is_some()
+    }
+
+    /// Waits, at most so long; true if the node is to end.
     fn wait(&self, timeout: Duration) -> bool {
         let (state, changed) = &*self.state;
         let mut state = state.lock();
@@ -442,94 +479,7 @@ impl Ending {
     }
 }
 
-/// What has been opened of a node that starts.
-struct Starting {
-    config: NodeConfig,
-    me: NodeInfo,
-    folder: DataFolder,
-    ending: Ending,
-    wal: Arc<Wal>,
-    state: StateDb,
-    copies: CopyWay,
-}
-
-impl Starting {
-    fn assemble(
-        self,
-        links: BTreeMap<multicast::ids::ReplicaId, PeerLink>,
-        listen: SocketAddr,
-    ) -> Result<(Shared, Vec<(GroupId, Driver)>)> {
-        let Starting { config, me, folder, ending, wal, state, copies } = self;
-        let limits = &config.limits;
-        let mailbox =
-            |group| Arc::new(Mailbox::new(group, limits.group_submissions_max, limits.group_message_bytes_max));
-        let mailboxes: BTreeMap<_, _> = config.local_groups().map(|group| (group.id, mailbox(group.id))).collect();
-        let router = Arc::new(Router::new(config.number, mailboxes.clone(), links));
-        let leases = Arc::new(Mutex::new(Leases::default()));
-        let clock = Clock::start();
-        if folder.incarnation() != Incarnation::GENESIS {
-            let incarnation = folder.incarnation();
-            tracing::info!(%incarnation, "this is not the disk of the founding: it counts in groups that have taken it in");
-        }
-        let (mut groups, mut drivers) = (BTreeMap::new(), Vec::new());
-        for info in config.local_groups() {
-            let replica = recovery::open_replica(&config, (info, folder.incarnation()), &state, &wal, clock)?;
-            let view = Arc::new(View::new(info.id, replica.state.clone(), replica.front, limits, clock));
-            let mailbox = mailboxes[&info.id].clone();
-            let core = ReplicaConfig {
-                group: info.id,
-                session_lease_ms: lease_ms(&config),
-                batch_entries_max: APPLY_BATCH_MAX,
-                digest_interval: limits.digest_interval,
-            };
-            let mut core = ReplicaCore::new(core, replica.core);
-            if let Some(why) = replica.state.quarantined()? {
-                tracing::error!(group = %info.id, why, "this replica's state is not its group's: it stays quarantined");
-                core.restore_quarantine(why);
-                view.close();
-            }
-            let parts = DriverParts {
-                group: info.id,
-                me: (config.number, folder.incarnation()),
-                name: info.name.clone(),
-                core,
-                state: replica.state.clone(),
-                view: view.clone(),
-                mailbox: mailbox.clone(),
-                wal: wal.clone(),
-                router: router.clone(),
-                leases: leases.clone(),
-                copies: copies.clone(),
-                clock,
-            };
-            drivers.push((info.id, Driver::new(parts)));
-            groups.insert(info.id, Group { mailbox, view, state: replica.state });
-        }
-        let clients = Clients::new(limits.clients_max);
-        let incarnation = folder.incarnation();
-        let (name, _folder) = (me.name, folder);
-        let shared = Shared {
-            config,
-            name,
-            groups,
-            router,
-            clients,
-            copies: copies.copies,
-            incarnation,
-            leases,
-            wal,
-            state,
-            clock,
-            listen,
-            ending,
-            collector: Mutex::default(),
-            _folder,
-        };
-        Ok((shared, drivers))
-    }
-}
-
-fn lease_ms(config: &NodeConfig) -> u64 {
+pub(crate) fn lease_ms(config: &NodeConfig) -> u64 {
     u64::try_from(config.timeouts.session_lease.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -553,33 +503,14 @@ pub(crate) fn endpoint_config(config: &NodeConfig, me: &NodeInfo) -> Result<Endp
     Ok(endpoint)
 }
 
-type Links = (BTreeMap<multicast::ids::ReplicaId, PeerLink>, Vec<(multicast::ids::ReplicaId, LinkReceiver)>);
-
-pub(crate) fn open_links(config: &NodeConfig, me: &NodeInfo, endpoint: &Endpoint) -> Links {
-    let (mut links, mut receivers) = (BTreeMap::new(), Vec::new());
-    for node in config.nodes.iter().filter(|node| node.number != me.number) {
-        // A message that waited long is worth nothing: its sender has repeated it.
-        let backlog = LinkConfig { backlog_frames_max: 64, ..LinkConfig::default() };
-        let (link, receiver) = if me.name < node.name {
-            PeerLink::dial(endpoint, node.address.clone(), node.name.clone(), PEER_CHANNEL, backlog)
-        } else {
-            PeerLink::passive(node.name.clone(), backlog)
-        };
-        links.insert(node.number, link);
-        receivers.push((node.number, receiver));
-    }
-    (links, receivers)
-}
-
-async fn serve_parked(view: Arc<View>, clock: Clock) {
-    loop {
-        match view.serve_parked() {
-            None => view.progress.notified().await,
-            Some(deadline) => {
-                let left = Duration::from_nanos(deadline.0.saturating_sub(clock.now().0));
-                let _ = tokio::time::timeout(left, view.progress.notified()).await;
-            }
-        }
+/// The way to another node, and what comes from there. One of the two dials.
+pub(crate) fn peer_link(endpoint: &Endpoint, own_name: &str, node: NodeInfo) -> (PeerLink, LinkReceiver) {
+    // A message that waited long is worth nothing: its sender has repeated it.
+    let backlog = LinkConfig { backlog_frames_max: 64, ..LinkConfig::default() };
+    if own_name < node.name.as_str() {
+        PeerLink::dial(endpoint, node.address, node.name, PEER_CHANNEL, backlog)
+    } else {
+        PeerLink::passive(node.name, backlog)
     }
 }
 

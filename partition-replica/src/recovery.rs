@@ -1,6 +1,6 @@
 //! From what is on disk to replicas that can start.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use metadata::Overlay;
@@ -58,10 +58,21 @@ pub fn wal_config(folder: &DataFolder, config: &NodeConfig) -> WalConfig {
     }
 }
 
-/// Opens the groups' states.
-pub fn open_state(folder: &DataFolder, config: &NodeConfig) -> Result<StateDb> {
-    let groups: Vec<GroupId> = config.local_groups().map(|group| group.id).collect();
-    StateDb::open(&folder.state(), &groups, config.limits.state_memory_bytes)
+/// Opens the states of the groups with a replica here. What is left of others that have ended is deleted.
+pub fn open_state(
+    folder: &DataFolder,
+    config: &NodeConfig,
+    hosted: &BTreeMap<GroupId, Incarnation>,
+    (gone, wal): (impl Iterator<Item = GroupId>, &Wal),
+) -> Result<StateDb> {
+    let groups: Vec<GroupId> = hosted.keys().copied().collect();
+    let state = StateDb::open(&folder.state(), &groups, config.limits.state_memory_bytes)?;
+    for group in gone {
+        if wal.end_group(group) {
+            state.remove(group)?;
+        }
+    }
+    Ok(state)
 }
 
 /// One replica from state and log. On its group's first start the state gets its first rows.
@@ -89,7 +100,7 @@ pub fn open_replica(
         return Err(state.damaged(format!("order at index {}, rows at {applied}", order.applied())));
     }
     let mut front = Front::of(&order);
-    front.is_quarantined = !is_member(&order, config.number, incarnation);
+    front.is_quarantined = !is_member(&order, info, (config.number, incarnation));
     let durable = durable(info.id, applied, wal)?;
     let mut core = Core::new(clock.now(), core_config(config, info.id, incarnation), durable, order)
         .map_err(|error| state.damaged(error.to_string()))?;
@@ -97,9 +108,12 @@ pub fn open_replica(
     Ok(Replica { state, core, front })
 }
 
-/// True if the group has taken this disk in, as of that state. Before that it may be empty, and nobody reads it.
-pub fn is_member(order: &OrderState, me: ReplicaId, incarnation: Incarnation) -> bool {
-    incarnation == Incarnation::GENESIS || order.membership().is_some_and(|members| members.has(me, incarnation))
+/// True if the replica is a member of its group, as of that state. Before that it may be empty, and nobody reads it.
+pub fn is_member(order: &OrderState, info: &GroupInfo, (me, incarnation): (ReplicaId, Incarnation)) -> bool {
+    match order.membership() {
+        Some(members) => members.has(me, incarnation),
+        None => incarnation == Incarnation::GENESIS && info.voters.contains(&me),
+    }
 }
 
 /// A group's first start: the volume's first rows, and with them for ever what they were made from.

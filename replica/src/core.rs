@@ -253,6 +253,11 @@ impl<T: Ticket> ReplicaCore<T> {
         self.ordering.learn_members(now, group, members);
     }
 
+    /// This group's members, from elsewhere: see [`Core::hear_removal`].
+    pub fn hear_removal(&mut self, now: Time, members: &Membership) {
+        self.ordering.hear_removal(now, members);
+    }
+
     /// A client's update.
     pub fn handle_update(&mut self, now: Time, command: Arc<Command>, ticket: T) {
         let Some(ticket) = self.admit(ticket) else { return };

@@ -479,7 +479,7 @@ impl World {
             Reply::Invalid(why) if why == STALE && self.clients[number].was_expired => {
                 self.answer(number, ask, Answer::Outcome(None));
             }
-            Reply::Invalid(_) | Reply::Alive | Reply::Status(_) => {
+            Reply::Invalid(_) | Reply::Alive | Reply::Status(_) | Reply::Members(_) | Reply::Operated(_) => {
                 self.violate(format!("client {number} was told by {node}: {body:?}"));
             }
         }

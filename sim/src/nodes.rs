@@ -410,7 +410,7 @@ impl World {
             | Request::Subscribe { group, .. }
             | Request::Update { group, .. }
             | Request::Read { group, .. } => *group,
-            Request::Status => return,
+            Request::Status | Request::Members | Request::Operate(_) => return,
         };
         match node.replicas.get_mut(&group) {
             Some(replica) => replica.handle_request(time, ticket, request.body),

@@ -311,7 +311,7 @@ impl Replica {
                     live.view.serve(&live.store, read, &mut live.acts);
                 }
             }
-            Request::KeepAlive { .. } | Request::Status => {}
+            Request::KeepAlive { .. } | Request::Status | Request::Members | Request::Operate(_) => {}
         }
     }
 

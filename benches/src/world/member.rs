@@ -151,7 +151,11 @@ impl Member {
                 return true;
             }
             // Sessions of the lab live as long as their world.
-            Request::CloseSession { .. } | Request::KeepAlive { .. } | Request::Status => {}
+            Request::CloseSession { .. }
+            | Request::KeepAlive { .. }
+            | Request::Status
+            | Request::Members
+            | Request::Operate(_) => {}
             Request::Subscribe { .. } | Request::Read { .. } => {}
         }
         false

@@ -68,7 +68,7 @@ impl World<'_> {
             | Request::Subscribe { group, .. }
             | Request::Update { group, .. }
             | Request::Read { group, .. } => *group,
-            Request::KeepAlive { .. } | Request::Status => return,
+            Request::KeepAlive { .. } | Request::Status | Request::Members | Request::Operate(_) => return,
         };
         let Some(&member) = self.member_of.get(&(group, id)) else {
             return self.broke(Error::Broken(format!("{id} was asked for {group}")));

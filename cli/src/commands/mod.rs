@@ -8,10 +8,12 @@ pub mod collect;
 pub mod completion;
 pub mod explain;
 pub mod fsck;
+pub mod group;
 pub mod init;
 pub mod mount;
 pub mod mount_options;
 pub mod node;
+pub mod node_admin;
 pub mod place;
 pub mod rebuild;
 pub mod service;
@@ -31,7 +33,10 @@ const LOG_TOOL: &str = "error";
 
 /// Runs a command. An error has a code of its own; a command that worked may still have found problems.
 pub fn run(cli: Cli) -> Result<Exit> {
-    let service = matches!(cli.command, Command::Node(_) | Command::Mount(_));
+    let service = match &cli.command {
+        Command::Node(args) => args.is_service(),
+        command => matches!(command, Command::Mount(_)),
+    };
     telemetry::init(cli.globals.log_format, if service { LOG_SERVICE } else { LOG_TOOL });
     let globals = &cli.globals;
     match cli.command {
@@ -42,6 +47,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(globals, &args),
         Command::Place(args) => place::run(globals, &args),
+        Command::Group(args) => group::run(globals, &args),
         Command::Explain(args) => explain::run(globals, &args),
         Command::Fsck(args) => fsck::run(globals, &args),
         Command::Wan(args) => wan::run(globals, &args),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
@@ -16,10 +16,11 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::collect::{self, Deleter, Sweep};
+use super::node_admin::{self, NodeAction};
 use super::rebuild;
 use super::service::{self, Parent};
 use crate::args::Globals;
-use crate::config::{Cluster, find};
+use crate::config::{self, Cluster, find};
 use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::units::ByteSize;
 
@@ -30,18 +31,20 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Options.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "Examples:
   globalfs node --config /etc/globalfs/cluster.toml --name eu-1
   globalfs node --config /etc/globalfs/cluster.toml --name eu-1 --found         at the cluster's very first start
   globalfs node --config /etc/globalfs/cluster.toml --name eu-1 --initialise    once, on a new disk in a running cluster
   RUST_LOG=debug globalfs node --name eu-1 --log-format json
+  globalfs node drain eu-1                                                      all its replicas move elsewhere
 
 A line `ready …` on stdout tells that clients can connect. SIGTERM and Ctrl-C end it cleanly; it may be killed at any
 moment without loss.")]
 pub struct NodeArgs {
     /// Which of the configuration's nodes to be
-    #[arg(long, env = "GLOBALFS_NAME", hide_env_values = true)]
-    name: String,
+    #[arg(long, env = "GLOBALFS_NAME", hide_env_values = true, required = true)]
+    name: Option<String>,
     /// Where to listen instead of where the configuration says, such as 0.0.0.0:4400
     #[arg(long, env = "GLOBALFS_LISTEN", hide_env_values = true)]
     listen: Option<SocketAddr>,
@@ -67,10 +70,27 @@ pub struct NodeArgs {
     memory: Option<ByteSize>,
     #[command(flatten)]
     parent: Parent,
+    #[command(subcommand)]
+    action: Option<NodeAction>,
 }
 
-/// Runs until a signal, or until the node fails.
+impl NodeArgs {
+    /// True if a node is to run, and not to be looked after.
+    pub fn is_service(&self) -> bool {
+        self.action.is_none()
+    }
+
+    fn name(&self) -> Result<&str> {
+        self.name.as_deref().ok_or_else(|| Failure::new(Exit::Usage, "which node is not said: give --name"))
+    }
+}
+
+/// Runs until a signal, or until the node fails; or does something about nodes.
 pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
+    if let Some(action) = &args.action {
+        return node_admin::run(globals, action);
+    }
+    let name = args.name()?;
     args.parent.bind()?;
     let cluster = find::cluster(globals.config.as_deref(), None)?;
     let config = node_config(&cluster, args)?;
@@ -78,10 +98,11 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
     let runtime = service::runtime()?;
     let signals = service::Signals::install(&runtime)?;
     let data = config.data_dir.clone();
-    let mut node = rebuild::start(&cluster, cluster.node(&args.name)?, config, &runtime)?;
+    let mut node = rebuild::start(&cluster, cluster.node(args.name()?)?, config, &runtime)?;
     collect(&cluster, args, &mut node, &runtime, &data)?;
-    service::announce(&json!({ "node": args.name, "listen": listen, "pid": std::process::id() }));
-    tracing::info!(node = args.name, %listen, "ready");
+    service::announce(&json!({ "node": name, "listen": listen, "pid": std::process::id() }));
+    tracing::info!(node = name, %listen, "ready");
+    let mut configuration = Watched::new(&cluster.file);
     let failure = loop {
         if let Some(signal) = signals.wait(&runtime, WATCH_INTERVAL) {
             tracing::info!(signal, "stopping");
@@ -91,17 +112,20 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
             rebuild::note_failure(&data, &failure);
             break Some(failure);
         }
+        if let Some(cluster) = configuration.changed() {
+            node.learn_nodes(node_infos(&cluster));
+        }
     };
     service::end_within(STOP_TIMEOUT, if failure.is_some() { Exit::Failed } else { Exit::Done });
     node.shutdown();
     match failure {
-        Some(failure) => Err(Failure::new(Exit::Failed, format!("node {} has stopped: {failure}", args.name))),
+        Some(failure) => Err(Failure::new(Exit::Failed, format!("node {name} has stopped: {failure}"))),
         None => Ok(Exit::Done),
     }
 }
 
 fn collect(cluster: &Cluster, args: &NodeArgs, node: &mut Node, runtime: &Runtime, data: &Path) -> Result {
-    let me = cluster.node(&args.name)?;
+    let me = cluster.node(args.name()?)?;
     let deleter = Deleter::new(cluster, me, runtime.handle().clone());
     node.collect(deleter.clone(), collect::times(cluster)).map_err(rebuild::start_failure)?;
     if let Some(sweep) = Sweep::of(cluster, me, &deleter, data) {
@@ -113,7 +137,7 @@ fn collect(cluster: &Cluster, args: &NodeArgs, node: &mut Node, runtime: &Runtim
 }
 
 fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
-    let config = config_of(cluster, cluster.node(&args.name)?)?;
+    let config = config_of(cluster, cluster.node(args.name()?)?)?;
     let memory = args.memory.unwrap_or(cluster.limits.node_memory);
     Ok(NodeConfig {
         data_dir: args.data.clone().unwrap_or(config.data_dir),
@@ -130,12 +154,6 @@ fn node_config(cluster: &Cluster, args: &NodeArgs) -> Result<NodeConfig> {
 
 /// What the configuration says of a node.
 pub fn config_of(cluster: &Cluster, node: &crate::config::Node) -> Result<NodeConfig> {
-    let nodes = cluster.nodes.iter().map(|node| NodeInfo {
-        number: node.id,
-        name: node.name.clone(),
-        address: node.address.clone(),
-        region: node.region.clone(),
-    });
     let groups = cluster.groups.iter().map(|group| GroupInfo {
         id: group.id,
         name: group.name.clone(),
@@ -148,7 +166,7 @@ pub fn config_of(cluster: &Cluster, node: &crate::config::Node) -> Result<NodeCo
         first_start: FirstStart::No,
         listen: node.resolve_listen()?,
         cluster_id: cluster.name.clone(),
-        nodes: nodes.collect(),
+        nodes: node_infos(cluster),
         groups: groups.collect(),
         genesis: genesis(cluster),
         identity: cluster.identity(Role::Node, &node.name)?,
@@ -161,6 +179,48 @@ pub fn config_of(cluster: &Cluster, node: &crate::config::Node) -> Result<NodeCo
             ..Timeouts::default()
         },
     })
+}
+
+fn node_infos(cluster: &Cluster) -> Vec<NodeInfo> {
+    let info = |node: &config::Node| NodeInfo {
+        number: node.id,
+        name: node.name.clone(),
+        address: node.address.clone(),
+        region: node.region.clone(),
+    };
+    cluster.nodes.iter().map(info).collect()
+}
+
+/// The configuration's file. Nodes that are added to it are known without a restart; everything else counts from the next start.
+struct Watched {
+    file: PathBuf,
+    seen: Option<SystemTime>,
+}
+
+impl Watched {
+    fn new(file: &Path) -> Watched {
+        Watched { file: file.into(), seen: modified(file) }
+    }
+
+    /// As it is now, if it was written since the last call and makes sense.
+    fn changed(&mut self) -> Option<Cluster> {
+        let now = modified(&self.file);
+        if now == self.seen || now.is_none() {
+            return None;
+        }
+        self.seen = now;
+        match Cluster::load(&self.file) {
+            Ok(cluster) => Some(cluster),
+            Err(failure) => {
+                tracing::warn!(problem = failure.message(), "the configuration has changed, and makes no sense");
+                None
+            }
+        }
+    }
+}
+
+fn modified(file: &Path) -> Option<SystemTime> {
+    std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
 }
 
 fn genesis(cluster: &Cluster) -> Genesis {

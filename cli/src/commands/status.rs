@@ -363,7 +363,8 @@ fn lag(cluster: &Cluster, view: &View<'_>) -> BTreeMap<String, u64> {
 }
 
 fn node_name(cluster: &Cluster, id: u32) -> String {
-    cluster.nodes.iter().find(|node| node.id.0 == id).map_or_else(|| format!("r{id}"), |node| node.name.clone())
+    let mut nodes = cluster.nodes.iter().chain(&cluster.removed);
+    nodes.find(|node| node.id.0 == id).map_or_else(|| format!("r{id}"), |node| node.name.clone())
 }
 
 #[cfg(test)]

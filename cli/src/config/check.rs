@@ -14,6 +14,8 @@ use super::{Cluster, ConfigError, Group, Limits, Node, Placement, Region, Timeou
 use crate::hint;
 use crate::units::{ByteSize, TimeSpan};
 
+/// Nodes, and whether they have been removed.
+type Nodes = Vec<(Node, bool)>;
 type Checked<T = ()> = std::result::Result<T, ConfigError>;
 
 /// An even number tolerates no more failures than one voter less; more than five only slow a group down.
@@ -44,12 +46,19 @@ pub(super) fn checked(source: &Source<'_>) -> Checked<Cluster> {
     let regions = regions(source, base, raw.region)?;
     let nodes = nodes(source, base, raw.node, &regions)?;
     let groups = groups(source, raw.group, &nodes)?;
+    let (removed, nodes): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|(_, is_removed)| *is_removed);
+    let bare = |nodes: Vec<(Node, bool)>| nodes.into_iter().map(|(node, _)| node).collect();
+    let (removed, nodes): (Vec<Node>, Vec<Node>) = (bare(removed), bare(nodes));
+    if nodes.is_empty() {
+        return Err(source.error_anywhere("every [[node]] has been removed"));
+    }
     let placements = placements(source, raw.placement, &groups)?;
     Ok(Cluster {
         file: source.file.into(),
         name: raw.cluster.into_inner(),
         regions,
         nodes,
+        removed,
         groups,
         placements,
         volume: volume(source, raw.volume)?,
@@ -98,7 +107,7 @@ fn bucket_in(source: &Source<'_>, base: &Path, raw: Spanned<BucketConfig>) -> Ch
     Ok(bucket)
 }
 
-fn nodes(source: &Source<'_>, base: &Path, raw: Vec<Spanned<file::Node>>, regions: &[Region]) -> Checked<Vec<Node>> {
+fn nodes(source: &Source<'_>, base: &Path, raw: Vec<Spanned<file::Node>>, regions: &[Region]) -> Checked<Nodes> {
     if raw.is_empty() {
         return Err(source.error_anywhere("there is no [[node]] section"));
     }
@@ -121,19 +130,21 @@ fn nodes(source: &Source<'_>, base: &Path, raw: Vec<Spanned<file::Node>>, region
         exists(source, "region", raw.region.get_ref(), raw.region.span(), known)?;
         let data = base.join(raw.data.get_ref());
         folders.insert(source, data.display().to_string(), raw.data.span())?;
-        nodes.push(Node {
+        let is_removed = raw.removed;
+        let node = Node {
             id: ReplicaId(raw.number.into_inner()),
             name: raw.name.into_inner(),
             region: raw.region.into_inner(),
             address: raw.address.into_inner(),
             listen: raw.listen.map(Spanned::into_inner),
             data,
-        });
+        };
+        nodes.push((node, is_removed));
     }
     Ok(nodes)
 }
 
-fn groups(source: &Source<'_>, raw: Vec<Spanned<file::Group>>, nodes: &[Node]) -> Checked<Vec<Group>> {
+fn groups(source: &Source<'_>, raw: Vec<Spanned<file::Group>>, nodes: &[(Node, bool)]) -> Checked<Vec<Group>> {
     if raw.is_empty() || raw.len() > GROUPS_MAX {
         return Err(source.error_anywhere(format!("a cluster has 1 to {GROUPS_MAX} [[group]] sections")));
     }
@@ -153,7 +164,12 @@ fn groups(source: &Source<'_>, raw: Vec<Spanned<file::Group>>, nodes: &[Node]) -
     Ok(groups)
 }
 
-fn voters(source: &Source<'_>, section: Range<usize>, raw: &file::Group, nodes: &[Node]) -> Checked<Vec<String>> {
+fn voters(
+    source: &Source<'_>,
+    section: Range<usize>,
+    raw: &file::Group,
+    nodes: &[(Node, bool)],
+) -> Checked<Vec<String>> {
     let group = raw.name.get_ref();
     if raw.voters.is_empty() {
         let problem = format!("group {group:?} has no `voters`: without a quorum nothing can be written");
@@ -161,7 +177,7 @@ fn voters(source: &Source<'_>, section: Range<usize>, raw: &file::Group, nodes: 
     }
     let mut seen = BTreeSet::new();
     for voter in &raw.voters {
-        exists(source, "node", voter.get_ref(), voter.span(), nodes.iter().map(|node| node.name.as_str()))?;
+        exists(source, "node", voter.get_ref(), voter.span(), nodes.iter().map(|(node, _)| node.name.as_str()))?;
         if !seen.insert(voter.get_ref()) {
             let problem = format!("group {group:?} names voter {:?} twice: one node has one vote", voter.get_ref());
             return Err(source.error(voter.span(), problem));

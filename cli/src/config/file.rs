@@ -48,6 +48,8 @@ pub(super) struct Node {
     pub address: Spanned<String>,
     pub listen: Option<Spanned<String>>,
     pub data: Spanned<PathBuf>,
+    #[serde(default)]
+    pub removed: bool,
 }
 
 #[derive(Deserialize)]

@@ -42,6 +42,8 @@ pub struct Cluster {
     pub regions: Vec<Region>,
     /// In the file's order.
     pub nodes: Vec<Node>,
+    /// Those that are none any more: groups may have been founded with them, and their names and numbers stay taken.
+    pub removed: Vec<Node>,
     /// By id; the first is `global`.
     pub groups: Vec<Group>,
     /// What `up` and `init` place at first.
@@ -231,9 +233,9 @@ impl Cluster {
         self.groups.get(usize::from(id.0)).map_or_else(|| id.to_string(), |group| group.name.clone())
     }
 
-    /// A group's voters, the preferred primary first.
+    /// The voters with which a group was founded, the preferred primary first; they may have been removed since.
     pub fn voters<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = &'a Node> {
-        group.voters.iter().filter_map(|name| self.nodes.iter().find(|node| node.name == *name))
+        group.voters.iter().filter_map(|name| self.nodes.iter().chain(&self.removed).find(|node| node.name == *name))
     }
 
     /// The regions of a group's voters, each once.

@@ -359,6 +359,21 @@ impl Cluster {
         }
     }
 
+    /// Kills these for good: whoever would start them again is stopped until [`Cluster::release_supervisor`].
+    pub fn kill_for_good(&self, nodes: &[&str]) {
+        self.process(&Part::Up).signal(Signal::STOP);
+        for node in nodes {
+            let process = self.process(&Part::Node((*node).into()));
+            process.signal(Signal::KILL);
+            eventually(Duration::from_secs(10), "a killed process to end", || (!process.is_alive()).then_some(()));
+        }
+    }
+
+    /// What was killed is started again.
+    pub fn release_supervisor(&self) {
+        self.process(&Part::Up).signal(Signal::CONT);
+    }
+
     /// Kills every process of the cluster at once, `up` first. Dead mounts stay: the next start must cope with them.
     pub fn kill_all(&mut self) {
         let processes = self.processes();

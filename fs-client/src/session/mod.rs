@@ -11,12 +11,13 @@ pub mod reach;
 pub mod route;
 pub mod window;
 
+mod directory;
 pub(crate) mod fill;
 mod probing;
 mod reads;
 mod shared;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 #[cfg(test)]
 use metadata::op::FsOp;
+use metadata::operate::{Directory, Operation};
 use metadata::outcome::Outcome;
 use metadata::protocol::{Reply, Request};
 use metadata::read::{ReadOp, ReadResult};
@@ -32,18 +34,19 @@ use multicast::command::Destination;
 use multicast::ids::{GroupId, ReplicaId, SessionId, VectorClock};
 use net::Endpoint;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::cache::Cache;
 use crate::config::{ClientConfig, Consistency, OnCut};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::volume::{BoxFuture, OrphanBox, Volume};
+use directory::Links;
 use link::{CallError, Link};
 use pending::{Sent, Update};
 use progress::Progress;
 use reach::{Purpose, Reach};
-use route::{Route, Voter};
+use route::{Route, Seen};
 use shared::{Expect, Group, Shared, Stream};
 use window::Turn;
 
@@ -58,7 +61,7 @@ const SLOW_REFUSAL: Duration = Duration::from_secs(1);
 /// One session over one cluster.
 pub struct Engine {
     shared: Arc<Shared>,
-    links: BTreeMap<ReplicaId, Arc<Link<Shared>>>,
+    links: Arc<Links>,
     reach: Arc<Reach>,
     config: ClientConfig,
 }
@@ -83,8 +86,14 @@ impl Engine {
         let is_local =
             |id: &ReplicaId| config.nodes.iter().any(|node| node.number == *id && node.region == config.region);
         let groups = config.groups.iter().map(|group| {
-            let voters = group.voters.iter().map(|id| Voter { id: *id, local: is_local(id) }).collect();
-            let route = Mutex::new(Route::new(voters));
+            let seen = |id: &ReplicaId| Seen { id: *id, local: is_local(id) };
+            let is_node = |id: &&ReplicaId| config.nodes.iter().any(|node| node.number == **id);
+            let mut known: Vec<Seen> = group.voters.iter().filter(is_node).map(seen).collect();
+            if known.is_empty() {
+                // All founders are gone: anybody may know who has taken their places.
+                known = config.nodes.iter().map(|node| seen(&node.number)).collect();
+            }
+            let route = Mutex::new(Route::new(known));
             let group_state = Group {
                 route,
                 stream: Mutex::default(),
@@ -104,11 +113,12 @@ impl Engine {
             window: Arc::default(),
             groups: groups.collect(),
             across: Mutex::default(),
+            doubt: Notify::new(),
         });
-        let links =
-            config.nodes.iter().map(|node| (node.number, Link::spawn(node.clone(), endpoint.clone(), shared.clone())));
-        let engine = Arc::new(Engine { links: links.collect(), reach: Arc::default(), shared, config });
+        let links = Arc::new(Links::new(&config.nodes, endpoint.clone(), shared.clone()));
+        let engine = Arc::new(Engine { links, reach: Arc::default(), shared, config });
         engine.spawn_keep_alive();
+        engine.spawn_directory();
         if engine.config.on_cut == OnCut::Error {
             engine.spawn_prober();
         }
@@ -136,30 +146,30 @@ impl Engine {
         self.shared.groups.get(&id).ok_or_else(|| Error::Config(format!("group {id} is not configured")))
     }
 
-    fn link(&self, id: ReplicaId) -> Result<&Arc<Link<Shared>>> {
-        self.links.get(&id).ok_or_else(|| Error::Config(format!("node {id} is not configured")))
+    fn link(&self, id: ReplicaId) -> Result<Arc<Link<Shared>>> {
+        self.links.get(id).ok_or_else(|| Error::Config(format!("node {id} is not configured")))
     }
 
     fn may_be_up(&self, id: ReplicaId) -> bool {
-        self.links.get(&id).is_some_and(|link| link.may_be_up())
+        self.links.get(id).is_some_and(|link| link.may_be_up())
     }
 
     fn spawn_keep_alive(&self) {
-        let (links, session) = (self.links.clone(), self.shared.session);
+        let (links, session) = (Arc::downgrade(&self.links), self.shared.session);
         let shared = Arc::downgrade(&self.shared);
         let mut ticks = tokio::time::interval(self.config.timeouts.keep_alive);
         tokio::spawn(async move {
             loop {
                 ticks.tick().await;
-                let Some(shared) = shared.upgrade() else { return };
+                let (Some(shared), Some(links)) = (shared.upgrade(), links.upgrade()) else { return };
                 for group in shared.groups.values() {
                     // Any voter may become primary, and only who is connected to the primary keeps its session alive.
                     if group.session_open.load(Ordering::Acquire) {
                         let voters = group.route.lock().voters();
-                        voters.iter().filter_map(|id| links.get(id)).for_each(|link| link.want());
+                        voters.iter().filter_map(|id| links.get(*id)).for_each(|link| link.want());
                     }
                 }
-                for link in links.values() {
+                for link in links.all() {
                     // The next one is soon enough.
                     let _ = link.post(Request::KeepAlive { session }, Expect::Other);
                 }
@@ -216,7 +226,7 @@ impl Engine {
     }
 
     fn is_in_region(&self, id: ReplicaId) -> bool {
-        self.links.get(&id).is_some_and(|link| link.node.region == self.config.region)
+        self.links.get(id).is_some_and(|link| link.node.region == self.config.region)
     }
 
     #[cfg(test)]
@@ -315,7 +325,14 @@ impl Engine {
         match reply {
             Reply::NotPrimary { group, primary } => {
                 let news = match primary {
-                    Some(primary) => self.learn_primary(group, primary),
+                    Some(primary) => {
+                        let news = self.learn_primary(group, primary);
+                        if !news {
+                            // It may be one that has joined lately.
+                            self.shared.doubt.notify_one();
+                        }
+                        news
+                    }
                     None => {
                         self.suspect(group, from);
                         false
@@ -327,21 +344,26 @@ impl Engine {
             Reply::Behind { applied } => Ok(Next::Again(format!("{from} has only applied {applied}"), false)),
             Reply::UnknownGroup { group } => {
                 self.suspect(group, from);
+                self.note_ready(group, from, false);
                 Ok(Next::Again(format!("{from} has no replica of {group}"), false))
             }
             Reply::UnknownSession { group } => {
                 Ok(Next::Again(format!("group {group} does not know the session"), false))
             }
             Reply::Invalid(why) => {
-                let node = self.links.get(&from).map_or_else(String::new, |link| link.node.name.clone());
+                let node = self.links.get(from).map_or_else(String::new, |link| link.node.name.clone());
                 Err(Error::Refused { node, why })
             }
-            Reply::Session(_) | Reply::Alive | Reply::Updated { .. } | Reply::Read { .. } | Reply::Status(_) => {
-                Err(Error::Refused {
-                    node: from.to_string(),
-                    why: format!("an answer about {group} of the wrong kind"),
-                })
-            }
+            Reply::Session(_)
+            | Reply::Alive
+            | Reply::Updated { .. }
+            | Reply::Read { .. }
+            | Reply::Status(_)
+            | Reply::Members(_)
+            | Reply::Operated(_) => Err(Error::Refused {
+                node: from.to_string(),
+                why: format!("an answer about {group} of the wrong kind"),
+            }),
         }
     }
 
@@ -362,13 +384,14 @@ impl Engine {
         if let Some(known) = self.shared.groups.get(&group) {
             known.route.lock().forget_primary(primary);
         }
+        self.shared.doubt.notify_one();
     }
 
     /// Subscribes to the replica that reads go to, if that is another one than before.
     fn choose_stream(&self, id: GroupId) -> Option<ReplicaId> {
         let group = self.shared.groups.get(&id)?;
         let reader = group.route.lock().reader(|id| self.may_be_up(id))?;
-        let link = self.links.get(&reader)?;
+        let link = self.links.get(reader)?;
         link.want();
         let generation = link.generation();
         let Some(generation) = generation else { return Some(reader) };
@@ -378,7 +401,7 @@ impl Engine {
             // Under the same lock: the new stream must not begin before the old one has ended.
             self.shared.cache.end_stream(id);
             drop(stream);
-            self.shared.subscribe(id, link, generation);
+            self.shared.subscribe(id, &link, generation);
         }
         Some(reader)
     }
@@ -440,9 +463,8 @@ impl Engine {
         let mut closing = Vec::new();
         for (&id, group) in &self.shared.groups {
             let registered = group.session_open.load(Ordering::Acquire);
-            let target = group.route.lock().primary().and_then(|primary| self.links.get(&primary));
+            let target = group.route.lock().primary().and_then(|primary| self.links.get(primary));
             if let (true, Some(link)) = (registered, target) {
-                let link = link.clone();
                 let request = Request::CloseSession { group: id, session: self.shared.session };
                 let until = Instant::now() + self.config.timeouts.close.min(Duration::from_secs(2));
                 closing.push(tokio::spawn(async move {
@@ -455,7 +477,7 @@ impl Engine {
         for task in closing {
             let _ = task.await;
         }
-        for link in self.links.values() {
+        for link in self.links.all() {
             link.close();
         }
     }
@@ -463,7 +485,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for link in self.links.values() {
+        for link in self.links.all() {
             link.close();
         }
     }
@@ -514,14 +536,24 @@ impl Volume for Engine {
             .is_some_and(|group| group.session_open.load(Ordering::Acquire) || group.opening.try_lock().is_err())
     }
 
+    fn operate(&self, node: ReplicaId, operation: Operation) -> BoxFuture<'_, Result<Reply>> {
+        Box::pin(self.ask_node(node, Request::Operate(operation)))
+    }
+
+    fn node_directory(&self, node: ReplicaId) -> BoxFuture<'_, Result<Directory>> {
+        Box::pin(async move {
+            match self.ask_node(node, Request::Members).await? {
+                Reply::Members(directory) => Ok(directory),
+                _ => Err(Error::Refused { node: node.to_string(), why: "no members".into() }),
+            }
+        })
+    }
+
     fn node_status(&self, node: ReplicaId) -> BoxFuture<'_, Result<Bytes>> {
         Box::pin(async move {
-            let until = Instant::now() + self.config.timeouts.attempt;
-            let link = self.link(node)?;
-            match link.call(Request::Status, Expect::Other, until).await {
-                Ok(Reply::Status(document)) => Ok(document),
-                Ok(_) => Err(Error::Refused { node: link.node.name.clone(), why: "no status".into() }),
-                Err(error) => Err(Error::Net(Arc::new(net::Error::Lost(error.to_string())))),
+            match self.ask_node(node, Request::Status).await? {
+                Reply::Status(document) => Ok(document),
+                _ => Err(Error::Refused { node: node.to_string(), why: "no status".into() }),
             }
         })
     }

@@ -139,7 +139,8 @@ impl Engine {
                     Ok(Next::Again("the session had expired".into(), true))
                 }
                 Ok(reply) => {
-                    if matches!(reply, Reply::Behind { .. }) {
+                    if matches!(reply, Reply::Behind { .. } | Reply::UnknownGroup { .. }) {
+                        self.note_ready(group, reader, false);
                         *elsewhere.lock() = self.other_reader(group, reader);
                     }
                     self.obstacle(group, reader, reply)

@@ -1,34 +1,68 @@
 //! Whom to ask. Pure: who is up is told.
 
+use std::collections::BTreeSet;
+
 use multicast::ids::ReplicaId;
 
-/// One voter of a group, seen from this client.
+/// One member of a group, seen from this client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Voter {
+pub struct Seen {
     /// Which.
     pub id: ReplicaId,
     /// It is in the client's own region.
     pub local: bool,
 }
 
-/// What is known of a group's voters.
+/// What is known of a group's members.
 #[derive(Clone, Debug)]
 pub struct Route {
-    voters: Vec<Voter>,
+    version: u64,
+    voters: Vec<Seen>,
+    /// Members that only follow.
+    learners: Vec<Seen>,
+    /// Those of them that have lately shown to be about as far as the group.
+    ready: BTreeSet<ReplicaId>,
     primary: Option<ReplicaId>,
 }
 
 impl Route {
     /// The voters in the configuration's order, the preferred primary first.
     #[must_use]
-    pub fn new(voters: Vec<Voter>) -> Route {
-        Route { voters, primary: None }
+    pub fn new(voters: Vec<Seen>) -> Route {
+        Route { version: 0, voters, learners: Vec::new(), ready: BTreeSet::new(), primary: None }
+    }
+
+    /// Learns who the members are; true if that was news.
+    pub fn learn_members(&mut self, version: u64, voters: Vec<Seen>, learners: Vec<Seen>) -> bool {
+        let knows_more = voters.len() + learners.len() > self.voters.len() + self.learners.len();
+        if version < self.version || (version == self.version && !knows_more) || voters.is_empty() {
+            return false;
+        }
+        self.ready.retain(|ready| learners.iter().any(|learner| learner.id == *ready));
+        self.primary = self.primary.filter(|primary| voters.iter().any(|voter| voter.id == *primary));
+        (self.version, self.voters, self.learners) = (version, voters, learners);
+        true
+    }
+
+    /// Whether a learner is about as far as the group, or not.
+    pub fn note_ready(&mut self, id: ReplicaId, is_ready: bool) {
+        if is_ready && self.learners.iter().any(|learner| learner.id == id) {
+            self.ready.insert(id);
+        } else {
+            self.ready.remove(&id);
+        }
     }
 
     /// All voters.
     #[must_use]
     pub fn voters(&self) -> Vec<ReplicaId> {
         self.voters.iter().map(|voter| voter.id).collect()
+    }
+
+    /// The learners in the client's region.
+    #[must_use]
+    pub fn near_learners(&self) -> Vec<ReplicaId> {
+        self.learners.iter().filter(|learner| learner.local).map(|learner| learner.id).collect()
     }
 
     /// True if a voter is in the client's region.
@@ -57,21 +91,21 @@ impl Route {
     #[must_use]
     pub fn reader(&self, is_up: impl Fn(ReplicaId) -> bool) -> Option<ReplicaId> {
         let guess = self.primary.or_else(|| self.voters.first().map(|voter| voter.id));
-        let rank = |voter: &Voter| (is_up(voter.id), voter.local, Some(voter.id) == guess);
-        // `max_by_key` would take the last of equals.
-        self.voters.iter().rev().max_by_key(|voter| rank(voter)).map(|voter| voter.id)
+        let rank = |member: &&Seen| (is_up(member.id), member.local, Some(member.id) == guess);
+        self.readers().max_by_key(rank).map(|member| member.id)
     }
 
     /// Another replica than `instead`, for a read that it could not serve.
     #[must_use]
     pub fn other_reader(&self, instead: ReplicaId, is_up: impl Fn(ReplicaId) -> bool) -> Option<ReplicaId> {
-        let rank = |voter: &Voter| (is_up(voter.id), Some(voter.id) == self.primary, voter.local);
-        self.voters
-            .iter()
-            .rev()
-            .filter(|voter| voter.id != instead)
-            .max_by_key(|voter| rank(voter))
-            .map(|voter| voter.id)
+        let rank = |member: &&Seen| (is_up(member.id), Some(member.id) == self.primary, member.local);
+        self.readers().filter(|member| member.id != instead).max_by_key(rank).map(|member| member.id)
+    }
+
+    /// Who may be read, the first last: `max_by_key` takes the last of equals.
+    fn readers(&self) -> impl Iterator<Item = &Seen> {
+        let ready = self.learners.iter().filter(|learner| self.ready.contains(&learner.id));
+        ready.rev().chain(self.voters.iter().rev())
     }
 
     /// Whom to send the `attempt`-th try of an update: the known primary if it is up, else one voter after the other
@@ -102,7 +136,40 @@ mod tests {
     use super::*;
 
     fn route(voters: &[(u32, bool)]) -> Route {
-        Route::new(voters.iter().map(|&(id, local)| Voter { id: ReplicaId(id), local }).collect())
+        Route::new(seen(voters))
+    }
+
+    fn seen(members: &[(u32, bool)]) -> Vec<Seen> {
+        members.iter().map(|&(id, local)| Seen { id: ReplicaId(id), local }).collect()
+    }
+
+    #[test]
+    fn near_learner_is_read_once_it_is_ready_and_is_never_asked_to_update() {
+        let mut route = route(&[(1, false), (2, false), (3, false)]);
+        route.learn_primary(ReplicaId(1));
+        assert!(route.learn_members(4, seen(&[(1, false), (2, false), (3, false)]), seen(&[(8, true), (9, false)])));
+        assert_eq!(route.reader(|_| true), Some(ReplicaId(1)));
+        route.note_ready(ReplicaId(9), true);
+        assert_eq!(route.reader(|_| true), Some(ReplicaId(1)), "it is as far as the primary");
+        route.note_ready(ReplicaId(8), true);
+        assert_eq!(route.reader(|_| true), Some(ReplicaId(8)));
+        assert_eq!(route.other_reader(ReplicaId(8), |_| true), Some(ReplicaId(1)));
+        assert_eq!(route.target(0, |id| id == ReplicaId(8)), Some(ReplicaId(1)));
+        assert!(!route.is_local() && !route.learn_primary(ReplicaId(8)));
+        route.note_ready(ReplicaId(8), false);
+        assert_eq!(route.reader(|_| true), Some(ReplicaId(1)));
+    }
+
+    #[test]
+    fn later_members_count_and_former_ones_are_not_asked_any_more() {
+        let mut route = route(&[(1, true), (2, false), (3, false)]);
+        route.learn_primary(ReplicaId(1));
+        assert!(!route.learn_members(0, seen(&[(1, true)]), Vec::new()));
+        assert!(route.learn_members(2, seen(&[(4, false), (5, true), (6, false)]), Vec::new()));
+        assert!(!route.learn_members(2, seen(&[(7, true)]), Vec::new()));
+        assert_eq!((route.primary(), route.reader(|_| true)), (None, Some(ReplicaId(5))));
+        assert!(!route.learn_primary(ReplicaId(1)) && route.learn_primary(ReplicaId(6)));
+        assert_eq!(route.target(0, |_| true), Some(ReplicaId(6)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use metadata::read::ReadOp;
 use multicast::command::Destination;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::fill::{self, Kept};
 use super::link::{Generation, Handler, Link};
@@ -43,6 +43,8 @@ pub struct Shared {
     /// The last updates of several groups, by sequence: what they have done is told by the streams of all these groups.
     /// Locked before the cache is, and while one is taken into account: each is counted once, whichever group tells it first.
     pub(super) across: Mutex<BTreeMap<u64, Across>>,
+    /// Somebody was not where he was looked for, or there is somebody new to ask: who belongs to the groups is asked anew.
+    pub(super) doubt: Notify,
 }
 
 /// One group, seen from this session.
@@ -136,6 +138,7 @@ impl Handler for Shared {
     type Expect = Expect;
 
     fn handle_connected(&self, link: &Arc<Link<Shared>>, generation: Generation) {
+        self.doubt.notify_one();
         // Streams of groups that read here begin again; others are chosen at the next read.
         for (&id, group) in &self.groups {
             let mut stream = group.stream.lock();

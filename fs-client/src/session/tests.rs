@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 
 use metadata::codec::{decode_op, decode_to_node, encode_to_client};
 use metadata::footprint::key_dirent;
+use metadata::operate::Directory;
 use metadata::outcome::Done;
 use metadata::protocol::{CLIENT_CHANNEL_KIND, CLIENT_PROTOCOL_VERSION, Event, Position, ToClient, ToNode};
 use metadata::read::ReadAnswer;
@@ -91,7 +92,8 @@ fn ordinary(message: &ToNode) -> Option<Vec<ToClient>> {
     let body = match message.body {
         Request::OpenSession { .. } | Request::CloseSession { .. } | Request::Subscribe { .. } => Reply::Session(at(0)),
         Request::KeepAlive { .. } => Reply::Alive,
-        Request::Update { .. } | Request::Read { .. } | Request::Status => return None,
+        Request::Members => Reply::Members(Directory::default()),
+        Request::Update { .. } | Request::Read { .. } | Request::Status | Request::Operate(_) => return None,
     };
     Some(vec![reply(message.request, body)])
 }
@@ -412,11 +414,11 @@ async fn subscription_that_cannot_be_sent_is_asked_for_again() {
     let asked = |generation| Some((ReplicaId(1), link::Generation(generation)));
     let group = engine.group(G).unwrap();
     group.stream.lock().asked = asked(1);
-    link::Handler::handle_connected(&*engine.shared, link, link::Generation(2));
+    link::Handler::handle_connected(&*engine.shared, &link, link::Generation(2));
     assert_eq!(*group.stream.lock(), Stream::default());
     // What another connection was asked for meanwhile stays.
     group.stream.lock().asked = asked(4);
-    engine.shared.subscribe(G, link, link::Generation(3));
+    engine.shared.subscribe(G, &link, link::Generation(3));
     assert_eq!(group.stream.lock().asked, asked(4));
 }
 

@@ -81,7 +81,7 @@ impl Replicator {
     }
 
     /// Others say who is a member.
-    pub(super) fn handle_members(&mut self, members: &Membership) {
+    pub(crate) fn handle_members(&mut self, members: &Membership) {
         // What the own log says beyond what is committed may be void, and another change with the same number.
         let is_refuted =
             self.membership().version > members.version && self.membership().has(self.me, self.incarnation);

@@ -64,9 +64,9 @@ async fn receive(receiver: &mut FrameReceiver, from: ReplicaId, shared: &Arc<Sha
     let ToReceiver::Begin { group, incarnation, snapshot, charter, rows } = next(receiver).await? else {
         return Err("it does not begin".into());
     };
-    let replica = shared.groups.get(&group).ok_or("no replica of that group here")?;
-    if incarnation != shared.incarnation {
-        return Err("this is another disk".into());
+    let replica = shared.replicas.get(group).ok_or("no replica of that group here")?;
+    if incarnation != replica.incarnation {
+        return Err("this is another replica".into());
     }
     let snapshot = Snapshot::decode(&snapshot).map_err(text)?;
     serde_json::from_slice::<Charter>(&charter).map_err(text)?;

@@ -4,6 +4,8 @@
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use metadata::operate::{Operated, Refusal};
+use metadata::protocol::Reply;
 use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId};
 use multicast::{Entry, Event, InstallRefused, Time, Writes};
 use net::Endpoint;
@@ -13,9 +15,10 @@ use replica::{Leases, Note, Output, Plain, ReplicaCore};
 use super::mailbox::{Input, Mailbox};
 use super::view::{View, tell};
 use crate::clock::Clock;
-use crate::config::NodeInfo;
+use crate::config::GroupInfo;
 use crate::copy::{self, Copies, Prepared, Sending};
 use crate::error::{Error, Result};
+use crate::nodes::Nodes;
 use crate::recovery::is_member;
 use crate::server::client::Ticket;
 use crate::server::peers::{Outbox, Router};
@@ -32,10 +35,10 @@ const TURN_MAX: Duration = Duration::from_secs(1);
 pub struct DriverParts {
     /// Its group.
     pub group: GroupId,
-    /// This node, and which of its disks this is.
+    /// This node, and which of the replicas that it has had of the group this is.
     pub me: (ReplicaId, Incarnation),
-    /// The group's name.
-    pub name: String,
+    /// The group, as it was founded.
+    pub info: GroupInfo,
     /// What decides, as recovered.
     pub core: ReplicaCore<Ticket>,
     /// The state, as recovered.
@@ -62,7 +65,7 @@ pub struct CopyWay {
     /// Those under way.
     pub copies: Arc<Copies>,
     /// All nodes.
-    pub nodes: Arc<[NodeInfo]>,
+    pub nodes: Arc<Nodes>,
     /// This node's.
     pub endpoint: Endpoint,
     /// The network's.
@@ -76,8 +79,10 @@ pub struct Driver {
     /// The turn ended before everything was done.
     more: bool,
     stop: bool,
-    /// The disk is new, and the group has not taken it in yet: nobody reads it.
+    /// The group has not taken this replica in yet, or has removed it: nobody reads it.
     is_outsider: bool,
+    /// The version of the applied membership that was last looked at.
+    members_seen: Option<u64>,
     /// Dropped when this replica is primary no more, for somebody waits for that.
     leaving: Option<mpsc::Sender<()>>,
 }
@@ -86,7 +91,8 @@ impl Driver {
     /// Around a recovered replica.
     pub fn new(parts: DriverParts) -> Driver {
         let is_outsider = parts.view.is_closed() && parts.core.quarantine().is_none();
-        Driver { outbox: Outbox::new(parts.group), more: true, stop: false, is_outsider, leaving: None, parts }
+        let outbox = Outbox::new(parts.group);
+        Driver { outbox, more: true, stop: false, is_outsider, members_seen: None, leaving: None, parts }
     }
 
     /// Runs until told to stop. An error is final for the node.
@@ -143,9 +149,38 @@ impl Driver {
             Input::InstallCopy { prepared, reply } => _ = reply.send(self.install(now, *prepared)?),
             Input::CopySent { to, installed } => core.handle_snapshot_sent(now, to, installed),
             Input::HandOver(done) => self.leaving = core.hand_over(now).map(|_| done),
+            Input::Change { change, ticket } => {
+                let changed =
+                    self.unless_quarantined(|core| core.change_membership(now, change).map_err(Refusal::Change));
+                ticket.reply(Reply::Operated(changed.map_or_else(Operated::Refused, Operated::Logged)));
+            }
+            Input::Force { named, keep, ticket } => {
+                tracing::warn!(group = %self.parts.group, ?keep, "an operator makes this replica its group's only voter");
+                let forced =
+                    self.unless_quarantined(|core| core.force_membership(now, named, &keep).map_err(Refusal::Force));
+                ticket.reply(Reply::Operated(forced.map_or_else(Operated::Refused, Operated::Logged)));
+            }
+            Input::Members { group, members } => core.learn_members(now, group, members),
+            Input::Leave { members, reply } => {
+                core.hear_removal(now, &members);
+                // One that has just been taken in may not have heard of it.
+                let (me, incarnation) = self.parts.me;
+                // Whoever asked may have ended.
+                let _ = reply.send(!members.has(me, incarnation) && !core.ordering().is_member());
+            }
             Input::Stop => self.stop = true,
         }
         Ok(())
+    }
+
+    fn unless_quarantined(
+        &mut self,
+        act: impl FnOnce(&mut ReplicaCore<Ticket>) -> std::result::Result<LogIndex, Refusal>,
+    ) -> std::result::Result<LogIndex, Refusal> {
+        match self.parts.core.quarantine() {
+            Some(_) => Err(Refusal::Quarantined),
+            None => act(&mut self.parts.core),
+        }
     }
 
     /// Does what the core wants; true if it wanted anything.
@@ -178,6 +213,7 @@ impl Driver {
                 Output::Quarantine(why) => self.quarantine(&why)?,
                 Output::Note(note) => {
                     self.log_note(&note);
+                    self.follow_members(&note);
                     if matches!(note, Note::Ordering(Event::BecameFollower { .. })) {
                         self.leaving = None;
                     }
@@ -213,14 +249,14 @@ impl Driver {
             }
             Ok::<(), Error>(())
         })?;
-        self.open_if_member();
+        self.look_at_members();
         Ok(true)
     }
 
     /// Begins to send a copy of the state as it is now. What cannot be begun is asked for again.
     fn send_copy(&mut self, now: Time, to: ReplicaId, incarnation: Incarnation) {
         let DriverParts { group, core, state, mailbox, copies: way, .. } = &mut self.parts;
-        let node = way.nodes.iter().find(|node| node.number == to).cloned();
+        let node = way.nodes.get(to);
         let is_begun = match (core.ordering().snapshot(), node) {
             (Some(snapshot), Some(node)) => {
                 let sending = Sending {
@@ -257,18 +293,50 @@ impl Driver {
             // The disk has it already: the next start begins with it.
             installed.map_err(|refused| state.damaged(format!("a copy took its place, but {refused}")))
         })?;
-        self.is_outsider = false;
         tracing::info!(%group, index = index.0, "a copy has taken the place of the state");
+        (self.is_outsider, self.members_seen) = (false, None);
+        self.look_at_members();
         Ok(Ok(()))
     }
 
-    /// Once the group has taken a new disk in, it has something to show.
-    fn open_if_member(&mut self) {
-        let (me, incarnation) = self.parts.me;
-        if self.is_outsider && is_member(self.parts.core.ordering().order(), me, incarnation) {
-            self.is_outsider = false;
-            self.parts.view.advance(|front, _| front.is_quarantined = false);
-            tracing::info!(group = %self.parts.group, "this disk is a member of its group now");
+    /// The group's own members may have changed with what was applied: the node's other replicas hear of it, and this one has
+    /// something to show while it is a member.
+    fn look_at_members(&mut self) {
+        let DriverParts { group, me, info, core, router, view, .. } = &mut self.parts;
+        let order = core.ordering().order();
+        let Some(members) = order.membership().filter(|members| self.members_seen != Some(members.version)) else {
+            return;
+        };
+        self.members_seen = Some(members.version);
+        router.learn_members(*group, *group, members);
+        let is_outsider = !is_member(order, info, *me);
+        if is_outsider == std::mem::replace(&mut self.is_outsider, is_outsider) || core.quarantine().is_some() {
+            return;
+        }
+        if is_outsider {
+            tracing::warn!(%group, "this replica is no member of its group any more");
+            view.close();
+        } else {
+            tracing::info!(%group, "this replica is a member of its group now");
+            view.advance(|front, _| front.is_quarantined = false);
+        }
+    }
+
+    /// What the core has learned of members that is not in the state.
+    fn follow_members(&mut self, note: &Note) {
+        let DriverParts { group, core, router, view, .. } = &mut self.parts;
+        match note {
+            Note::Ordering(Event::PeerMembers { group: other, .. }) => {
+                if let Some(members) = core.ordering().directory().get(other) {
+                    router.learn_members(*group, *other, members);
+                }
+            }
+            // Its own log does not say so: as a rule it gets no entries any more.
+            Note::Ordering(Event::Expelled { .. }) => {
+                (self.is_outsider, self.members_seen) = (true, None);
+                view.close();
+            }
+            Note::Ordering(_) | Note::SessionExpired(_) => {}
         }
     }
 
@@ -341,7 +409,7 @@ impl Driver {
     fn status(&self) -> GroupStatus {
         let core = &self.parts.core;
         let mut status = crate::status::of_core(core.ordering(), self.parts.clock.now());
-        status.name.clone_from(&self.parts.name);
+        status.name.clone_from(&self.parts.info.name);
         status.copies = self.parts.copies.copies.status(self.parts.group.0);
         status.flushed_index = self.parts.state.flushed_index().0;
         status.first_index = self.parts.wal.state(self.parts.group).trimmed.0.0 + 1;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metadata::protocol::Reply;
-use multicast::InstallRefused;
 use multicast::command::Command;
 use multicast::core::{SessionChange, Unhurried};
-use multicast::ids::{GroupId, LogIndex, ReplicaId};
+use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId};
 use multicast::message::Message;
+use multicast::{InstallRefused, MemberChange, Membership};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot::Sender;
 
@@ -81,13 +81,50 @@ pub enum Input {
     },
     /// The node is about to stop: another voter should be primary. The sender is dropped when that is so, or cannot be.
     HandOver(std::sync::mpsc::Sender<()>),
+    /// An operator changes the group's members.
+    Change {
+        /// How.
+        change: MemberChange,
+        /// Whom to answer.
+        ticket: Ticket,
+    },
+    /// An operator makes this replica its group's only voter.
+    Force {
+        /// The replica that is meant.
+        named: (ReplicaId, Incarnation),
+        /// Who may follow it.
+        keep: Vec<ReplicaId>,
+        /// Whom to answer.
+        ticket: Ticket,
+    },
+    /// Another replica of this node has learned who belongs to a group.
+    Members {
+        /// Which group.
+        group: GroupId,
+        /// Who.
+        members: Membership,
+    },
+    /// This replica is to end, if it is no member of its group.
+    Leave {
+        /// The group's members, as its primary has told them to an operator.
+        members: Membership,
+        /// Whether it may.
+        reply: std::sync::mpsc::Sender<bool>,
+    },
     /// End.
     Stop,
 }
 
 impl Input {
     fn is_request(&self) -> bool {
-        matches!(self, Input::Submit { .. } | Input::Session { .. } | Input::Linearize(_))
+        matches!(
+            self,
+            Input::Submit { .. }
+                | Input::Session { .. }
+                | Input::Linearize(_)
+                | Input::Change { .. }
+                | Input::Force { .. }
+        )
     }
 
     /// True if it moves nothing on.
@@ -105,13 +142,20 @@ impl Input {
             | Input::InstallCopy { .. }
             | Input::CopySent { .. }
             | Input::HandOver(_)
+            | Input::Change { .. }
+            | Input::Force { .. }
+            | Input::Members { .. }
+            | Input::Leave { .. }
             | Input::Stop => false,
         }
     }
 
     fn refuse(self, group: GroupId) {
         let ticket = match self {
-            Input::Submit { ticket, .. } | Input::Session { ticket, .. } => ticket,
+            Input::Submit { ticket, .. }
+            | Input::Session { ticket, .. }
+            | Input::Change { ticket, .. }
+            | Input::Force { ticket, .. } => ticket,
             Input::Linearize(read) => read.ticket,
             _ => return,
         };

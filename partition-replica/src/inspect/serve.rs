@@ -76,7 +76,7 @@ impl Way<'_> {
 
 fn inspect(asked: &ToNode, shared: &Shared, way: &Way<'_>) -> Result<(), Failed> {
     let ToNode::Inspect { group, facts } = *asked;
-    let replica = shared.groups.get(&group).ok_or_else(|| Failed::new("no replica of that group here"))?;
+    let replica = shared.replicas.get(group).ok_or_else(|| Failed::new("no replica of that group here"))?;
     let (front, snapshot) = replica.view.snapshot().map_err(of_store)?;
     if front.is_quarantined {
         return Err(Failed::new("this replica is quarantined, or not yet a member of its group"));

@@ -10,11 +10,12 @@ use multicast::ids::{CommandId, GroupId, Incarnation};
 
 use super::Standing;
 use super::serve::is_damage;
-use crate::config::NodeConfig;
+use crate::config::{GroupInfo, NodeConfig};
 use crate::error::{Error, Result};
 use crate::recovery::{self, is_member};
 use crate::storage::disk::RealDisk;
 use crate::storage::folder::DataFolder;
+use crate::storage::hosting::Hosting;
 use crate::storage::state::{GroupState, StateDb};
 use crate::storage::wal;
 
@@ -64,7 +65,7 @@ impl StoppedNode {
         wal::verify(&RealDisk::read_only(path), &recovery::wal_config(&self.folder, &self.config))
     }
 
-    /// Its replicas, of those groups that the configuration gives it and that have been founded here.
+    /// Its replicas, of those groups that it hosts and that have been founded here.
     ///
     /// # Errors
     /// If what is there cannot be read or makes no sense.
@@ -75,10 +76,12 @@ impl StoppedNode {
         }
         let state = StateDb::open_read_only(&path, self.config.limits.state_memory_bytes)?;
         let mut replicas = Vec::new();
-        for info in self.config.local_groups() {
+        let hosted = Hosting::open(self.folder.hosting())?.groups(&self.config, self.folder.incarnation());
+        for info in &self.config.groups {
+            let Some(&incarnation) = hosted.get(&info.id).filter(|_| state.has(info.id)) else { continue };
             let group = state.group(info.id)?;
             if group.charter()?.is_some() {
-                replicas.extend(replica(&self.config, self.folder.incarnation(), info.id, group)?);
+                replicas.extend(replica((&self.config, info), incarnation, group)?);
             }
         }
         self.state = Some(state);
@@ -86,13 +89,13 @@ impl StoppedNode {
     }
 }
 
-/// None if its disk is new, and the group has not taken it in yet.
+/// None if the group has not taken it in yet.
 fn replica(
-    config: &NodeConfig,
+    (config, info): (&NodeConfig, &GroupInfo),
     incarnation: Incarnation,
-    group: GroupId,
     state: GroupState,
 ) -> Result<Option<StoppedReplica>> {
+    let group = info.id;
     let damaged = |error: &dyn std::fmt::Display| state.damaged(error.to_string());
     let rows = state.order_rows()?;
     let order = if rows.is_empty() { Ok(OrderState::new(group)) } else { OrderState::load(group, rows) };
@@ -101,7 +104,7 @@ fn replica(
     if order.applied() != applied {
         return Err(state.damaged(format!("order at index {}, rows at {applied}", order.applied())));
     }
-    if !is_member(&order, config.number, incarnation) {
+    if !is_member(&order, info, (config.number, incarnation)) {
         return Ok(None);
     }
     let standing = Standing {

@@ -34,8 +34,7 @@ pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
 }
 
 fn accept_peer(incoming: Incoming, shared: &Shared) {
-    let node = shared.config.nodes.iter().find(|node| node.name == incoming.peer.name);
-    match node.and_then(|node| shared.router.link(node.number)) {
+    match shared.nodes.named(&incoming.peer.name).and_then(|node| shared.router.link(node.number)) {
         // The node with the smaller name dials, so that there is one connection for both directions.
         Some(link) if incoming.peer.name < shared.name => {
             link.attach(incoming);
@@ -46,7 +45,7 @@ fn accept_peer(incoming: Incoming, shared: &Shared) {
 }
 
 fn accept_copy(incoming: Incoming, shared: &Arc<Shared>) {
-    match shared.config.nodes.iter().find(|node| node.name == incoming.peer.name) {
+    match shared.nodes.named(&incoming.peer.name) {
         Some(node) => copy::accept(incoming, node.number, shared),
         None => refuse(&incoming, "not a node of this cluster's configuration"),
     }
@@ -62,7 +61,7 @@ fn accept_client(incoming: Incoming, shared: &Arc<Shared>) {
     let Incoming { peer, sender, mut receiver, connection, .. } = incoming;
     // Only nodes have longer ones to say.
     receiver.limit_frames(codec::MESSAGE_BYTES_MAX);
-    let client = Client::new(shared.clients.next_number(), peer.name, sender, connection.clone());
+    let client = Client::new(shared.clients.next_number(), peer, sender, connection.clone());
     let shared = shared.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -71,7 +70,7 @@ fn accept_client(incoming: Incoming, shared: &Arc<Shared>) {
             _ = connection.closed() => {}
         }
         client.cut_off();
-        for group in shared.groups.values() {
+        for group in shared.replicas.all() {
             group.view.unsubscribe(&client);
         }
         shared.clients.release();

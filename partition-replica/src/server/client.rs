@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use metadata::codec;
+use metadata::operate::OPERATOR;
 use metadata::protocol::{Reply, ToClient};
-use net::{Connection, FrameSender, TrySendError};
+use net::{Connection, FrameSender, PeerName, Role, TrySendError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// A connected client. All that is sent to it goes through [`Client::push`], in the order of those calls.
 pub struct Client {
     number: u64,
     name: String,
+    is_operator: bool,
     outlet: Outlet,
     cut_off: AtomicBool,
     updates: InFlight,
@@ -75,19 +77,21 @@ pub struct InFlightMax {
 
 impl Client {
     /// A client behind a channel. `number` is this connection's own.
-    pub fn new(number: u64, name: String, sender: FrameSender, connection: Connection) -> Arc<Client> {
-        Client::over(number, name, Outlet::Channel { sender, connection })
+    pub fn new(number: u64, peer: PeerName, sender: FrameSender, connection: Connection) -> Arc<Client> {
+        let is_operator = peer.role == Role::Client && peer.name == OPERATOR;
+        Client::over(number, (peer.name, is_operator), Outlet::Channel { sender, connection })
     }
 
     /// This node itself.
     pub fn local(number: u64, replies: SyncSender<Reply>) -> Arc<Client> {
-        Client::over(number, "local".into(), Outlet::Local(replies))
+        Client::over(number, ("local".into(), false), Outlet::Local(replies))
     }
 
-    fn over(number: u64, name: String, outlet: Outlet) -> Arc<Client> {
+    fn over(number: u64, (name, is_operator): (String, bool), outlet: Outlet) -> Arc<Client> {
         Arc::new(Client {
             number,
             name,
+            is_operator,
             outlet,
             cut_off: AtomicBool::new(false),
             updates: InFlight::default(),
@@ -104,6 +108,11 @@ impl Client {
     /// The name in its certificate.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// May change who belongs to the groups.
+    pub fn is_operator(&self) -> bool {
+        self.is_operator
     }
 
     /// Queues a message. A client that does not read is cut off: what it misses it could never make up.
@@ -304,7 +313,7 @@ impl Drop for Ticket {
 impl Client {
     /// A client whose messages are kept.
     pub fn test(number: u64) -> Arc<Client> {
-        Client::over(number, "test".into(), Outlet::Test(parking_lot::Mutex::default()))
+        Client::over(number, ("test".into(), false), Outlet::Test(parking_lot::Mutex::default()))
     }
 
     /// What has been pushed since the last call.

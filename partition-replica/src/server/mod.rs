@@ -2,5 +2,6 @@
 
 pub mod accept;
 pub mod client;
+mod operate;
 pub mod peers;
 mod requests;

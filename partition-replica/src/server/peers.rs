@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use multicast::Membership;
 use multicast::ids::{GroupId, ReplicaId};
 use multicast::message::Message;
 use net::{ChannelKind, LinkReceiver, PeerLink};
+use parking_lot::RwLock;
 
 use crate::group::mailbox::{Burst, Input, Mailbox};
+use crate::members::Members;
 
 /// The channel between nodes.
 pub const PEER_CHANNEL: ChannelKind = ChannelKind::new(2, 1);
@@ -40,25 +43,53 @@ impl Outbox {
 /// The way to every replica of the cluster.
 pub struct Router {
     own: ReplicaId,
-    mailboxes: BTreeMap<GroupId, Arc<Mailbox>>,
-    links: BTreeMap<ReplicaId, PeerLink>,
+    mailboxes: RwLock<BTreeMap<GroupId, Arc<Mailbox>>>,
+    links: RwLock<BTreeMap<ReplicaId, Arc<PeerLink>>>,
+    members: Members,
 }
 
 impl Router {
-    /// From this node's replicas to each other and over the links to other nodes.
-    pub fn new(
-        own: ReplicaId,
-        mailboxes: BTreeMap<GroupId, Arc<Mailbox>>,
-        links: BTreeMap<ReplicaId, PeerLink>,
-    ) -> Router {
-        Router { own, mailboxes, links }
+    /// From this node's replicas to each other and over links to other nodes. Neither are known yet.
+    pub fn new(own: ReplicaId, members: Members) -> Router {
+        Router { own, mailboxes: RwLock::default(), links: RwLock::default(), members }
+    }
+
+    /// There is a way to that node from now on.
+    pub fn connect(&self, node: ReplicaId, link: PeerLink) {
+        self.links.write().insert(node, Arc::new(link));
+    }
+
+    /// A replica of that group is here from now on.
+    pub fn open(&self, group: GroupId, mailbox: Arc<Mailbox>) {
+        self.mailboxes.write().insert(group, mailbox);
+    }
+
+    /// No replica of that group is here any more.
+    pub fn close(&self, group: GroupId) {
+        self.mailboxes.write().remove(&group);
+    }
+
+    /// Who belongs to the groups, as far as the replicas here know.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// The replica of `from` has learned who belongs to a group: the others here are told.
+    pub fn learn_members(&self, from: GroupId, group: GroupId, members: &Membership) {
+        if !self.members.learn(group, members) {
+            return;
+        }
+        let mailboxes = self.mailboxes.read();
+        for mailbox in mailboxes.iter().filter(|(id, _)| **id != from && **id != group).map(|(_, mailbox)| mailbox) {
+            mailbox.push(Input::Members { group, members: members.clone() });
+        }
     }
 
     /// Puts a message on its way; it leaves with [`Router::flush`] at the latest.
     pub fn post(&self, outbox: &mut Outbox, to: (GroupId, ReplicaId), message: Message) {
         let (group, replica) = to;
         if replica == self.own {
-            if let Some(mailbox) = self.mailboxes.get(&group) {
+            if let Some(mailbox) = self.mailboxes.read().get(&group) {
                 let from = (outbox.from, self.own);
                 mailbox.push(Input::Message { from, message, bytes: LOCAL_MESSAGE_BYTES });
             }
@@ -89,14 +120,14 @@ impl Router {
 
     fn send(&self, to: ReplicaId, frame: Bytes) {
         // What is lost is sent again by whoever waits for its answer.
-        if let Some(link) = self.links.get(&to) {
+        if let Some(link) = self.links.read().get(&to) {
             link.send(frame);
         }
     }
 
     /// The link to a node.
-    pub fn link(&self, to: ReplicaId) -> Option<&PeerLink> {
-        self.links.get(&to)
+    pub fn link(&self, to: ReplicaId) -> Option<Arc<PeerLink>> {
+        self.links.read().get(&to).cloned()
     }
 
     /// Hands what a node sends to its receivers, until the link is gone.
@@ -126,12 +157,32 @@ impl Router {
                 return None;
             }
             let message = Message::decode(&frame.split_to(len)).ok()?;
-            // The core checks that the sender's group has a voter on that node.
-            if let Some(mailbox) = self.mailboxes.get(&to) {
-                burst.push(mailbox, Input::Message { from: (sender, from), message, bytes: len });
+            let mailboxes = self.mailboxes.read();
+            match mailboxes.get(&to) {
+                // The core checks that the sender's group has a voter on that node.
+                Some(mailbox) => burst.push(mailbox, Input::Message { from: (sender, from), message, bytes: len }),
+                None => self.send_on(to, (sender, from), &message),
             }
         }
         Some(())
+    }
+
+    /// Somebody looks for a member of a group here, where there is none (any more): he is told who they are, if that is known.
+    fn send_on(&self, group: GroupId, from: (GroupId, ReplicaId), message: &Message) {
+        let is_question = matches!(
+            message,
+            Message::Probe { .. }
+                | Message::Campaign { .. }
+                | Message::Propose { .. }
+                | Message::Facts(_)
+                | Message::HowFar { .. }
+                | Message::AskMembers { .. }
+        );
+        if let Some(members) = self.members.of(group).filter(|_| is_question) {
+            let mut outbox = Outbox::new(group);
+            self.post(&mut outbox, from, Message::Members(members));
+            self.flush(&mut outbox);
+        }
     }
 }
 
@@ -148,8 +199,11 @@ mod tests {
 
     fn router() -> (Router, Arc<Mailbox>) {
         let mailbox = Arc::new(Mailbox::new(GroupId(1), 10, 1 << 20));
-        let mailboxes = BTreeMap::from([(GroupId(1), mailbox.clone())]);
-        (Router::new(ReplicaId(1), mailboxes, BTreeMap::new()), mailbox)
+        let folder = tempfile::tempdir().unwrap();
+        let members = Members::open(folder.path().join("members")).unwrap();
+        let router = Router::new(ReplicaId(1), members);
+        router.open(GroupId(1), mailbox.clone());
+        (router, mailbox)
     }
 
     fn messages(mailbox: &Mailbox) -> Vec<((GroupId, ReplicaId), Message)> {
@@ -185,6 +239,20 @@ mod tests {
         let message = Message::NotPrimary { hint: None };
         router.post(&mut outbox, (GroupId(1), ReplicaId(1)), message.clone());
         assert_eq!(messages(&mailbox), [((GroupId(7), ReplicaId(1)), message)]);
+    }
+
+    #[test]
+    fn replicas_of_a_node_tell_each_other_who_belongs_to_a_group_once() {
+        let (router, mailbox) = router();
+        let members = Membership { version: 4, ..Membership::genesis(&[ReplicaId(7)]) };
+        router.learn_members(GroupId(2), GroupId(3), &members);
+        router.learn_members(GroupId(2), GroupId(3), &members);
+        // A group's own members it knows from its log.
+        router.learn_members(GroupId(2), GroupId(1), &members);
+        let mut inputs = Vec::new();
+        mailbox.take(&mut inputs, Duration::ZERO, Unhurried::default());
+        assert!(matches!(&inputs[..], [Input::Members { group: GroupId(3), members: told }] if *told == members));
+        assert_eq!(router.members().of(GroupId(1)), Some(members));
     }
 
     proptest! {

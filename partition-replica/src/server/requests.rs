@@ -15,10 +15,12 @@ use multicast::ids::GroupId;
 use net::FrameReceiver;
 
 use super::client::{Client, InFlightMax, Kind, Ticket};
+use super::operate;
 use crate::config::Limits;
 use crate::group::mailbox::{Burst, Input};
 use crate::group::view::PendingRead;
-use crate::node::{Group, Shared};
+use crate::node::Shared;
+use crate::replicas::Group;
 
 /// Requests of one client in a row before others have their turn.
 const RECEIVE_FRAMES_MAX: usize = 64;
@@ -111,7 +113,9 @@ fn reply_bytes(request: &Request) -> usize {
         | Request::KeepAlive { .. }
         | Request::Subscribe { .. }
         | Request::Update { .. }
-        | Request::Status => 0,
+        | Request::Status
+        | Request::Members
+        | Request::Operate(_) => 0,
     }
 }
 
@@ -121,7 +125,8 @@ fn kind(request: &Request) -> (Kind, GroupId) {
         Request::Update { group, .. } | Request::OpenSession { group, .. } | Request::CloseSession { group, .. } => {
             (Kind::Update, *group)
         }
-        Request::KeepAlive { .. } | Request::Status => (Kind::Other, GroupId::GLOBAL),
+        Request::KeepAlive { .. } | Request::Status | Request::Members => (Kind::Other, GroupId::GLOBAL),
+        Request::Operate(operation) => (Kind::Update, operation.group()),
         Request::Subscribe { group, .. } | Request::Read { group, .. } => (Kind::Other, *group),
     }
 }
@@ -190,6 +195,8 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket, burst: &mut Bu
                 drop(turn);
             });
         }
+        Request::Members => ticket.reply(Reply::Members(operate::directory(shared))),
+        Request::Operate(operation) => operate::handle(shared, operation, ticket),
     }
 }
 
@@ -203,8 +210,8 @@ fn names_unknown_group(shared: &Shared, command: &Command) -> bool {
     command.groups().any(is_unknown) || (!command.is_multi_group() && placed().is_some_and(is_unknown))
 }
 
-fn find(shared: &Shared, group: GroupId, ticket: Ticket) -> Option<(&Group, Ticket)> {
-    match shared.groups.get(&group) {
+fn find(shared: &Shared, group: GroupId, ticket: Ticket) -> Option<(Arc<Group>, Ticket)> {
+    match shared.replicas.get(group) {
         Some(found) => Some((found, ticket)),
         None => {
             ticket.reply(Reply::UnknownGroup { group });

@@ -99,6 +99,16 @@ impl DataFolder {
         self.path.join("state")
     }
 
+    /// Where is written which groups have a replica here.
+    pub fn hosting(&self) -> PathBuf {
+        self.path.join("replicas")
+    }
+
+    /// Where is written who belongs to the groups, as far as known.
+    pub fn directory(&self) -> PathBuf {
+        self.path.join("members")
+    }
+
     fn check_stamp(&self, stamp: &Stamp, first_start: FirstStart) -> Result<Incarnation> {
         let path = self.path.join("stamp");
         let marker = self.path.join(INITIALISE_MARKER);

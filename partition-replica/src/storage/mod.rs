@@ -2,6 +2,8 @@
 
 pub mod disk;
 pub mod folder;
+pub mod hosting;
+pub mod sealed;
 pub mod state;
 pub mod wal;
 

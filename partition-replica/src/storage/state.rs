@@ -25,7 +25,7 @@ use rocksdb::{
 };
 
 pub use copy::{CopiedRows, StagedState};
-use family::{family_name, family_options, known_families, live_family};
+use family::{family_name, family_options, is_of_group, known_families, live_family, pointer};
 
 use crate::error::{Error, Result};
 
@@ -114,12 +114,37 @@ impl StateDb {
         Ok(StateDb { db: Arc::new(db), cache, buffers, row_cache_bytes: memory_bytes / ROWS_SHARE, memory_bytes })
     }
 
+    /// True if there is something of that group.
+    pub fn has(&self, group: GroupId) -> bool {
+        live_family(&self.db, group).is_ok_and(|name| self.db.cf_handle(&name).is_some())
+    }
+
+    /// Makes room for a group that is new here.
+    pub fn add(&self, group: GroupId) -> Result<()> {
+        let name = live_family(&self.db, group)?;
+        if self.db.cf_handle(&name).is_none() {
+            self.db.create_cf(&name, &family_options(&self.cache, self.memory_bytes)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes all that is here of a group, copies that were not finished included.
+    pub fn remove(&self, group: GroupId) -> Result<()> {
+        let known = known_families(&Options::default(), self.db.path());
+        for name in known.iter().filter(|name| is_of_group(name, group)) {
+            if self.db.cf_handle(name).is_some() {
+                self.db.drop_cf(name).map_err(failed)?;
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.delete_opt(pointer(group), &options).map_err(failed)
+    }
+
     /// Half-made copies, and states that were replaced.
     fn drop_leftovers(&self, group: GroupId, known: &[String]) -> Result<()> {
-        let (live, first) = (live_family(&self.db, group)?, family_name(group));
-        let is_of_group =
-            |name: &&String| **name == first || name.strip_prefix(&first).is_some_and(|end| end.starts_with('-'));
-        for name in known.iter().filter(is_of_group).filter(|name| **name != live) {
+        let live = live_family(&self.db, group)?;
+        for name in known.iter().filter(|name| is_of_group(name, group) && **name != live) {
             self.db.drop_cf(name).map_err(failed)?;
         }
         Ok(())

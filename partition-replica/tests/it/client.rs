@@ -57,10 +57,15 @@ impl Client {
     }
 
     pub fn connected_nowhere(cluster: &Cluster, session: u64) -> Client {
+        Client::with_certificate(cluster, session, &format!("client-{session}"))
+    }
+
+    /// Who shows a certificate of that name.
+    pub fn with_certificate(cluster: &Cluster, session: u64, name: &str) -> Client {
         let runtime = net::runtime("client").unwrap();
         let endpoint = {
             let _inside = runtime.enter();
-            Endpoint::bind(cluster.client_endpoint(&format!("client-{session}"))).unwrap()
+            Endpoint::bind(cluster.client_endpoint(name)).unwrap()
         };
         Client {
             runtime,
@@ -127,14 +132,14 @@ impl Client {
     /// Tries until the group's primary has answered.
     pub fn ask_primary(&mut self, cluster: &Cluster, group: GroupId, body: &Request) -> Reply {
         let deadline = Instant::now() + SOON;
-        let voters = cluster.voters(group);
+        let voters = cluster.nodes_to_ask(group);
         for attempt in 0.. {
             let node = self.primaries.get(&group).copied().unwrap_or(voters[attempt % voters.len()]);
             match self.ask(cluster, node, body.clone()) {
                 Some(Reply::NotPrimary { primary: Some(primary), .. }) if primary != node => {
                     self.primaries.insert(group, primary);
                 }
-                None | Some(Reply::NotPrimary { .. } | Reply::Unavailable { .. }) => {
+                None | Some(Reply::NotPrimary { .. } | Reply::Unavailable { .. } | Reply::UnknownGroup { .. }) => {
                     self.primaries.remove(&group);
                     std::thread::sleep(Duration::from_millis(50));
                 }

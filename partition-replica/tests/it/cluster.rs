@@ -37,9 +37,14 @@ impl Cluster {
     }
 
     pub fn start_limited(timeouts: Timeouts, limits: Limits) -> Cluster {
-        let cluster = Cluster::stopped(timeouts, limits);
+        Cluster::start_with_spares(timeouts, limits, 0)
+    }
+
+    /// With so many nodes more, which host nothing.
+    pub fn start_with_spares(timeouts: Timeouts, limits: Limits, spares: u32) -> Cluster {
+        let cluster = Cluster::stopped(timeouts, limits, spares);
         let started = Instant::now();
-        for node in 1..=3 {
+        for node in 1..=3 + spares {
             cluster.start_node(node);
             println!("node {node} started after {:?}", started.elapsed());
         }
@@ -48,18 +53,18 @@ impl Cluster {
         cluster
     }
 
-    fn stopped(timeouts: Timeouts, limits: Limits) -> Cluster {
+    fn stopped(timeouts: Timeouts, limits: Limits, spares: u32) -> Cluster {
         let ca = ClusterCa::create("test").unwrap();
         // Ports are free as long as the sockets that found them are the only ones to use them.
-        let sockets: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let sockets: Vec<UdpSocket> = (0..3 + spares).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let info = |number: u32| NodeInfo {
             number: ReplicaId(number),
             name: format!("node-{number}"),
             address: sockets[number as usize - 1].local_addr().unwrap().to_string(),
             region: format!("region-{number}"),
         };
-        let infos: Vec<NodeInfo> = (1..=3).map(info).collect();
-        let identities = (1..=3).map(|n| (n, ca.issue(Role::Node, &format!("node-{n}")).unwrap())).collect();
+        let infos: Vec<NodeInfo> = (1..=3 + spares).map(info).collect();
+        let identities = (1..=3 + spares).map(|n| (n, ca.issue(Role::Node, &format!("node-{n}")).unwrap())).collect();
         let group = |id: u16| GroupInfo {
             id: GroupId(id),
             name: format!("group-{id}"),
@@ -132,6 +137,13 @@ impl Cluster {
 
     pub fn voters(&self, group: GroupId) -> Vec<ReplicaId> {
         self.groups[usize::from(group.0)].voters.clone()
+    }
+
+    /// The founding voters, then all others.
+    pub fn nodes_to_ask(&self, group: GroupId) -> Vec<ReplicaId> {
+        let mut nodes = self.voters(group);
+        nodes.extend(self.infos.iter().map(|info| info.number).filter(|number| number.0 > 3));
+        nodes
     }
 
     pub fn client_endpoint(&self, name: &str) -> EndpointConfig {

@@ -11,4 +11,5 @@ mod founding;
 mod groups;
 mod hostile;
 mod measure;
+mod members;
 mod reads;

@@ -47,3 +47,8 @@ pub(super) fn live_family(db: &Db, group: GroupId) -> Result<String> {
 pub(super) fn family_name(group: GroupId) -> String {
     format!("group-{}", group.0)
 }
+
+/// True for a column family that has, or had, that group's state.
+pub(super) fn is_of_group(name: &str, group: GroupId) -> bool {
+    name.strip_prefix(&family_name(group)).is_some_and(|end| end.is_empty() || end.starts_with('-'))
+}

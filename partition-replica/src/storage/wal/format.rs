@@ -61,6 +61,11 @@ pub enum WalRecord {
         /// Its ballot.
         ballot: Ballot,
     },
+    /// The replica has ended for good: entries, promise and all. What follows is another replica's, which begins anew.
+    End {
+        /// Whose.
+        group: GroupId,
+    },
 }
 
 impl WalRecord {
@@ -98,6 +103,7 @@ impl WalRecord {
                 buffer.put_u64_le(through.0);
                 put_ballot(buffer, *ballot);
             }
+            WalRecord::End { group } => head(buffer, 5, *group),
         }
         buffer.len()
     }
@@ -150,6 +156,7 @@ impl<'a> RecordReader<'a> {
             2 => WalRecord::Truncate { group, from: self.index()? },
             3 => WalRecord::HardState { group, promised: self.ballot()?, committed: self.index()? },
             4 => WalRecord::Trim { group, through: self.index()?, ballot: self.ballot()? },
+            5 => WalRecord::End { group },
             _ => return None,
         };
         Some((record, self.position))

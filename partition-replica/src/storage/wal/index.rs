@@ -132,6 +132,7 @@ impl GroupLog {
             WalRecord::Truncate { from, .. } => *from,
             WalRecord::HardState { committed, .. } => *committed,
             WalRecord::Trim { through, .. } => *through,
+            WalRecord::End { .. } => LogIndex::ZERO,
         };
         if far > INDEX_MAX {
             return Err(format!("no log has an entry {far}"));
@@ -153,6 +154,7 @@ impl GroupLog {
                 self.trim_proven = self.trim_proven.max(*through);
                 self.trim(*through, *ballot);
             }
+            WalRecord::End { .. } => *self = GroupLog::default(),
         }
         Ok(())
     }
@@ -264,6 +266,7 @@ pub fn group_of(record: &WalRecord) -> GroupId {
         WalRecord::Append { group, .. }
         | WalRecord::Truncate { group, .. }
         | WalRecord::HardState { group, .. }
-        | WalRecord::Trim { group, .. } => *group,
+        | WalRecord::Trim { group, .. }
+        | WalRecord::End { group } => *group,
     }
 }

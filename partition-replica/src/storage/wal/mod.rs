@@ -153,6 +153,17 @@ impl Wal {
         }
     }
 
+    /// Drops all that a group's log holds, the promise too: its replica has ended for good. Waits until that is durable;
+    /// false if the log has failed or ends.
+    pub fn end_group(&self, group: GroupId) -> bool {
+        if self.state(group) == LogState::default() {
+            return true;
+        }
+        let (done, is_done) = std::sync::mpsc::channel();
+        self.submit(vec![WalRecord::End { group }], Box::new(move || _ = done.send(())));
+        is_done.recv().is_ok()
+    }
+
     /// What a group's log holds.
     #[must_use]
     pub fn state(&self, group: GroupId) -> LogState {
@@ -260,7 +271,7 @@ fn run(queue: &Queue, mut writer: Writer) -> Result<()> {
         for done in done {
             done();
         }
-        if !records.iter().any(|record| matches!(record, WalRecord::Trim { .. })) {
+        if !records.iter().any(|record| matches!(record, WalRecord::Trim { .. } | WalRecord::End { .. })) {
             continue;
         }
         writer.move_quiet_entries()?;

@@ -82,6 +82,10 @@ impl Model {
                 self.entries.retain(|&index, _| index < from);
                 records.push(WalRecord::Truncate { group, from: LogIndex(from) });
             }
+            3 if random.next(12) == 0 => {
+                *self = Model::default();
+                records.push(WalRecord::End { group });
+            }
             _ => {
                 let floor = self.committed.max(self.trimmed);
                 let from = if random.next(8) == 0 { floor + random.next(self.last() - floor + 1) } else { self.last() };
@@ -322,6 +326,7 @@ fn record(kind: u8, group: u16, index: u64, round: u64) -> WalRecord {
         0 => WalRecord::Truncate { group, from: LogIndex(index) },
         1 => WalRecord::HardState { group, promised: ballot(round), committed: LogIndex(index) },
         2 => WalRecord::Trim { group, through: LogIndex(index), ballot: ballot(round) },
+        3 if index % 4 == 0 => WalRecord::End { group },
         _ => {
             WalRecord::Append { group, index: LogIndex(index), ballot: ballot(round), bytes: Bytes::from_static(b"x") }
         }

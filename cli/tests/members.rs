@@ -1,0 +1,244 @@
+//! Members of groups come and go while mounts work: nothing acknowledged is missing, and all members have one state.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use common::cluster::{Cluster, Options, eventually, objects_with};
+use common::files::{create, exists, names, text};
+
+/// Every region's second node hosts nothing at first: a region's group has one voter, `global` one in each region.
+fn cluster(wan: &str) -> Cluster {
+    Cluster::up(Options::wan(wan).nodes_per_region(2).limit(120))
+}
+
+/// Makes files one after the other, all the time.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(Vec<PathBuf>, Duration)>,
+}
+
+impl Writer {
+    fn start(folder: PathBuf) -> Writer {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let work = move || {
+            let (mut made, mut slowest) = (Vec::new(), Duration::ZERO);
+            fs::create_dir_all(&folder).unwrap();
+            while !stopped.load(Ordering::Relaxed) {
+                let (path, begun) = (folder.join(format!("file-{}", made.len())), Instant::now());
+                create(&path, path.to_str().unwrap().as_bytes()).unwrap();
+                made.push(path);
+                slowest = slowest.max(begun.elapsed());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            (made, slowest)
+        };
+        Writer { stop, thread: std::thread::spawn(work) }
+    }
+
+    /// What it was told to be done, which is never less than something.
+    fn end(self) -> Vec<PathBuf> {
+        self.stop.store(true, Ordering::Relaxed);
+        let (made, slowest) = self.thread.join().unwrap();
+        eprintln!("{} files made, the slowest in {slowest:?}", made.len());
+        assert!(made.len() > 50);
+        made
+    }
+}
+
+/// Everything is there, as it was written.
+fn check(made: &[PathBuf]) {
+    for path in made {
+        assert_eq!(text(path), path.to_str().unwrap());
+    }
+}
+
+/// Exit code and message of a command that is refused.
+fn refused(cluster: &Cluster, arguments: &[&str]) -> (i32, String) {
+    let output = cluster.globalfs(arguments);
+    assert!(!output.status.success(), "{arguments:?}");
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Node → role of a group's members, as `globalfs group list` has them.
+fn members(cluster: &Cluster, group: &str) -> BTreeMap<String, String> {
+    let output = cluster.globalfs(&["group", "list", group, "--json"]);
+    let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let member = |member: &Value| {
+        Some((member["node"].as_str()?.to_owned(), member["role"].as_str().filter(|role| *role != "none")?.to_owned()))
+    };
+    listed["groups"][0]["members"].as_array().unwrap().iter().filter_map(member).collect()
+}
+
+fn roles(expected: &[(&str, &str)]) -> BTreeMap<String, String> {
+    expected.iter().map(|(node, role)| ((*node).to_owned(), (*role).to_owned())).collect()
+}
+
+/// Replicas that have applied the same have the same state; all of a group get there.
+fn check_digests(cluster: &Cluster) {
+    eventually(Duration::from_secs(30), "all members to be equal", || {
+        let status = cluster.status();
+        let mut states: BTreeMap<u64, Vec<(u64, String)>> = BTreeMap::new();
+        let mut digests: BTreeMap<(u64, String), String> = BTreeMap::new();
+        for replica in objects_with(&status, &["group", "applied_index", "digest", "digests"]) {
+            let (group, applied) = (replica["group"].as_u64().unwrap(), replica["applied_index"].as_u64().unwrap());
+            states.entry(group).or_default().push((applied, replica["digest"].as_str().unwrap().to_owned()));
+            for (index, digest) in replica["digests"].as_object().unwrap() {
+                let digest = digest.as_str().unwrap().to_owned();
+                let known = digests.entry((group, index.clone())).or_insert_with(|| digest.clone());
+                assert_eq!(*known, digest, "group {group} differs at {index}");
+            }
+        }
+        states.values().all(|states| states.windows(2).all(|pair| pair[0] == pair[1])).then_some(())
+    });
+}
+
+/// A group of the node's status document, if the node has a replica of it.
+fn replica(cluster: &Cluster, node: &str, group: &str) -> Option<Value> {
+    let status = cluster.status();
+    let nodes = status["nodes"].as_array().unwrap();
+    let found = nodes.iter().find(|known| known["name"] == node)?;
+    found["status"]["groups"].as_array()?.iter().find(|known| known["name"] == group).cloned()
+}
+
+fn mount_as(cluster: &Cluster, region: &str, path: &Path) -> PathBuf {
+    cluster.mount(region).join(path.strip_prefix(cluster.mount("us")).unwrap())
+}
+
+#[test]
+fn learner_in_another_region_is_read_there_while_that_is_cut_off_and_leaves_nothing() {
+    let mut cluster = cluster("geo3-fast");
+    let writer = Writer::start(cluster.mount("us").join("us/work"));
+    let (code, why) = refused(&cluster, &["group", "add-learner", "us", "ap-7"]);
+    assert!(code == 3 && why.contains("ap-"), "{code} {why}");
+    let said = cluster.globalfs_ok(&["group", "add-learner", "us", "ap-2"]);
+    assert!(said.contains("ap-2 is a learner of group us"), "{said}");
+    let (code, why) = refused(&cluster, &["group", "add-learner", "us", "ap-2"]);
+    assert!(code == 9 && why.contains("already"), "{code} {why}");
+    assert_eq!(members(&cluster, "us"), roles(&[("us-1", "voter"), ("ap-2", "learner")]));
+    let made = writer.end();
+    let newest = mount_as(&cluster, "ap", made.last().unwrap());
+    eventually(Duration::from_secs(10), "the newest file in ap", || exists(&newest).then_some(()));
+    // The mount learns of the learner by itself; from then on its reads need nobody far away.
+    eventually(Duration::from_secs(15), "the mount in ap to follow the learner", || {
+        let subscribers = replica(&cluster, "ap-2", "us")?["subscribers"].as_u64()?;
+        (subscribers > 0).then_some(())
+    });
+    cluster.cut("ap", "*");
+    let folder = cluster.mount("ap").join("us/work");
+    let begun = Instant::now();
+    assert_eq!(names(&folder).len(), made.len());
+    for path in made.iter().step_by(7) {
+        assert_eq!(text(&mount_as(&cluster, "ap", path)), path.to_str().unwrap());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    cluster.heal();
+    cluster.stop();
+    cluster.start();
+    assert_eq!(members(&cluster, "us"), roles(&[("us-1", "voter"), ("ap-2", "learner")]));
+    create(&cluster.mount("us").join("us/after"), b"after").unwrap();
+    eventually(Duration::from_secs(10), "the learner to follow again", || {
+        exists(&cluster.mount("ap").join("us/after")).then_some(())
+    });
+    check_digests(&cluster);
+    let (code, why) = refused(&cluster, &["group", "remove-voter", "us", "ap-2"]);
+    assert!(code == 9 && why.contains("remove-learner"), "{code} {why}");
+    cluster.globalfs_ok(&["group", "remove-learner", "us", "ap-2"]);
+    assert_eq!(members(&cluster, "us"), roles(&[("us-1", "voter")]));
+    assert_eq!(replica(&cluster, "ap-2", "us"), None);
+    check(&made.iter().map(|path| mount_as(&cluster, "ap", path)).collect::<Vec<_>>());
+}
+
+#[test]
+fn voters_are_replaced_by_fresh_nodes_while_mounts_write_and_everything_restarts() {
+    let mut cluster = cluster("lan3");
+    let writers = [Writer::start(cluster.mount("us").join("us/work")), Writer::start(cluster.mount("us").join("root"))];
+    cluster.globalfs_ok(&["group", "replace", "us", "us-1", "us-2"]);
+    assert_eq!(members(&cluster, "us"), roles(&[("us-2", "voter")]));
+    for (old, new) in [("us-1", "us-2"), ("eu-1", "eu-2"), ("ap-1", "ap-2")] {
+        cluster.globalfs_ok(&["group", "replace", "global", old, new]);
+    }
+    assert_eq!(members(&cluster, "global"), roles(&[("us-2", "voter"), ("eu-2", "voter"), ("ap-2", "voter")]));
+    let made: Vec<PathBuf> = writers.into_iter().flat_map(Writer::end).collect();
+    check(&made);
+    check_digests(&cluster);
+    assert!(replica(&cluster, "us-1", "us").is_none() && replica(&cluster, "eu-1", "global").is_none());
+    // By now the configuration names nobody who is still there.
+    cluster.kill_all();
+    cluster.start();
+    check(&made);
+    check(&made.iter().map(|path| mount_as(&cluster, "eu", path)).collect::<Vec<_>>());
+    create(&cluster.mount("eu").join("us/after"), b"after").unwrap();
+    fs::rename(cluster.mount("eu").join("us/after"), cluster.mount("eu").join("eu/after")).unwrap();
+    assert_eq!(members(&cluster, "global"), roles(&[("us-2", "voter"), ("eu-2", "voter"), ("ap-2", "voter")]));
+    check_digests(&cluster);
+}
+
+#[test]
+fn voter_is_removed_while_another_is_down_only_if_a_quorum_is_left() {
+    let cluster = cluster("lan3");
+    let writer = Writer::start(cluster.mount("us").join("eu/work"));
+    cluster.globalfs_ok(&["group", "add-voter", "eu", "eu-2"]);
+    let added = cluster.globalfs_ok(&["group", "add-learner", "eu", "us-2", "--json"]);
+    let added: Value = serde_json::from_str(&added).unwrap();
+    assert!(added["schema"] == 1 && added["members"].as_array().unwrap().len() == 3, "{added}");
+    cluster.globalfs_ok(&["group", "promote", "eu", "us-2"]);
+    assert_eq!(members(&cluster, "eu"), roles(&[("eu-1", "voter"), ("eu-2", "voter"), ("us-2", "voter")]));
+    let (code, why) = refused(&cluster, &["group", "recover", "eu", "--from", "eu-1", "--yes"]);
+    assert!(code == 9 && why.contains("it lives"), "{code} {why}");
+    cluster.kill_for_good(&["eu-2"]);
+    // Long enough for the primary to miss it.
+    std::thread::sleep(Duration::from_secs(3));
+    let (code, why) = refused(&cluster, &["group", "remove-voter", "eu", "us-2"]);
+    assert!(code == 4 && why.contains("stand still"), "{code} {why}");
+    cluster.globalfs_ok(&["group", "remove-voter", "eu", "eu-2"]);
+    assert_eq!(members(&cluster, "eu"), roles(&[("eu-1", "voter"), ("us-2", "voter")]));
+    cluster.release_supervisor();
+    eventually(Duration::from_secs(20), "eu-2 to be back", || replica(&cluster, "eu-2", "eu").map(drop));
+    // It comes back as nobody; the same command again deletes what it has.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(members(&cluster, "eu"), roles(&[("eu-1", "voter"), ("us-2", "voter")]));
+    cluster.globalfs_ok(&["group", "remove-voter", "eu", "eu-2"]);
+    assert_eq!(replica(&cluster, "eu-2", "eu"), None);
+    let made = writer.end();
+    check(&made);
+    check(&made.iter().map(|path| mount_as(&cluster, "eu", path)).collect::<Vec<_>>());
+    check_digests(&cluster);
+}
+
+#[test]
+fn group_whose_region_is_lost_goes_on_from_its_learner_when_an_operator_says_so() {
+    let cluster = cluster("lan3");
+    let writer = Writer::start(cluster.mount("us").join("us/work"));
+    cluster.globalfs_ok(&["group", "add-learner", "us", "eu-2"]);
+    let made = writer.end();
+    let in_eu: Vec<PathBuf> = made.iter().map(|path| mount_as(&cluster, "eu", path)).collect();
+    check(&in_eu);
+    cluster.kill_for_good(&["us-1", "us-2"]);
+    fs::remove_dir_all(cluster.data().join("nodes/us-1")).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let (code, why) = refused(&cluster, &["group", "recover", "us", "--from", "eu-2"]);
+    assert!(code == 2 && why.contains("What may be lost") && why.contains("--yes"), "{code} {why}");
+    let (code, why) = refused(&cluster, &["group", "recover", "us", "--from", "eu-1", "--yes"]);
+    assert!(code == 9 && why.contains("no replica"), "{code} {why}");
+    cluster.globalfs_ok(&["group", "recover", "us", "--from", "eu-2", "--yes"]);
+    assert_eq!(members(&cluster, "us"), roles(&[("eu-2", "voter")]));
+    check(&in_eu);
+    let folder = cluster.mount("eu").join("us/work");
+    eventually(Duration::from_secs(20), "the group to take updates again", || create(&folder.join("after"), b"x").ok());
+    // The region is built anew, and takes part again.
+    cluster.globalfs_ok(&["group", "add-voter", "us", "ap-2"]);
+    assert_eq!(members(&cluster, "us"), roles(&[("eu-2", "voter"), ("ap-2", "voter")]));
+    create(&folder.join("with two"), b"x").unwrap();
+    check_digests(&cluster);
+}
