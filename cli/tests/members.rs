@@ -5,7 +5,10 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -13,13 +16,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use common::cluster::{Cluster, Options, eventually, objects_with};
+use common::cluster::{Cluster, Options, binary, eventually, objects_with};
 use common::files::{create, exists, names, text};
 
 /// Every region's second node hosts nothing at first: a region's group has one voter, `global` one in each region.
 fn cluster(wan: &str) -> Cluster {
     Cluster::up(Options::wan(wan).nodes_per_region(2).limit(120))
 }
+
+/// A writer makes so many at least.
+const FILES_MIN: usize = 60;
 
 /// Makes files one after the other, all the time.
 struct Writer {
@@ -34,9 +40,9 @@ impl Writer {
         let work = move || {
             let (mut made, mut slowest) = (Vec::new(), Duration::ZERO);
             fs::create_dir_all(&folder).unwrap();
-            while !stopped.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) || made.len() < FILES_MIN {
                 let (path, begun) = (folder.join(format!("file-{}", made.len())), Instant::now());
-                create(&path, path.to_str().unwrap().as_bytes()).unwrap();
+                create(&path, content(&path).as_bytes()).unwrap();
                 made.push(path);
                 slowest = slowest.max(begun.elapsed());
                 std::thread::sleep(Duration::from_millis(2));
@@ -46,12 +52,11 @@ impl Writer {
         Writer { stop, thread: std::thread::spawn(work) }
     }
 
-    /// What it was told to be done, which is never less than something.
+    /// What it was told to be done.
     fn end(self) -> Vec<PathBuf> {
         self.stop.store(true, Ordering::Relaxed);
         let (made, slowest) = self.thread.join().unwrap();
         eprintln!("{} files made, the slowest in {slowest:?}", made.len());
-        assert!(made.len() > 50);
         made
     }
 }
@@ -59,8 +64,13 @@ impl Writer {
 /// Everything is there, as it was written.
 fn check(made: &[PathBuf]) {
     for path in made {
-        assert_eq!(text(path), path.to_str().unwrap());
+        assert_eq!(text(path), content(path));
     }
+}
+
+/// The same in every mount.
+fn content(path: &Path) -> String {
+    format!("this is {}", path.file_name().unwrap().to_str().unwrap())
 }
 
 /// Exit code and message of a command that is refused.
@@ -134,12 +144,14 @@ fn learner_in_another_region_is_read_there_while_that_is_cut_off_and_leaves_noth
         let subscribers = replica(&cluster, "ap-2", "us")?["subscribers"].as_u64()?;
         (subscribers > 0).then_some(())
     });
+    // Whoever opens files of a group for the first time tells its voters.
+    assert_eq!(text(&newest), content(&newest));
     cluster.cut("ap", "*");
     let folder = cluster.mount("ap").join("us/work");
     let begun = Instant::now();
     assert_eq!(names(&folder).len(), made.len());
     for path in made.iter().step_by(7) {
-        assert_eq!(text(&mount_as(&cluster, "ap", path)), path.to_str().unwrap());
+        assert_eq!(text(&mount_as(&cluster, "ap", path)), content(path));
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     cluster.heal();
@@ -240,5 +252,54 @@ fn group_whose_region_is_lost_goes_on_from_its_learner_when_an_operator_says_so(
     cluster.globalfs_ok(&["group", "add-voter", "us", "ap-2"]);
     assert_eq!(members(&cluster, "us"), roles(&[("eu-2", "voter"), ("ap-2", "voter")]));
     create(&folder.join("with two"), b"x").unwrap();
+    check_digests(&cluster);
+}
+
+/// A node that the supervisor knows nothing of; its process ends with the value.
+struct ExtraNode(Child);
+
+impl ExtraNode {
+    fn start(cluster: &Cluster, name: &str) -> ExtraNode {
+        let log = fs::File::create(cluster.folder().join(format!("{name}.log"))).unwrap();
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(cluster.data().join("cluster.toml")).args(["node", "--name", name, "--initialise"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("ready"), "{line}");
+        ExtraNode(child)
+    }
+}
+
+impl Drop for ExtraNode {
+    fn drop(&mut self) {
+        let _gone_already = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn node_is_added_to_a_running_cluster_drained_and_removed() {
+    let cluster = cluster("lan3");
+    let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    cluster.globalfs_ok(&["node", "add", "eu-3", "--region", "eu", "--address", &address]);
+    let (code, why) = refused(&cluster, &["node", "add", "eu-3", "--region", "eu", "--address", "127.0.0.1:1"]);
+    assert!(code == 9 && why.contains("already"), "{code} {why}");
+    let node = ExtraNode::start(&cluster, "eu-3");
+    let writer = Writer::start(cluster.mount("us").join("eu/work"));
+    cluster.globalfs_ok(&["group", "replace", "eu", "eu-1", "eu-3"]);
+    assert_eq!(members(&cluster, "eu"), roles(&[("eu-3", "voter")]));
+    cluster.globalfs_ok(&["group", "add-learner", "us", "eu-3"]);
+    let (code, why) = refused(&cluster, &["node", "remove", "eu-3"]);
+    assert!(code == 9 && why.contains("drain it first"), "{code} {why}");
+    cluster.globalfs_ok(&["node", "drain", "eu-3", "--to", "eu-2"]);
+    assert_eq!(members(&cluster, "eu"), roles(&[("eu-2", "voter")]));
+    assert_eq!(members(&cluster, "us"), roles(&[("us-1", "voter")]));
+    cluster.globalfs_ok(&["node", "remove", "eu-3"]);
+    drop(node);
+    let made = writer.end();
+    check(&made.iter().map(|path| mount_as(&cluster, "eu", path)).collect::<Vec<_>>());
+    let (code, why) = refused(&cluster, &["group", "add-learner", "eu", "eu-3"]);
+    assert!(code == 3 && why.contains("no node"), "{code} {why}");
     check_digests(&cluster);
 }

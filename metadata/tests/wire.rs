@@ -15,15 +15,13 @@ use metadata::namespace::left_for_later;
 use metadata::op::{
     Ancestor, Change, FsOp, LockKind, LockRange, NewNode, RenameMode, SetAttr, SetTime, WriteAt, XattrCondition,
 };
-use metadata::operate::{Directory, GroupMembers, NodeAddress, Operated, Operation, Refusal};
 use metadata::outcome::{Done, Errno, Fact, OpError, Outcome};
 use metadata::protocol::{Event, Executed, Position, Reply, Request, ToClient, ToNode};
 use metadata::read::{ListEntry, ReadAnswer, ReadOp};
 use metadata::store::stored_digest;
 use metadata::types::{Attr, BlobId, BlobRange, Content, Extent, FileKind, InodeId, NodeRef, TimeNs};
 use multicast::command::{Command, Destination, Key, Mode};
-use multicast::ids::{CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId, VectorClock};
-use multicast::{ChangeRefused, MemberChange, Membership};
+use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use proptest::prelude::*;
 use support::{Cluster, ROOT, name};
 
@@ -222,15 +220,6 @@ fn requests() -> Vec<Request> {
         Request::Status,
     ];
     requests.extend(reads().into_iter().map(read));
-    let (replica, incarnation) = (ReplicaId(4), Incarnation(5));
-    let operations = [
-        Operation::Host { group },
-        Operation::Unhost { group, members: members() },
-        Operation::Change { group, change: MemberChange::AddLearner { replica, incarnation } },
-        Operation::Force { group, replica, incarnation, keep: vec![ReplicaId(6)] },
-    ];
-    requests.push(Request::Members);
-    requests.extend(operations.map(Request::Operate));
     requests
 }
 
@@ -252,22 +241,7 @@ fn replies() -> Vec<Reply> {
         Reply::Invalid("no".into()),
     ];
     replies.extend(answers().into_iter().map(|answer| Reply::Read { result: Ok(answer), position: position() }));
-    let known = GroupMembers { group, members: members(), applied: Some(LogIndex(300)) };
-    let node = NodeAddress { number: ReplicaId(4), name: "n".into(), region: "r".into(), address: "h:1".into() };
-    replies.push(Reply::Members(Directory { groups: vec![known], nodes: vec![node] }));
-    let operated = [
-        Operated::Hosted(Incarnation(5)),
-        Operated::Unhosted,
-        Operated::Logged(LogIndex(9)),
-        Operated::Refused(Refusal::StillMember),
-        Operated::Refused(Refusal::Change(ChangeRefused::UnderWay)),
-    ];
-    replies.extend(operated.map(Reply::Operated));
     replies
-}
-
-fn members() -> Membership {
-    Membership { version: 3, ..Membership::genesis(&[ReplicaId(1), ReplicaId(2)]) }
 }
 
 fn messages() -> (Vec<ToNode>, Vec<ToClient>) {

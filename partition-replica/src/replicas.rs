@@ -179,6 +179,8 @@ impl Shared {
             return Err(Refusal::Failed(Error::Stopping.to_string()));
         }
         let Some(found) = self.replicas.get(group) else { return Ok(()) };
+        // Who looks for them here later is sent on to these.
+        self.router.learn_members(group, group, &members);
         let (reply, may_leave) = mpsc::channel();
         found.mailbox.push(Input::Leave { members, reply });
         match may_leave.recv_timeout(LEAVE_TIMEOUT) {
