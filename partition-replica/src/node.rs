@@ -117,7 +117,7 @@ impl Node {
             let ending = ending.clone();
             Arc::new(recovery::open_log(&folder, &config, Box::new(move |error| ending.fail(&error)))?)
         };
-        let hosting = Hosting::open(folder.hosting())?;
+        let hosting = Hosting::open(folder.hosting(), folder.incarnation())?;
         let mut hosted = hosting.groups(&config, folder.incarnation());
         hosted.retain(|id, _| config.groups.iter().any(|group| group.id == *id));
         let state = recovery::open_state(&folder, &config, &hosted, (hosting.gone(), &wal))?;

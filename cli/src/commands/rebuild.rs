@@ -173,7 +173,7 @@ fn set_aside(data: &Path) -> Result<PathBuf> {
     fs::create_dir(&aside).with_context(doing)?;
     // The stamp first: data without it are refused, whereas an empty log under the old stamp would pass for one that has
     // promised nothing.
-    for name in ["stamp", "log", "state", MARKER] {
+    for name in ["replicas", "stamp", "log", "state", MARKER] {
         let from = data.join(name);
         if from.exists() {
             fs::rename(from, aside.join(name)).with_context(doing)?;

@@ -76,7 +76,8 @@ impl StoppedNode {
         }
         let state = StateDb::open_read_only(&path, self.config.limits.state_memory_bytes)?;
         let mut replicas = Vec::new();
-        let hosted = Hosting::open(self.folder.hosting())?.groups(&self.config, self.folder.incarnation());
+        let disk = self.folder.incarnation();
+        let hosted = Hosting::open(self.folder.hosting(), disk)?.groups(&self.config, disk);
         for info in &self.config.groups {
             let Some(&incarnation) = hosted.get(&info.id).filter(|_| state.has(info.id)) else { continue };
             let group = state.group(info.id)?;

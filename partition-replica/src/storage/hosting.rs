@@ -17,6 +17,8 @@ use crate::error::Result;
 /// What is written down.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Book {
+    /// The disk's incarnation: on another disk nothing of this is true, also if the file has been carried over.
+    disk: u64,
     groups: BTreeMap<u16, Hosted>,
 }
 
@@ -39,8 +41,10 @@ pub struct Hosting {
 
 impl Hosting {
     /// As it was written down.
-    pub fn open(path: PathBuf) -> Result<Hosting> {
-        let book = sealed::read(&path)?.unwrap_or_default();
+    pub fn open(path: PathBuf, disk: Incarnation) -> Result<Hosting> {
+        let found: Option<Book> = sealed::read(&path)?;
+        let fresh = || Book { disk: disk.0, groups: BTreeMap::new() };
+        let book = found.filter(|book| book.disk == disk.0).unwrap_or_else(fresh);
         Ok(Hosting { path, book })
     }
 
@@ -75,9 +79,26 @@ impl Hosting {
     fn note(&mut self, group: GroupId, hosted: Hosted) -> Result<()> {
         let mut groups = self.book.groups.clone();
         groups.insert(group.0, hosted);
-        let book = Book { groups };
+        let book = Book { disk: self.book.disk, groups };
         sealed::write(&self.path, &book)?;
         self.book = book;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_was_hosted_on_another_disk_is_not_hosted_on_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |disk| Hosting::open(folder.path().join("replicas"), Incarnation(disk)).unwrap();
+        open(0).begin(GroupId(3), Incarnation(9)).unwrap();
+        open(0).end(GroupId(4)).unwrap();
+        assert_eq!(open(0).gone().collect::<Vec<_>>(), [GroupId(4)]);
+        assert_eq!(open(0).book.groups.len(), 2);
+        assert!(open(7).book.groups.is_empty(), "its log and promises are gone");
     }
 }
