@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use multicast::ids::{GroupId, Incarnation, ReplicaId};
 use net::wan::WanSide;
-use net::{Endpoint, EndpointConfig, LinkConfig, PeerLink};
+use net::{Endpoint, EndpointConfig, LinkConfig, LinkReceiver, PeerLink};
 use parking_lot::{Condvar, Mutex};
 use replica::Leases;
 use tokio::runtime::Runtime;
