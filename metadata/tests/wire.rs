@@ -15,13 +15,15 @@ use metadata::namespace::left_for_later;
 use metadata::op::{
     Ancestor, Change, FsOp, LockKind, LockRange, NewNode, RenameMode, SetAttr, SetTime, WriteAt, XattrCondition,
 };
+use metadata::operate::{Directory, GroupMembers, NodeAddress, Operated, Operation, Refusal};
 use metadata::outcome::{Done, Errno, Fact, OpError, Outcome};
 use metadata::protocol::{Event, Executed, Position, Reply, Request, ToClient, ToNode};
 use metadata::read::{ListEntry, ReadAnswer, ReadOp};
 use metadata::store::stored_digest;
 use metadata::types::{Attr, BlobId, BlobRange, Content, Extent, FileKind, InodeId, NodeRef, TimeNs};
 use multicast::command::{Command, Destination, Key, Mode};
-use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
+use multicast::ids::{CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId, VectorClock};
+use multicast::membership::{ChangeRefused, ForceRefused, Member, MemberChange, MemberRole, Membership};
 use proptest::prelude::*;
 use support::{Cluster, ROOT, name};
 
@@ -200,6 +202,66 @@ fn answers() -> Vec<ReadAnswer> {
     ]
 }
 
+fn members() -> Membership {
+    let member = |replica, role| Member { replica: ReplicaId(replica), incarnation: Incarnation(300), role };
+    let members = vec![member(1, MemberRole::Voter), member(2, MemberRole::Joining), member(3, MemberRole::Learner)];
+    Membership { version: 4, members }
+}
+
+fn operations() -> Vec<Operation> {
+    let (group, replica, incarnation) = (GroupId(1), ReplicaId(2), Incarnation(300));
+    let changes = [
+        MemberChange::AddLearner { replica, incarnation },
+        MemberChange::AddVoter { replica, incarnation },
+        MemberChange::Promote { replica },
+        MemberChange::Remove { replica },
+        MemberChange::Replace { replica, incarnation },
+    ];
+    let mut operations = vec![
+        Operation::Host { group },
+        Operation::Unhost { group, members: members() },
+        Operation::Force { group, replica, incarnation, keep: vec![ReplicaId(3)] },
+    ];
+    operations.extend(changes.map(|change| Operation::Change { group, change }));
+    operations
+}
+
+fn refusals() -> Vec<Refusal> {
+    let replica = ReplicaId(2);
+    let changes = [
+        ChangeRefused::NotPrimary { hint: Some(replica) },
+        ChangeRefused::NotReady,
+        ChangeRefused::UnderWay,
+        ChangeRefused::NotAMember(replica),
+        ChangeRefused::AlreadyThere(replica),
+        ChangeRefused::OtherDisk(replica),
+        ChangeRefused::LastVoter,
+        ChangeRefused::TooMany,
+        ChangeRefused::Lagging { behind: 300 },
+        ChangeRefused::Silent(replica),
+        ChangeRefused::NoQuorumLeft,
+    ];
+    let forces =
+        [ForceRefused::OtherReplica, ForceRefused::NotAMember, ForceRefused::GroupLives, ForceRefused::Exhausted];
+    let mut refusals = vec![
+        Refusal::NotPermitted,
+        Refusal::UnknownGroup,
+        Refusal::StillMember,
+        Refusal::Quarantined,
+        Refusal::Failed("full".into()),
+    ];
+    refusals.extend(changes.map(Refusal::Change));
+    refusals.extend(forces.map(Refusal::Force));
+    refusals
+}
+
+fn directory() -> Directory {
+    let group = GroupMembers { group: GroupId(1), members: members(), applied: Some(LogIndex(300)) };
+    let text = |text: &str| text.to_owned();
+    let node = NodeAddress { number: ReplicaId(2), name: text("eu-1"), region: text("eu"), address: text("host:4400") };
+    Directory { groups: vec![group], nodes: vec![node] }
+}
+
 fn requests() -> Vec<Request> {
     let (group, session) = (GroupId(1), S);
     let clock: VectorClock = [(GroupId(0), LogIndex(5))].into_iter().collect();
@@ -220,6 +282,8 @@ fn requests() -> Vec<Request> {
         Request::Status,
     ];
     requests.extend(reads().into_iter().map(read));
+    requests.push(Request::Members);
+    requests.extend(operations().into_iter().map(Request::Operate));
     requests
 }
 
@@ -241,6 +305,11 @@ fn replies() -> Vec<Reply> {
         Reply::Invalid("no".into()),
     ];
     replies.extend(answers().into_iter().map(|answer| Reply::Read { result: Ok(answer), position: position() }));
+    replies.push(Reply::Members(directory()));
+    let operated =
+        [Operated::Hosted(Incarnation(300)), Operated::Unhosted, Operated::Logged(LogIndex(300))].into_iter();
+    let refused = refusals().into_iter().map(Operated::Refused);
+    replies.extend(operated.chain(refused).map(Reply::Operated));
     replies
 }
 

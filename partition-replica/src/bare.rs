@@ -23,6 +23,7 @@ use crate::node::{endpoint_config, peer_link};
 use crate::recovery::core_config;
 use crate::server::peers::{Outbox, PEER_CHANNEL, Router};
 use crate::storage::disk::{Disk, DiskFile, RealDisk};
+use crate::storage::folder::MEMBERS;
 use crate::storage::wal::{Wal, WalConfig, WalRecord};
 
 const ROUNDS_MAX: usize = 8;
@@ -70,7 +71,7 @@ pub fn run_bare(config: &BareConfig, clients: &mut dyn Clients) -> Result<()> {
         let _inside = runtime.enter();
         Endpoint::bind(endpoint_config(node, &me)?)?
     };
-    let members = Members::open(config.node.data_dir.join("members"))?;
+    let members = Members::open(config.node.data_dir.join(MEMBERS))?;
     let router = Arc::new(Router::new(node.number, members));
     router.open(group, mailbox.clone());
     for other in node.nodes.iter().filter(|other| other.number != me.number) {

@@ -10,6 +10,7 @@ pub mod bare;
 pub mod config;
 mod copy;
 pub mod error;
+pub mod evidence;
 pub mod inspect;
 pub mod status;
 
@@ -27,6 +28,7 @@ mod storage;
 pub use collector::{BlobDeleter, CollectorTimes, Deleted};
 pub use config::{FirstStart, GroupInfo, Limits, NodeConfig, NodeInfo, Timeouts};
 pub use error::{Error, ErrorClass, Result, STATE_IS_DAMAGED};
+pub use evidence::Evidence;
 pub use node::Node;
 pub use status::{
     CollectorStatus, CopyStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus,

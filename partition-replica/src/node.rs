@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use metadata::operate::Refusal;
 use multicast::ids::{GroupId, Incarnation, ReplicaId};
 use net::wan::WanSide;
 use net::{Endpoint, EndpointConfig, LinkConfig, LinkReceiver, PeerLink};
@@ -207,6 +208,11 @@ impl Node {
             shared.router.connect(number, link);
             runtime.spawn(shared.router.clone().receive(number, receiver));
         }
+    }
+
+    /// Begins a replica of a group that knows this node as a member, if there is none: what it has had is lost.
+    pub fn host(&self, group: GroupId) -> std::result::Result<Incarnation, Refusal> {
+        self.shared.host(group)
     }
 
     /// Collects blobs of the groups whose primary is on this node, from now on and until the node ends.

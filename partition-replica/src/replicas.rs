@@ -168,7 +168,7 @@ impl Shared {
             self.run(group, driver)
         };
         begin().map_err(failed)?;
-        tracing::warn!(%group, %incarnation, "an operator wants a replica here: it has begun");
+        tracing::warn!(%group, %incarnation, "a replica is wanted here: it has begun");
         Ok(incarnation)
     }
 

@@ -309,7 +309,8 @@ impl Driver {
         };
         self.members_seen = Some(members.version);
         router.learn_members(*group, *group, members);
-        let is_outsider = !is_member(order, info, *me);
+        // The state may lag behind what others have said.
+        let is_outsider = !is_member(order, info, *me) || core.ordering().is_expelled();
         if is_outsider == std::mem::replace(&mut self.is_outsider, is_outsider) || core.quarantine().is_some() {
             return;
         }

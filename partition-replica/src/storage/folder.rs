@@ -15,6 +15,10 @@ const INCARNATION: &str = "incarnation ";
 /// Whoever makes a cluster leaves a file of this name in the data directories of its nodes: the first start takes part in its
 /// founding. It is gone afterwards, so that a directory that was emptied is not taken for one of the founding.
 pub const INITIALISE_MARKER: &str = "initialise";
+/// The file that says which groups have a replica here.
+pub const HOSTING: &str = "replicas";
+/// The file that says who belongs to the groups, as far as known.
+pub const MEMBERS: &str = "members";
 
 /// Whose data a directory holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +88,14 @@ impl DataFolder {
         Ok(folder)
     }
 
+    /// Which of the node's disks a directory is, by the stamp in it. Locks and changes nothing.
+    pub fn disk_of(path: &Path, stamp: &Stamp) -> Result<Incarnation> {
+        let file = path.join("stamp");
+        let found = fs::read(&file).map_err(Error::file(&file))?;
+        let foreign = || Error::ForeignData { path: path.into(), problem: "the stamp is not this node's".into() };
+        stamp.read(&found).ok_or_else(foreign)
+    }
+
     /// Which of the node's disks this is, as was written when it was formatted.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
@@ -101,12 +113,12 @@ impl DataFolder {
 
     /// Where is written which groups have a replica here.
     pub fn hosting(&self) -> PathBuf {
-        self.path.join("replicas")
+        self.path.join(HOSTING)
     }
 
     /// Where is written who belongs to the groups, as far as known.
     pub fn directory(&self) -> PathBuf {
-        self.path.join("members")
+        self.path.join(MEMBERS)
     }
 
     fn check_stamp(&self, stamp: &Stamp, first_start: FirstStart) -> Result<Incarnation> {

@@ -58,9 +58,9 @@ pub struct GroupLog {
     promised: Ballot,
     committed: LogIndex,
     trimmed: (LogIndex, Ballot),
-    /// The largest index that a trim record named. While a log is read back whose oldest segments are gone, `trimmed` may
-    /// run ahead of it.
-    trim_proven: LogIndex,
+    /// The largest index that a trim record named, and its ballot. While a log is read back whose oldest segments are gone,
+    /// `trimmed` may run ahead of it.
+    trim_proven: (LogIndex, Ballot),
     /// Of the entries behind `trimmed`, dense.
     positions: VecDeque<Position>,
     /// Ballots never fall along a log: (first index, ballot).
@@ -151,7 +151,9 @@ impl GroupLog {
                 self.committed = self.committed.max(*committed);
             }
             WalRecord::Trim { through, ballot, .. } => {
-                self.trim_proven = self.trim_proven.max(*through);
+                if *through >= self.trim_proven.0 {
+                    self.trim_proven = (*through, *ballot);
+                }
                 self.trim(*through, *ballot);
             }
             WalRecord::End { .. } => *self = GroupLog::default(),
@@ -163,8 +165,7 @@ impl GroupLog {
         if index > LogIndex::ZERO && self.is_behind_gap(index) {
             // The segments that held what came before are gone; the trim that allowed it follows later in the log, and
             // `gap` tells if it does not.
-            self.trim(self.last(), Ballot::default());
-            self.trimmed = (LogIndex(index.0 - 1), Ballot::default());
+            self.skip_to(index);
         }
         if index <= self.trimmed.0 || index > self.last().next() {
             return Err(format!("entry {index} follows {}..={}", self.trimmed.0, self.last()));
@@ -177,25 +178,32 @@ impl GroupLog {
         Ok(())
     }
 
+    /// Nothing is here but what comes from `first` on. The ballot of what is before is known if a trim record has named it.
+    fn skip_to(&mut self, first: LogIndex) {
+        self.trim(self.last(), Ballot::default());
+        let before = LogIndex(first.0 - 1);
+        let ballot = if before == self.trim_proven.0 { self.trim_proven.1 } else { Ballot::default() };
+        self.trimmed = (before, ballot);
+    }
+
     fn is_behind_gap(&self, index: LogIndex) -> bool {
         let first_after_gap = self.positions.is_empty() && index > self.trimmed.0.next();
-        let rewritten_before_gap = self.trimmed.0 > self.trim_proven && index <= self.trimmed.0;
+        let rewritten_before_gap = self.trimmed.0 > self.trim_proven.0 && index <= self.trimmed.0;
         first_after_gap || rewritten_before_gap
     }
 
     /// Entries that should be there and are not: (first, last). To be asked when all of a log has been read.
     pub fn gap(&self) -> Option<(LogIndex, LogIndex)> {
-        (self.trimmed.0 > self.trim_proven).then(|| (self.trim_proven.next(), self.trimmed.0))
+        (self.trimmed.0 > self.trim_proven.0).then(|| (self.trim_proven.0.next(), self.trimmed.0))
     }
 
     fn truncate(&mut self, from: LogIndex) -> Result<(), String> {
         if from > self.last() {
             return Ok(());
         }
-        if from <= self.trimmed.0 && from > self.trim_proven {
+        if from <= self.trimmed.0 && from > self.trim_proven.0 {
             // Behind a gap: the entries that stay were in segments that are gone.
-            self.trim(self.last(), Ballot::default());
-            self.trimmed = (LogIndex(from.0 - 1), Ballot::default());
+            self.skip_to(from);
             return Ok(());
         }
         if from <= self.trimmed.0 {

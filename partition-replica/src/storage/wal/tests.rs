@@ -203,6 +203,21 @@ fn log_segments_are_removed_when_all_groups_have_trimmed() {
     assert_eq!(found[&GroupId(1)].trimmed, 200);
 }
 
+/// The segments before are gone; what is left begins with an entry that a trim came before, and that is written again later.
+#[test]
+fn ballot_of_the_last_trimmed_entry_survives_entries_that_are_written_again() {
+    let group = GroupId(1);
+    let append =
+        |index| WalRecord::Append { group, index: LogIndex(index), ballot: ballot(3), bytes: Bytes::from_static(b"x") };
+    let trim = WalRecord::Trim { group, through: LogIndex(1), ballot: ballot(2) };
+    let mut log = index::GroupLog::default();
+    for record in [append(3), trim, append(2), append(3)] {
+        log.apply(&record, index::Position::of(&record, 1, 512), 1000).unwrap();
+    }
+    assert_eq!((log.gap(), log.live()), (None, Some((LogIndex(2), LogIndex(3)))));
+    assert_eq!(log.state().trimmed, (LogIndex(1), ballot(2)));
+}
+
 /// A group that had a few commands long ago beside one that is busy all the time.
 #[test]
 fn log_of_a_quiet_group_does_not_keep_the_segments_of_a_busy_one() {
