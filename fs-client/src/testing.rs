@@ -53,6 +53,8 @@ pub struct MemCluster {
 pub enum Fate {
     /// It is answered.
     Answered,
+    /// It is executed, and the answer takes its time.
+    AnswerLate,
     /// It is executed, and the answer is lost.
     AnswerLost,
     /// It arrives when [`MemCluster::deliver_late`] says so.
@@ -251,7 +253,7 @@ impl MemVolume {
                 update.forget_id();
                 return Err(Error::SessionLost { group: groups[0] });
             }
-            Fate::Answered | Fate::AnswerLost => {}
+            Fate::Answered | Fate::AnswerLate | Fate::AnswerLost => {}
         }
         self.cluster.updates.fetch_add(1, Ordering::Relaxed);
         let mut state = self.cluster.state.lock();
@@ -279,7 +281,11 @@ impl Volume for MemVolume {
                 update.forget_id();
                 return Err(Error::Overtaken { group: groups[0] });
             }
+            let is_late = self.cluster.fates.lock().front() == Some(&Fate::AnswerLate);
             let result = self.attempt(update, &sent);
+            if is_late {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
             if result.is_err() {
                 update.rest();
             }

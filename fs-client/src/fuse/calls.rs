@@ -231,11 +231,12 @@ impl Filesystem for Face {
         self.counts.add(Asked::Open);
         let node = self.fs.node(self.ino(ino));
         let kept = kept_by_kernel(flags.0, &self.fs);
+        let handle = self.next_handle();
         let opening = Opening::begin(&self.fs, node);
         let is_being_removed = self.fs.is_being_removed(node.ino);
         if self.fs.volume.is_session_open(node.home) && !is_being_removed {
             opening.end();
-            return reply.opened(FileHandle(0), kept);
+            return reply.opened(handle, kept);
         }
         let fs = self.fs.clone();
         let work = async move {
@@ -245,7 +246,7 @@ impl Filesystem for Face {
             opened
         };
         self.answer_to(req, work, move |opened| match opened {
-            Ok(()) => reply.opened(FileHandle(0), kept),
+            Ok(()) => reply.opened(handle, kept),
             Err(error) => reply.error(errno(error)),
         });
     }
@@ -264,7 +265,7 @@ impl Filesystem for Face {
         let (fs, dir, name) = (self.fs.clone(), self.ino(parent), to_name(name));
         let entry = NewEntry { node: NewNode::File, mode: permissions(mode), uid: req.uid(), gid: req.gid() };
         let caller = Caller::of(req);
-        let kept = kept_by_kernel(flags, &self.fs);
+        let (kept, handle) = (kept_by_kernel(flags, &self.fs), self.next_handle());
         let work = async move {
             let attr = create_or_open(&fs, dir, &name, &entry, flags, caller).await?;
             let node = metadata::types::NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
@@ -277,7 +278,7 @@ impl Filesystem for Face {
             Ok::<_, Errno>(file_attr(&fs.show(&attr)))
         };
         self.answer_to(req, work, move |shown| match shown {
-            Ok(shown) => reply.created(&NOT_LENT, &shown, GENERATION, FileHandle(0), kept),
+            Ok(shown) => reply.created(&NOT_LENT, &shown, GENERATION, handle, kept),
             Err(error) => reply.error(errno(error)),
         });
     }
@@ -376,7 +377,7 @@ impl Filesystem for Face {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _flags: OpenFlags,
         lock_owner: Option<LockOwner>,
         _flush: bool,
@@ -398,7 +399,7 @@ impl Filesystem for Face {
                 tracing::error!(%ino, %error, "written data could not be brought home after the last close");
             }
             if let Some(owner) = owner {
-                let _ = fs.unlock_all(fs.node(ino), owner).await;
+                fs.unlock_closed(fs.node(ino), owner, fh.0).await;
             }
             fs.close_handle(ino);
         };
@@ -554,7 +555,7 @@ impl Filesystem for Face {
         &self,
         req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         lock_owner: LockOwner,
         start: u64,
         end: u64,
@@ -567,7 +568,8 @@ impl Filesystem for Face {
             Err(error) => return reply.error(errno(error)),
         };
         let range = LockRange { start, end };
-        let request = LockRequest { owner: lock_owner.0, pid, thread: req.pid(), range, kind, wait: false };
+        let request =
+            LockRequest { owner: lock_owner.0, handle: fh.0, pid, thread: req.pid(), range, kind, wait: false };
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
         self.counts.add(Asked::Lock);
         let asker = fs.clone();
@@ -587,7 +589,7 @@ impl Filesystem for Face {
         &self,
         req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         lock_owner: LockOwner,
         start: u64,
         end: u64,
@@ -601,7 +603,8 @@ impl Filesystem for Face {
             Err(error) => return reply.error(errno(error)),
         };
         let range = LockRange { start, end };
-        let request = LockRequest { owner: lock_owner.0, pid, thread: req.pid(), range, kind, wait: sleep };
+        let request =
+            LockRequest { owner: lock_owner.0, handle: fh.0, pid, thread: req.pid(), range, kind, wait: sleep };
         let (fs, ino) = (self.fs.clone(), self.ino(ino));
         self.counts.add(Asked::Lock);
         let work = async move { fs.lock_or_let_go(fs.node(ino), request).await };

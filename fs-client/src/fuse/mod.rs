@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fuser::{InitFlags, KernelConfig, MountOption, Session, SessionACL};
+use fuser::{FileHandle, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use metadata::types::InodeId;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -80,8 +80,13 @@ impl Face {
         }
     }
 
+    /// Nobody else's.
+    fn next_handle(&self) -> FileHandle {
+        FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed))
+    }
+
     fn open_dir(&self, ino: InodeId) -> u64 {
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let FileHandle(handle) = self.next_handle();
         self.dirs.lock().insert(handle, Arc::new(Directory::new(ino)));
         handle
     }
