@@ -416,6 +416,23 @@ impl Cluster {
         });
     }
 
+    /// Whether all groups, of three nodes per region, have all their voters, up and of one mind.
+    pub fn is_whole(&self) -> Option<()> {
+        let status = self.status();
+        let groups = status["groups"].as_array()?;
+        let is_whole = |group: &Value| {
+            let members = group["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+            members.len() == 3
+                && members.iter().all(|member| member["role"] == "voter")
+                && group["voters_up"] == 3
+                && group["primary"].is_string()
+                && group["digests_agree"] == true
+        };
+        let replicas = objects_with(&status, &["quarantine", "applied_index"]);
+        let are_sound = replicas.iter().all(|replica| replica["quarantine"].is_null());
+        (groups.len() == 4 && groups.iter().all(is_whole) && are_sound).then_some(())
+    }
+
     /// Sum of the resident memory of all processes, KiB, and each one's.
     pub fn resident_kib(&self) -> (u64, Vec<(Part, u64)>) {
         let each: Vec<_> =

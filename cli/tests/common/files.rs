@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -163,7 +163,22 @@ impl Random {
     pub fn new(seed: u64) -> Random {
         let seed = std::env::var("GLOBALFS_TEST_SEED").map_or(seed, |text| text.parse().unwrap());
         eprintln!("GLOBALFS_TEST_SEED={seed}");
+        Random::of(seed)
+    }
+
+    /// As [`Random::new`], but other choices each time, unless the environment has a seed.
+    pub fn fresh() -> Random {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        Random::new(u64::from(now.subsec_micros()) ^ (now.as_secs() << 20))
+    }
+
+    fn of(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Further numbers, for somebody else.
+    pub fn branch(&mut self) -> Random {
+        Random::of(self.next())
     }
 
     pub fn next(&mut self) -> u64 {

@@ -2,6 +2,8 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod cluster;
+pub mod counters;
 pub mod disk;
 pub mod files;
+pub mod journal;
 pub mod tree;

@@ -1,7 +1,7 @@
 //! Whole trees, compared.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,19 @@ const READERS: usize = 8;
 
 /// Path → kind, mode and content, folded, of everything below a folder. Several at once, as far files are read.
 pub fn summary(root: &Path) -> BTreeMap<PathBuf, u64> {
+    walk(root, |_, _| {})
+}
+
+/// As [`summary`], with everything that `stat` tells and that is the same on all mounts of one volume.
+pub fn full_summary(root: &Path) -> BTreeMap<PathBuf, u64> {
+    walk(root, |metadata, hasher| {
+        let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
+        let rest = [metadata.ino(), metadata.nlink(), metadata.size(), metadata.rdev()];
+        (metadata.uid(), metadata.gid(), times, rest).hash(hasher);
+    })
+}
+
+fn walk(root: &Path, more: impl Fn(&Metadata, &mut DefaultHasher) + Sync) -> BTreeMap<PathBuf, u64> {
     let all = Mutex::new(BTreeMap::new());
     let left = Mutex::new(vec![root.to_owned()]);
     let busy = AtomicUsize::new(0);
@@ -29,7 +42,7 @@ pub fn summary(root: &Path) -> BTreeMap<PathBuf, u64> {
                     };
                     match next {
                         Some(path) => {
-                            summarize(root, &path, &all, &left);
+                            summarize(root, &path, &more, &all, &left);
                             busy.fetch_sub(1, Ordering::SeqCst);
                         }
                         None if busy.load(Ordering::SeqCst) == 0 => break,
@@ -44,10 +57,17 @@ pub fn summary(root: &Path) -> BTreeMap<PathBuf, u64> {
     all
 }
 
-fn summarize(root: &Path, path: &Path, all: &Mutex<BTreeMap<PathBuf, u64>>, left: &Mutex<Vec<PathBuf>>) {
+fn summarize(
+    root: &Path,
+    path: &Path,
+    more: &impl Fn(&Metadata, &mut DefaultHasher),
+    all: &Mutex<BTreeMap<PathBuf, u64>>,
+    left: &Mutex<Vec<PathBuf>>,
+) {
     let metadata = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut hasher = DefaultHasher::new();
     metadata.mode().hash(&mut hasher);
+    more(&metadata, &mut hasher);
     if metadata.is_dir() {
         let entries = fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let below: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
