@@ -134,6 +134,19 @@ impl Error {
         }
     }
 
+    /// What a store below a namespace has come upon. It gives this crate's errors as text.
+    pub(crate) fn of_store(error: &metadata::Error) -> Error {
+        let text = error.to_string();
+        match (error, text.split_once(STATE_IS_DAMAGED)) {
+            (metadata::Error::CorruptRow { .. }, _) => Error::CorruptState(text),
+            (_, Some((_, why))) => {
+                let why = why.split("; keep this node stopped").next().unwrap_or(why);
+                Error::CorruptState(why.trim_start_matches(": ").to_owned())
+            }
+            (_, None) => Error::State(text),
+        }
+    }
+
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |source| Error::File { path, source }

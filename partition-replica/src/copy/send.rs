@@ -74,13 +74,14 @@ async fn transfer(sending: &Sending, guard: &Guard, taken: mpsc::Sender<()>) -> 
     let index = sending.snapshot.entry.index;
     let (group, to) = (sending.group, &sending.to);
     tracing::info!(%group, to = %to.number, index = index.0, "sending a copy of the state");
-    let snapshot = sending.state.snapshot().map_err(text)?;
-    let charter = sending.state.charter().map_err(text)?.ok_or("the group has not been founded here")?;
-    if sending.state.applied_index().map_err(text)? != index {
+    let state = &sending.state;
+    let snapshot = state.noted(state.snapshot()).map_err(text)?;
+    let charter = state.noted(state.charter()).map_err(text)?.ok_or("the group has not been founded here")?;
+    if state.noted(state.applied_index()).map_err(text)? != index {
         return Err("the state is not where its replica is".into());
     }
     drop(taken);
-    let rows = sending.state.rows_estimate();
+    let rows = state.rows_estimate();
     guard.progress.rows_expected.store(rows, Ordering::Relaxed);
     let address = tokio::net::lookup_host(&to.address).await.map_err(text)?.next().ok_or("no such address")?;
     let connection = sending.endpoint.connect(address, &to.name).await.map_err(text)?;
@@ -88,7 +89,9 @@ async fn transfer(sending: &Sending, guard: &Guard, taken: mpsc::Sender<()>) -> 
     let (incarnation, snapshot_bytes) = (sending.incarnation, sending.snapshot.encode());
     let begin = ToReceiver::Begin { group, incarnation, snapshot: snapshot_bytes, charter: charter.into(), rows };
     say(&sender, &begin).await?;
-    let sent = send_rows(&sender, snapshot.all_rows(), guard);
+    // What cannot be read ends this node; else the group would ask it for the same copy again and again.
+    let all_rows = Box::new(snapshot.all_rows().map(|row| state.noted(row)));
+    let sent = send_rows(&sender, all_rows, guard);
     let answer = async { receiver.recv().await.map_err(text)?.ok_or_else(|| "it ended the channel".to_owned()) };
     tokio::pin!(answer);
     // It may refuse at any time.

@@ -116,6 +116,8 @@ impl Driver {
     }
 
     fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<()> {
+        // Readers and copies may have come upon it.
+        self.parts.state.check()?;
         let now = self.parts.clock.now();
         for input in inputs.drain(..) {
             self.take_input(now, input)?;
@@ -429,7 +431,7 @@ impl Driver {
 }
 
 fn damaged(error: metadata::Error) -> Error {
-    Error::State(error.to_string())
+    Error::of_store(&error)
 }
 
 pub(crate) fn log_records(group: GroupId, writes: Writes, records: &mut Vec<WalRecord>) {

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use replica::{Front, Watch};
 
 use super::view::{PendingRead, View};
+use crate::error::Error;
 use crate::server::client::Client;
 use crate::storage::state::{GroupState, StateSnapshot};
 
@@ -196,7 +197,7 @@ impl View {
             let front = self.lock_front();
             match self.state().snapshot() {
                 Ok(snapshot) => (front.applied, snapshot),
-                Err(error) => return tracing::error!(group = %self.group(), %error, "orphans not told"),
+                Err(error) => return self.fail_orphans(error),
             }
         };
         let mut after = None;
@@ -209,11 +210,18 @@ impl View {
                     }
                     after = more;
                 }
-                Err(error) => return tracing::error!(group = %self.group(), %error, "orphans not told"),
+                Err(error) => return self.fail_orphans(Error::of_store(&error)),
             }
             if after.is_none() {
                 return;
             }
+        }
+    }
+
+    fn fail_orphans(&self, error: Error) {
+        let failed: crate::Result<()> = self.state().noted(Err(error));
+        if let Err(error) = failed {
+            tracing::error!(group = %self.group(), %error, "orphans not told");
         }
     }
 
@@ -235,7 +243,7 @@ impl View {
         let snapshot = match self.state().snapshot() {
             Ok(snapshot) => snapshot,
             Err(error) => {
-                self.fail(read.ticket, &error);
+                self.fail(read.ticket, error);
                 return None;
             }
         };
@@ -256,7 +264,7 @@ impl View {
         self.long.forget(&watch);
         let result = match result {
             Ok(result) => result,
-            Err(error) => return self.fail(read.ticket, &error),
+            Err(error) => return self.fail(read.ticket, Error::of_store(&error)),
         };
         let watch = watch.lock();
         let keys = read.op.keys();

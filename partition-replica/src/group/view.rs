@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::long::{Job, Limited, LongReads, ROWS_AT_ONCE};
 use crate::clock::Clock;
 use crate::config::Limits;
+use crate::error::Error;
 use crate::server::client::{Client, Ticket};
 use crate::storage::state::{GroupState, StateSnapshot};
 
@@ -161,7 +162,7 @@ impl View {
                 None
             }
             Err(error) => {
-                self.fail(read.ticket, &error);
+                self.fail(read.ticket, Error::of_store(&error));
                 None
             }
         }
@@ -192,8 +193,12 @@ impl View {
         }
     }
 
-    pub(super) fn fail(&self, ticket: Ticket, error: &dyn std::fmt::Display) {
-        tracing::error!(group = %self.group, %error, "a read failed");
+    /// A row that is not what was written ends the node, as it does when a command comes upon it.
+    pub(super) fn fail(&self, ticket: Ticket, error: Error) {
+        let failed: crate::Result<()> = self.state.noted(Err(error));
+        if let Err(error) = failed {
+            tracing::error!(group = %self.group, %error, "a read failed");
+        }
         let why = "this replica's state cannot be read".into();
         ticket.reply(Reply::Unavailable { group: self.group, why });
     }
@@ -221,7 +226,8 @@ impl View {
         let _front = self.front.read();
         match metadata::answer::read(&self.state, self.group, &ReadOp::Garbage { limit }) {
             Ok(Ok(ReadAnswer::Garbage(blobs))) => Some(blobs),
-            _ => None,
+            Ok(_) => None,
+            Err(error) => self.state.noted(Err(Error::of_store(&error))).ok(),
         }
     }
 
@@ -348,6 +354,25 @@ pub(super) mod tests {
             other @ ToClient::Reply { .. } => format!("{other:?}"),
         };
         client.taken().into_iter().map(word).collect()
+    }
+
+    /// The replica's thread looks at it in each turn, and ends the node.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn row_that_makes_no_sense_is_known_to_the_replica_whoever_reads_it() {
+        let long = ReadOp::ReadDir { dir: InodeId::ROOT, after: 0, limit: 100, plus: true };
+        for op in [ReadOp::GetAttr { ino: InodeId::ROOT }, long] {
+            let Fixture { view, .. } = &fixture(&Limits::default());
+            view.state.check().unwrap();
+            let rows = metadata::Store::scan(&view.state, &[], &[], 1000).unwrap().into_iter();
+            let rows = rows.filter(|(key, _)| key[0] < metadata::keys::FOREIGN_KIND_MIN);
+            let bad: WriteSet = rows.map(|(key, _)| (key, Some(b"?".to_vec()))).collect();
+            view.state.write(bad, &[], LogIndex(3)).unwrap();
+            let client = Client::test(1);
+            view.serve(PendingRead { op, ..read(&client, 1, 3, later()) });
+            assert!(taken(&client)[0].contains("this replica's state cannot be read"));
+            let error = view.state.check().unwrap_err().to_string();
+            assert!(error.contains(crate::STATE_IS_DAMAGED) && error.contains("is corrupt"), "{error}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

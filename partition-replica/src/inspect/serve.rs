@@ -109,10 +109,6 @@ fn of_store(error: crate::Error) -> Failed {
     Failed { is_damage: error.class() == ErrorClass::Corrupt, why: error.to_string() }
 }
 
-/// The store gives its errors as text.
 pub(super) fn is_damage(error: &metadata::Error) -> bool {
-    match error {
-        metadata::Error::CorruptRow { .. } => true,
-        error => error.to_string().contains(crate::error::STATE_IS_DAMAGED),
-    }
+    crate::Error::of_store(error).class() == ErrorClass::Corrupt
 }

@@ -8,8 +8,8 @@ mod copy;
 mod family;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use metadata::keys::FOREIGN_KIND_MIN;
@@ -27,7 +27,7 @@ use rocksdb::{
 pub use copy::{CopiedRows, StagedState};
 use family::{family_name, family_options, is_of_group, known_families, live_family, pointer};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorClass, Result};
 
 type Db = DBWithThreadMode<MultiThreaded>;
 
@@ -164,6 +164,7 @@ impl StateDb {
                 self.row_cache_bytes as u64,
                 RowWeight,
             )),
+            damage: Arc::default(),
         };
         let applied = state.applied_index()?;
         // Nothing is in write buffers yet: what can be read is on disk.
@@ -201,6 +202,8 @@ pub struct GroupState {
     group: GroupId,
     flushed: Arc<AtomicU64>,
     rows: Arc<RowCache>,
+    /// Somebody has come upon rows that are not what was written.
+    damage: Arc<OnceLock<String>>,
 }
 
 impl std::fmt::Debug for GroupState {
@@ -343,6 +346,25 @@ impl GroupState {
         let mut options = FlushOptions::default();
         options.set_wait(true);
         self.db.flush_cf_opt(&self.family()?, &options).map_err(failed)
+    }
+
+    /// Passes a result on. If it tells of damage, the replica's thread will see that, wherever it was found, and end the node.
+    pub fn noted<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result
+            && error.class() == ErrorClass::Corrupt
+        {
+            tracing::error!(group = %self.group, %error, "the state is damaged");
+            let _known_already = self.damage.set(match error {
+                Error::CorruptState(why) => why.clone(),
+                other => other.to_string(),
+            });
+        }
+        result
+    }
+
+    /// Fails if anybody has found damage.
+    pub fn check(&self) -> Result<()> {
+        self.damage.get().map_or(Ok(()), |why| Err(Error::CorruptState(why.clone())))
     }
 
     /// The error for rows that make no sense.

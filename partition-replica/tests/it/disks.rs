@@ -102,6 +102,52 @@ fn new_disks_in_the_majority_form_no_quorum_and_show_nothing() {
     assert!(matches!(reply, Some(metadata::protocol::Reply::UnknownGroup { .. })), "{reply:?}");
 }
 
+/// A row that makes no sense is met by a reader alone: no command asks for it. The node must not go on beside it.
+#[test]
+fn node_whose_reader_meets_a_bad_row_ends() {
+    let cluster = Cluster::start();
+    let mut client = Client::open(&cluster, 1);
+    let dir = client.placed_directory(&cluster, 1);
+    let file = client.create(&cluster, dir, "file", NewNode::File, dir.home);
+    let node = cluster.voters(dir.home)[0];
+    cluster.wait_for_primaries();
+    cluster.check_digests();
+    cluster.shut_down(node.0);
+    let config = cluster.config(node.0);
+    let spoilt = spoil_rows(&config.data_dir.join("state"), file.ino);
+    assert!(spoilt > 0, "no row of {file:?}");
+    cluster.start_configured(node.0, config);
+    assert_eq!(cluster.node(node.0).failure(), None);
+    let op = metadata::read::ReadOp::GetAttr { ino: file.ino };
+    wait_until("the node has ended", || {
+        let (group, session, clock) = (dir.home, client.session, client.clock.clone());
+        let read = Request::Read { group, session, clock, linearizable: false, op: op.clone() };
+        let reply = client.ask(&cluster, node, read);
+        assert!(!matches!(reply, Some(Reply::Read { .. })), "{reply:?}");
+        cluster.node(node.0).failure().is_some_and(|why| why.contains(partition_replica::STATE_IS_DAMAGED))
+    });
+    cluster.crash(node.0);
+    cluster.wait_for_primaries();
+    // The others go on.
+    client.create(&cluster, dir, "another", NewNode::File, dir.home);
+}
+
+/// Writes something else into the rows of an inode, with right checksums. Returns into how many.
+fn spoil_rows(folder: &std::path::Path, ino: metadata::types::InodeId) -> usize {
+    let options = rocksdb::Options::default();
+    let families = rocksdb::DB::list_cf(&options, folder).unwrap();
+    let db = rocksdb::DB::open_cf(&options, folder, &families).unwrap();
+    let mut spoilt = 0;
+    for family in families.iter().filter_map(|name| db.cf_handle(name)) {
+        let rows = db.iterator_cf(family, rocksdb::IteratorMode::Start).map(Result::unwrap);
+        let keys: Vec<_> = rows.map(|(key, _)| key).filter(|key| key[1..] == ino.0.to_be_bytes()).collect();
+        keys.iter().for_each(|key| db.put_cf(family, key, b"?").unwrap());
+        db.flush_cf(family).unwrap();
+        spoilt += keys.len();
+    }
+    spoilt
+}
+
 /// The log of a group has room for few entries.
 fn with_short_logs() -> Cluster {
     let timeouts = Timeouts {

@@ -54,6 +54,34 @@ fn state_with_a_flipped_bit_in_a_table_is_an_error_that_says_what_to_do() {
     assert_eq!(rows(folder.path()).unwrap(), 2000);
 }
 
+/// As a copy reads them.
+#[test]
+fn damage_that_a_reader_meets_is_known_to_the_replica() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path());
+    let mut tables = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let table = tables.find(|path| path.extension().is_some_and(|end| end == "sst")).unwrap();
+    let good = fs::read(&table).unwrap();
+    let mut met = 0;
+    for part in 1..10 {
+        let mut bad = good.clone();
+        bad[good.len() * part / 10] ^= 0x10;
+        fs::write(&table, bad).unwrap();
+        let Ok(db) = StateDb::open(folder.path(), &[GROUP], 16 << 20) else { continue };
+        let Ok(state) = db.group(GROUP) else { continue };
+        let handle = state.clone();
+        let failed = state.snapshot().unwrap().all_rows().map(|row| state.noted(row)).any(|row| row.is_err());
+        let known = handle.check();
+        assert_eq!(known.is_err(), failed);
+        if let Err(error) = known {
+            assert_eq!(error.class(), crate::error::ErrorClass::Corrupt);
+            assert_eq!(error.to_string().matches(crate::STATE_IS_DAMAGED).count(), 1, "{error}");
+            met += 1;
+        }
+    }
+    assert!(met > 0);
+}
+
 #[test]
 fn applied_index_that_is_no_number_is_refused() {
     let folder = tempfile::tempdir().unwrap();
