@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use metadata::namespace::{Genesis, genesis, read};
@@ -142,7 +143,7 @@ impl MemCluster {
         let groups = self.state.lock().groups.keys().copied().collect::<Vec<_>>();
         let groups = groups.into_iter().map(|id| GroupInfo { id, name: id.to_string(), voters: vec![ReplicaId(1)] });
         let mut config = ClientConfig::new("here", vec![node], groups.collect());
-        config.timeouts.deadline = std::time::Duration::from_secs(5);
+        config.timeouts.deadline = Duration::from_secs(5);
         config.consistency = *self.consistency.lock();
         config
     }
@@ -321,7 +322,12 @@ impl Volume for MemVolume {
     }
 
     fn open_session(&self, _group: GroupId) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { Ok(()) })
+        Box::pin(async {
+            while self.cluster.cut.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok(())
+        })
     }
 
     fn is_session_open(&self, _group: GroupId) -> bool {

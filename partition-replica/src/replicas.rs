@@ -196,7 +196,7 @@ impl Shared {
         found.join();
         // What fails from here on is made up for at the next start.
         self.delete_left(group).map_err(failed)?;
-        tracing::warn!(%group, "an operator wants no replica here any more: it has ended, its data are deleted");
+        tracing::warn!(%group, "no replica is wanted here any more: it has ended, its data are deleted");
         Ok(())
     }
 

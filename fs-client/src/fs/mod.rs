@@ -15,7 +15,7 @@ mod read;
 mod removals;
 mod write;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -74,6 +74,8 @@ pub struct Fs {
     attr_flights: flights::Flights,
     unlinked: Mutex<Unlinked>,
     removals: removals::Removals,
+    /// Groups that are still asked to register the session, though nobody waits for it any more.
+    unregistered: Arc<Mutex<BTreeSet<GroupId>>>,
     /// Totals of groups, as last heard.
     usage: Mutex<BTreeMap<GroupId, (u64, u64)>>,
 }
@@ -117,6 +119,7 @@ impl Fs {
             attr_flights: flights::Flights::default(),
             unlinked: Mutex::default(),
             removals: removals::Removals::default(),
+            unregistered: Arc::default(),
             usage: Mutex::default(),
         });
         spawn_orphan_keeper(&fs);
@@ -200,12 +203,29 @@ impl Fs {
         }
     }
 
-    /// Registers the session where an open file must be kept for it; not being able to is no reason to fail.
+    /// Registers the session where an open file must be kept for it; not being able to is no reason to fail. While a group is cut
+    /// off, only the first who opens something there waits.
     pub async fn ensure_session(&self, group: GroupId) {
-        let patience = Duration::from_secs(2).min(self.timeouts.deadline);
-        if !matches!(tokio::time::timeout(patience, self.volume.open_session(group)).await, Ok(Ok(()))) {
-            tracing::debug!(%group, "no session yet: files opened there are not kept when others unlink them");
+        if self.unregistered.lock().contains(&group) {
+            return;
         }
+        let volume = self.volume.clone();
+        let mut asked = tokio::spawn(async move { volume.open_session(group).await });
+        let patience = Duration::from_secs(2).min(self.timeouts.deadline);
+        match tokio::time::timeout(patience, &mut asked).await {
+            Ok(Ok(Ok(()))) => return,
+            Ok(_) => {}
+            Err(_) if self.unregistered.lock().insert(group) => {
+                let unregistered = self.unregistered.clone();
+                tokio::spawn(async move {
+                    // How it ended, the next who opens something sees.
+                    let _ = asked.await;
+                    unregistered.lock().remove(&group);
+                });
+            }
+            Err(_) => asked.abort(),
+        }
+        tracing::debug!(%group, "no session yet: files opened there are not kept when others unlink them");
     }
 
     /// Says that orphans are not held here any more; later, if nobody answers.

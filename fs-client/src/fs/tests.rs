@@ -1004,3 +1004,26 @@ fn linearizable_reads_ask_each_time_and_share_no_answer() {
         }
     });
 }
+
+#[test]
+fn only_the_first_who_opens_a_file_of_a_group_that_is_cut_off_waits_for_it() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = MemCluster::new(1);
+        let fs = cluster.fs(folder.path()).await;
+        let waited = async || {
+            let begun = std::time::Instant::now();
+            fs.ensure_session(GroupId(0)).await;
+            begun.elapsed()
+        };
+        cluster.cut.store(true, Ordering::Relaxed);
+        waited().await;
+        assert!(waited().await < std::time::Duration::from_millis(100));
+        cluster.cut.store(false, Ordering::Relaxed);
+        while !fs.unregistered.lock().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        cluster.cut.store(true, Ordering::Relaxed);
+        assert!(waited().await > std::time::Duration::from_millis(100), "it may be there again");
+    });
+}

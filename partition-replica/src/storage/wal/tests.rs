@@ -341,7 +341,7 @@ fn record(kind: u8, group: u16, index: u64, round: u64) -> WalRecord {
         0 => WalRecord::Truncate { group, from: LogIndex(index) },
         1 => WalRecord::HardState { group, promised: ballot(round), committed: LogIndex(index) },
         2 => WalRecord::Trim { group, through: LogIndex(index), ballot: ballot(round) },
-        3 if index % 4 == 0 => WalRecord::End { group },
+        3 if index.is_multiple_of(4) => WalRecord::End { group },
         _ => {
             WalRecord::Append { group, index: LogIndex(index), ballot: ballot(round), bytes: Bytes::from_static(b"x") }
         }
