@@ -1,7 +1,7 @@
 //! An open file: what all its handles on this mount share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -22,6 +22,8 @@ pub struct OpenFile {
     pub work: tokio::sync::Mutex<()>,
     /// Where a sequential reader would go on.
     pub read_next: AtomicU64,
+    /// It was made through this handle, and nothing was brought home yet: most such files are written next.
+    pub is_new: AtomicBool,
     state: Mutex<Dirty>,
 }
 
@@ -74,7 +76,13 @@ pub struct Seen {
 impl OpenFile {
     /// Nothing written.
     pub fn new(ino: InodeId) -> OpenFile {
-        OpenFile { ino, work: tokio::sync::Mutex::new(()), read_next: AtomicU64::new(0), state: Mutex::default() }
+        OpenFile {
+            ino,
+            work: tokio::sync::Mutex::new(()),
+            read_next: AtomicU64::new(0),
+            is_new: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
     }
 
     /// Looks at or changes what was written, and keeps the mount's account of it.
@@ -94,6 +102,11 @@ impl OpenFile {
     /// True if something is not in the metadata yet.
     pub fn is_dirty(&self) -> bool {
         self.state.lock().is_dirty()
+    }
+
+    /// True if its attributes will soon be others by what is written here.
+    pub fn is_about_to_change(&self) -> bool {
+        self.is_new.load(Ordering::Relaxed) || self.is_dirty()
     }
 
     /// True if there is something to bring home or to tell.

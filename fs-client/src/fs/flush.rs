@@ -169,6 +169,7 @@ impl Fs {
         let Some(aside) = self.set_aside(file) else { return Ok(()) };
         let mut delivery = Delivery::of(aside);
         let result = self.deliver(file, &mut delivery).await;
+        file.is_new.store(false, Ordering::Relaxed);
         // What was brought home or uploaded on the way stays so, should the flush fail.
         self.conclude(file, delivery, result)
     }

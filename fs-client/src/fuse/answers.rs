@@ -150,10 +150,14 @@ impl Shown {
     }
 }
 
-/// How long the kernel may keep an inode's attributes as the metadata have them: not while it is shown others.
+/// How long the kernel may keep an inode's attributes as the metadata have them: not while it is shown others, or will be soon.
 pub(super) fn lend_attr(fs: &Fs, caches: &KernelCaches, number: INodeNo, attr: &Attr, is_known: bool) -> Duration {
-    let is_dirty = || attr.kind == FileKind::File && fs.table.file(attr.ino).is_some_and(|file| file.is_dirty());
-    if is_dirty() { NOT_LENT } else { caches.lend_attr(number.0, attr, is_known) }
+    let file = || fs.table.file(attr.ino).filter(|_| attr.kind == FileKind::File);
+    if file().is_some_and(|file| file.is_about_to_change()) {
+        NOT_LENT
+    } else {
+        caches.lend_attr(number.0, attr, is_known)
+    }
 }
 
 pub(super) fn give_data(result: FsResult<Bytes>, reply: ReplyData) {

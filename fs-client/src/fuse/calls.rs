@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -267,9 +268,12 @@ impl Filesystem for Face {
         let caller = Caller::of(req);
         let (kept, handle) = (kept_by_kernel(flags, &self.fs), self.next_handle());
         let work = async move {
-            let attr = create_or_open(&fs, dir, &name, &entry, flags, caller).await?;
+            let (attr, is_new) = create_or_open(&fs, dir, &name, &entry, flags, caller).await?;
             let node = metadata::types::NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
             let opening = Opening::begin(&fs, node);
+            if is_new && let Some(file) = fs.table.file(attr.ino) {
+                file.is_new.store(true, Ordering::Relaxed);
+            }
             let settled = if fs.is_being_removed(attr.ino) { fs.settle_open(node).await } else { Ok(()) };
             opening.end();
             // The kernel looks again and makes a new one.

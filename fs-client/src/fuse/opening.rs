@@ -77,7 +77,7 @@ pub(super) fn kept_by_kernel(flags: i32, fs: &Fs) -> FopenFlags {
     if is_past_cache { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
 }
 
-/// Creates a file, or opens the one that has appeared since the kernel looked.
+/// Creates a file (and says so), or opens the one that has appeared since the kernel looked.
 pub(super) async fn create_or_open(
     fs: &Arc<Fs>,
     parent: InodeId,
@@ -85,10 +85,10 @@ pub(super) async fn create_or_open(
     entry: &NewEntry,
     flags: i32,
     caller: Caller,
-) -> FsResult<Attr> {
+) -> FsResult<(Attr, bool)> {
     let parent = fs.table.directory(parent);
     if let Created::New(attr) = fs.create(parent, name, entry).await? {
-        return Ok(attr);
+        return Ok((attr, true));
     }
     if flags & libc::O_EXCL != 0 {
         return Err(Errno::EEXIST);
@@ -101,7 +101,7 @@ pub(super) async fn create_or_open(
     if flags & libc::O_TRUNC != 0 {
         let set = SetAttr { size: Some(0), kill_privileges: caller.is_unprivileged(), ..SetAttr::default() };
         let node = NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
-        return fs.set_attr(node, set).await;
+        return Ok((fs.set_attr(node, set).await?, false));
     }
-    Ok((*attr).clone())
+    Ok(((*attr).clone(), false))
 }
