@@ -20,6 +20,9 @@ pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Longest contribution of one group to a command's verdict.
 pub const CONTRIBUTION_BYTES_MAX: usize = 8 << 20;
 
+/// Most messages and values fit: growing by doubling from nothing is dear.
+const MESSAGE_ROOM: usize = 512;
+const VALUE_ROOM: usize = 256;
 const VERSION: u8 = 1;
 const OUTCOME_VERSION: u8 = 2;
 const CONTRIBUTION_VERSION: u8 = 2;
@@ -49,7 +52,8 @@ pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, Error> {
 /// A client's message.
 #[must_use]
 pub fn encode_to_node(message: &ToNode) -> Bytes {
-    Bytes::from(postcard::to_allocvec(message).expect("a message in memory always encodes"))
+    let room = Vec::with_capacity(MESSAGE_ROOM);
+    Bytes::from(postcard::to_extend(message, room).expect("a message in memory always encodes"))
 }
 
 /// A client's message from its bytes.
@@ -60,7 +64,8 @@ pub fn decode_to_node(bytes: &[u8]) -> Result<ToNode, Error> {
 /// A node's message to a client.
 #[must_use]
 pub fn encode_to_client(message: &ToClient) -> Bytes {
-    Bytes::from(postcard::to_allocvec(message).expect("a message in memory always encodes"))
+    let room = Vec::with_capacity(MESSAGE_ROOM);
+    Bytes::from(postcard::to_extend(message, room).expect("a message in memory always encodes"))
 }
 
 /// A node's message to a client from its bytes.
@@ -81,7 +86,9 @@ pub(crate) fn encode_versioned<T: Serialize>(value: &T) -> Bytes {
 }
 
 fn encode_as<T: Serialize>(version: u8, value: &T) -> Bytes {
-    Bytes::from(postcard::to_extend(value, vec![version]).expect("a value in memory always encodes"))
+    let mut room = Vec::with_capacity(VALUE_ROOM);
+    room.push(version);
+    Bytes::from(postcard::to_extend(value, room).expect("a value in memory always encodes"))
 }
 
 pub(crate) fn decode_versioned<T: DeserializeOwned>(bytes: &[u8], bytes_max: usize) -> Result<T, Error> {

@@ -41,7 +41,7 @@ use crate::command::Command;
 use crate::error::Error;
 use crate::ids::{Ballot, CommandId, Incarnation, LogIndex, ReplicaId, Timestamp};
 use crate::membership::Membership;
-use crate::record::{Contribution, Entry, Position, Rejection, decode_versioned};
+use crate::record::{Contribution, Entry, Position, Rejection, decode_versioned, room_for};
 
 /// Version of the encoding of [`Message`], its first byte. Variants and fields are only ever appended with a new version.
 pub const MESSAGE_VERSION: u8 = 3;
@@ -244,7 +244,12 @@ impl Message {
     /// The message as it travels.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let buffer = postcard::to_extend(self, vec![MESSAGE_VERSION]).expect("a message of plain data always encodes");
+        let records = match self {
+            Message::Append { entries, .. } => entries.iter().map(|entry| entry.record.len() + 32).sum(),
+            _ => 0,
+        };
+        let buffer = room_for(MESSAGE_VERSION, 128 + records);
+        let buffer = postcard::to_extend(self, buffer).expect("a message of plain data always encodes");
         Bytes::from(buffer)
     }
 

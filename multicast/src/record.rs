@@ -173,7 +173,12 @@ impl Record {
     /// The record as it is logged.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let buffer = postcard::to_extend(self, vec![RECORD_VERSION]).expect("a record of plain data always encodes");
+        let payload = match self {
+            Record::Single { command, .. } | Record::Prepare { command, .. } => command.payload.len(),
+            _ => 0,
+        };
+        let buffer = room_for(RECORD_VERSION, 192 + payload);
+        let buffer = postcard::to_extend(self, buffer).expect("a record of plain data always encodes");
         Bytes::from(buffer)
     }
 
@@ -191,6 +196,13 @@ impl Record {
             _ => Ok(record),
         }
     }
+}
+
+/// A buffer that begins with a version byte and need not grow up to `len` bytes: growing by doubling is dear.
+pub(crate) fn room_for(version: u8, len: usize) -> Vec<u8> {
+    let mut room = Vec::with_capacity(1 + len);
+    room.push(version);
+    room
 }
 
 /// Decodes a postcard value behind a version byte; all of the bytes must be used.

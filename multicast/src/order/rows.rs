@@ -188,7 +188,8 @@ impl OrderState {
 }
 
 fn encode_value<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_extend(value, vec![ROW_VERSION]).expect("a row of plain data always encodes")
+    let room = crate::record::room_for(ROW_VERSION, 64);
+    postcard::to_extend(value, room).expect("a row of plain data always encodes")
 }
 
 fn decode_value<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, Error> {
