@@ -66,8 +66,6 @@ pub struct Unhurried {
     pub persisted: bool,
     /// A follower's [`Message::Appended`] up to here: a quorum had that before.
     pub appended_through: LogIndex,
-    /// What clients submit, for a moment: a batch is under way, and what comes before its end fills the next one.
-    pub submissions: bool,
 }
 
 /// One replica of one group.

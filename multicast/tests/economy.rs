@@ -113,18 +113,18 @@ fn news_of_a_commit_goes_with_the_next_entries_or_alone_after_a_moment_but_at_on
 fn what_moves_nothing_on_may_wait() {
     let mut core = primary();
     let idle = core.unhurried();
-    assert_eq!(idle, Unhurried { persisted: true, appended_through: LogIndex(1), submissions: false });
+    assert_eq!(idle, Unhurried { persisted: true, appended_through: LogIndex(1) });
     core.handle_tick(ms(1));
     let (_, token) = drain(&mut core);
     let under_way = core.unhurried();
-    assert_eq!(under_way, Unhurried { persisted: true, appended_through: LogIndex(1), submissions: true });
+    assert_eq!(under_way, Unhurried { persisted: true, appended_through: LogIndex(1) });
     appended(&mut core, ms(2), SECOND, 2);
     drain(&mut core);
     assert!(!core.unhurried().persisted, "the own disk is what a quorum waits for");
     core.handle_persisted(ms(3), token.unwrap());
     drain(&mut core);
     let done = core.unhurried();
-    assert_eq!(done, Unhurried { persisted: true, appended_through: LogIndex(2), submissions: false });
+    assert_eq!(done, Unhurried { persisted: true, appended_through: LogIndex(2) });
     // A quorum of followers is ahead of the own disk: what is committed waits for that.
     core.handle_tick(ms(4));
     drain(&mut core);

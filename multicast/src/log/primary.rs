@@ -431,7 +431,7 @@ impl Replicator {
         };
         let all_quiet = primary.handing_over.is_none() && primary.followers.iter().all(is_quiet);
         let appended_through = if all_quiet { self.committed } else { LogIndex::ZERO };
-        Unhurried { persisted, appended_through, submissions: self.committed < last }
+        Unhurried { persisted, appended_through }
     }
 
     pub(crate) fn followers(&self) -> Vec<FollowerStatus> {

@@ -19,10 +19,9 @@ use crate::status::GroupStatus;
 
 /// So many inputs are taken even if all of them could wait.
 const WAITING_MAX: usize = 64;
-/// So long a client's update waits, for the end of the batch that is under way.
-const SUBMISSION_PATIENCE: Duration = Duration::from_millis(2);
-/// So long an update waits for others while nothing is under way, if lately more came together than are there: clients that
-/// were answered together ask again at about the same time.
+/// So long an update waits for others, if lately more came together than are there: clients that were answered together ask
+/// again at about the same time. Waiting for the end of the batch under way instead makes larger batches, but leaves
+/// processors idle while the disks flush.
 const COLLECT_PATIENCE: Duration = Duration::from_micros(400);
 
 /// One thing for a replica's thread.
@@ -197,23 +196,18 @@ struct Updates {
 
 impl Updates {
     /// True if they are to be taken at another time than before.
-    fn push(&mut self, input: Input, unhurried: Unhurried) -> bool {
-        let before = self.due(unhurried);
+    fn push(&mut self, input: Input) -> bool {
+        let before = self.due();
         self.since.get_or_insert_with(Instant::now);
         self.inputs.push(input);
-        self.due(unhurried) != before
+        self.due() != before
     }
 
     /// When they are to be taken; none if there are none.
-    fn due(&self, unhurried: Unhurried) -> Option<Instant> {
+    fn due(&self) -> Option<Instant> {
         let since = self.since?;
         let (count, is_few) = (self.inputs.len(), 16 * self.inputs.len() < 3 * self.expected);
-        Some(match unhurried.submissions {
-            _ if count >= WAITING_MAX => since,
-            true => since + SUBMISSION_PATIENCE,
-            false if is_few => since + COLLECT_PATIENCE,
-            false => since,
-        })
+        Some(if is_few && count < WAITING_MAX { since + COLLECT_PATIENCE } else { since })
     }
 
     fn take(&mut self, inputs: &mut Vec<Input>) {
@@ -261,7 +255,7 @@ impl Mailbox {
         let sleeping = queue.sleeping;
         let wake = if matches!(input, Input::Submit { .. }) {
             // The thread may have to sleep for a shorter time.
-            queue.updates.push(input, sleeping.unwrap_or_default()) && sleeping.is_some()
+            queue.updates.push(input) && sleeping.is_some()
         } else {
             let can_wait = |unhurried| queue.inputs.len() < WAITING_MAX && input.can_wait(unhurried);
             let wake = sleeping.is_some_and(|unhurried| !can_wait(unhurried));
@@ -280,15 +274,13 @@ impl Mailbox {
         let mut queue = self.queue.lock();
         loop {
             let now = Instant::now();
-            let due = queue.updates.due(unhurried);
-            let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+            let due = queue.updates.due();
+            let is_due = due.is_some_and(|due| due <= now);
             let is_hurried =
                 queue.inputs.len() >= WAITING_MAX || !queue.inputs.iter().all(|input| input.can_wait(unhurried));
-            if is_hurried || is_due(due) || now >= end {
+            if is_hurried || is_due || now >= end {
                 std::mem::swap(&mut queue.inputs, inputs);
-                // What cannot wait probably ends the batch under way.
-                let without_batch = queue.updates.due(Unhurried { submissions: false, ..unhurried });
-                if is_due(due) || (is_hurried && is_due(without_batch)) {
+                if is_due {
                     queue.updates.take(inputs);
                 }
                 queue.requests = queue.updates.inputs.len();
@@ -341,7 +333,7 @@ mod tests {
     use super::*;
     use crate::server::client::Client;
 
-    const UNHURRIED: Unhurried = Unhurried { persisted: true, appended_through: LogIndex(5), submissions: false };
+    const UNHURRIED: Unhurried = Unhurried { persisted: true, appended_through: LogIndex(5) };
 
     fn submission() -> Input {
         let command = Command {
@@ -411,27 +403,6 @@ mod tests {
     }
 
     #[test]
-    fn update_waits_for_the_batch_under_way_but_not_for_long() {
-        let under_way = Unhurried { submissions: true, ..UNHURRIED };
-        let mailbox = Mailbox::new(GroupId(1), 10, 1 << 20);
-        mailbox.push(submission());
-        let (mut inputs, begun) = (Vec::new(), Instant::now());
-        mailbox.take(&mut inputs, Duration::from_secs(60), under_way);
-        assert!(inputs.len() == 1 && begun.elapsed() >= SUBMISSION_PATIENCE);
-        assert!(begun.elapsed() < Duration::from_secs(30));
-        // Its end comes with it.
-        mailbox.push(submission());
-        mailbox.push(appended(6));
-        inputs.clear();
-        mailbox.take(&mut inputs, Duration::from_secs(60), under_way);
-        assert_eq!(inputs.len(), 2);
-        mailbox.push(submission());
-        inputs.clear();
-        mailbox.take(&mut inputs, Duration::from_secs(60), UNHURRIED);
-        assert_eq!(inputs.len(), 1);
-    }
-
-    #[test]
     fn update_waits_a_moment_for_as_many_as_came_together_lately() {
         let mailbox = Mailbox::new(GroupId(1), 100, 1 << 20);
         let taken = |count: usize| {
@@ -446,11 +417,11 @@ mod tests {
         assert_eq!(mailbox.queue.lock().updates.expected, 32);
         // Others are not waited for when most are there, nor for long when they come no more.
         (0..6).for_each(|_| mailbox.push(submission()));
-        assert!(mailbox.queue.lock().updates.due(UNHURRIED).is_some_and(|due| due <= Instant::now()));
+        assert!(mailbox.queue.lock().updates.due().is_some_and(|due| due <= Instant::now()));
         mailbox.take(&mut Vec::new(), Duration::ZERO, UNHURRIED);
         (0..12).for_each(|_| _ = taken(1));
         mailbox.push(submission());
-        assert!(mailbox.queue.lock().updates.due(UNHURRIED).is_some_and(|due| due <= Instant::now()));
+        assert!(mailbox.queue.lock().updates.due().is_some_and(|due| due <= Instant::now()));
     }
 
     #[test]
@@ -460,7 +431,7 @@ mod tests {
         mailbox.push(submission());
         mailbox.push(Input::Housekeep);
         let mut inputs = Vec::new();
-        mailbox.take(&mut inputs, Duration::from_secs(60), Unhurried { submissions: true, ..UNHURRIED });
+        mailbox.take(&mut inputs, Duration::from_secs(60), UNHURRIED);
         assert!(matches!(inputs[..], [Input::Housekeep]));
         // It is still counted: the second one after it is refused.
         (0..2).for_each(|_| mailbox.push(submission()));
