@@ -69,6 +69,11 @@ pub enum WalRecord {
 }
 
 impl WalRecord {
+    /// True if what is before it in its group's log may go.
+    pub fn lets_go(&self) -> bool {
+        matches!(self, WalRecord::Trim { .. } | WalRecord::End { .. })
+    }
+
     /// Upper bound of its encoded length.
     pub fn encoded_len_max(&self) -> usize {
         match self {

@@ -64,6 +64,9 @@ pub struct KeptBy {
 pub struct Wal {
     queue: Arc<Queue>,
     tables: Arc<Mutex<Tables>>,
+    /// Held by whoever set [`QueueState::writing`].
+    writer: Arc<Mutex<Writer>>,
+    on_failure: Arc<Mutex<Option<OnFailure>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// So many flushes had been done, and one, when a mark was last asked for.
     marked: AtomicU64,
@@ -81,6 +84,8 @@ struct QueueState {
     records: Vec<WalRecord>,
     done: Vec<Done>,
     bytes: usize,
+    /// Somebody writes.
+    writing: bool,
     stop: bool,
     /// It stops as a crash would.
     abandoned: bool,
@@ -97,26 +102,28 @@ impl Wal {
     pub fn open(disk: Arc<dyn Disk>, config: WalConfig, on_failure: OnFailure) -> Result<Wal> {
         let (tables, tail) = recovery::recover(&*disk, &config)?;
         let tables = Arc::new(Mutex::new(tables));
-        let writer = Writer::new(disk, config, tables.clone(), tail)?;
+        let writer = Arc::new(Mutex::new(Writer::new(disk, config, tables.clone(), tail)?));
         let queue = Arc::new(Queue::default());
+        let on_failure = Arc::new(Mutex::new(Some(on_failure)));
         let run = {
-            let queue = queue.clone();
+            let (queue, writer, on_failure) = (queue.clone(), writer.clone(), on_failure.clone());
             move || {
-                let ended = catch_unwind(AssertUnwindSafe(|| run(&queue, writer)));
+                let ended = catch_unwind(AssertUnwindSafe(|| run(&queue, &writer)));
                 let error = match ended {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => error,
                     Err(_) => Error::State("the log's thread panicked".into()),
                 };
                 queue.fail();
-                on_failure(error);
+                tell_failure(&on_failure, error);
             }
         };
         let thread = std::thread::Builder::new()
             .name("log".into())
             .spawn(run)
             .map_err(|source| Error::Thread { what: "the log's thread", source })?;
-        Ok(Wal { queue, tables, thread: Mutex::new(Some(thread)), marked: AtomicU64::new(0) })
+        let (thread, marked) = (Mutex::new(Some(thread)), AtomicU64::new(0));
+        Ok(Wal { queue, tables, writer, on_failure, thread, marked })
     }
 
     /// Writes records of one group; `done` is called when they are durable. Writes become durable in the order of these
@@ -130,7 +137,7 @@ impl Wal {
         if state.stop || state.failed {
             return;
         }
-        let idle = state.done.is_empty();
+        let idle = state.done.is_empty() && !state.writing;
         if state.records.is_empty() {
             state.records = records;
         } else {
@@ -162,6 +169,30 @@ impl Wal {
         let (done, is_done) = std::sync::mpsc::channel();
         self.submit(vec![WalRecord::End { group }], Box::new(move || _ = done.send(())));
         is_done.recv().is_ok()
+    }
+
+    /// Writes records of one group in the caller's thread, if nothing else is written or waits, and returns true when they
+    /// are durable: saves two changes of threads. Otherwise false: [`Wal::submit`] them. After a failure it is false, too.
+    pub fn write_here(&self, records: &[WalRecord]) -> bool {
+        let mut state = self.queue.state.lock();
+        let is_busy = state.writing || !state.done.is_empty();
+        // What follows a trim may take long.
+        if is_busy || state.stop || state.failed || records.iter().any(WalRecord::lets_go) {
+            return false;
+        }
+        state.writing = true;
+        drop(state);
+        let writing = Writing::begin(&self.queue);
+        let written = self.writer.lock().write(records);
+        match written {
+            Ok(()) => writing.end(),
+            Err(error) => {
+                drop(writing);
+                tell_failure(&self.on_failure, error);
+                return false;
+            }
+        }
+        true
     }
 
     /// What a group's log holds.
@@ -262,8 +293,10 @@ fn kept_by(tables: &Tables) -> Option<KeptBy> {
     (u64::from(segment) + 1 < *newest).then_some(KeptBy { group, from, bytes })
 }
 
-fn run(queue: &Queue, mut writer: Writer) -> Result<()> {
+fn run(queue: &Queue, writer: &Mutex<Writer>) -> Result<()> {
     while let Some((records, done)) = next_batch(queue) {
+        let writing = Writing::begin(queue);
+        let mut writer = writer.lock();
         if records.is_empty() {
             writer.mark()?;
         }
@@ -271,16 +304,60 @@ fn run(queue: &Queue, mut writer: Writer) -> Result<()> {
         for done in done {
             done();
         }
-        if !records.iter().any(|record| matches!(record, WalRecord::Trim { .. } | WalRecord::End { .. })) {
-            continue;
+        if records.iter().any(WalRecord::lets_go) {
+            writer.move_quiet_entries()?;
+            if let Err(error) = writer.remove_unneeded() {
+                // Nothing is lost by a segment too many; the next trim tries again.
+                tracing::warn!(%error, "an old log segment could not be removed");
+            }
         }
-        writer.move_quiet_entries()?;
-        if let Err(error) = writer.remove_unneeded() {
-            // Nothing is lost by a segment too many; the next trim tries again.
-            tracing::warn!(%error, "an old log segment could not be removed");
+        drop(writer);
+        writing.end();
+    }
+    let is_over = {
+        let state = queue.state.lock();
+        state.abandoned || state.failed
+    };
+    if is_over { Ok(()) } else { writer.lock().mark() }
+}
+
+/// Somebody writes, and has set [`QueueState::writing`]. If it does not come to its end, nobody writes any more: what is on
+/// disk is not known.
+struct Writing<'a> {
+    queue: &'a Queue,
+    is_whole: bool,
+}
+
+impl Writing<'_> {
+    fn begin(queue: &Queue) -> Writing<'_> {
+        Writing { queue, is_whole: false }
+    }
+
+    fn end(mut self) {
+        self.is_whole = true;
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.queue.fail();
+        }
+        let mut state = self.queue.state.lock();
+        state.writing = false;
+        let is_awaited = !state.done.is_empty() || state.stop;
+        drop(state);
+        if is_awaited {
+            self.queue.work.notify_one();
         }
     }
-    if queue.state.lock().abandoned { Ok(()) } else { writer.mark() }
+}
+
+fn tell_failure(on_failure: &Mutex<Option<OnFailure>>, error: Error) {
+    let on_failure = on_failure.lock().take();
+    if let Some(on_failure) = on_failure {
+        on_failure(error);
+    }
 }
 
 impl Queue {
@@ -297,12 +374,13 @@ impl Queue {
 
 fn next_batch(queue: &Queue) -> Option<(Vec<WalRecord>, Vec<Done>)> {
     let mut state = queue.state.lock();
-    while state.done.is_empty() {
-        if state.stop {
+    while state.writing || state.done.is_empty() {
+        if state.stop && !state.writing {
             return None;
         }
         queue.work.wait(&mut state);
     }
+    state.writing = true;
     state.bytes = 0;
     let batch = (std::mem::take(&mut state.records), std::mem::take(&mut state.done));
     drop(state);

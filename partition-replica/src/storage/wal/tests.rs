@@ -563,6 +563,53 @@ fn log_whose_disk_fails_acknowledges_nothing_and_says_so() {
 }
 
 #[test]
+fn records_are_written_in_the_callers_thread_while_nobody_else_writes() {
+    let disk = SimDisk::default();
+    let (failed, failure) = mpsc::channel();
+    let on_failure = Box::new(move |error: Error| failed.send(error).unwrap());
+    let wal = Wal::open(Arc::new(disk.clone()), config(64 << 10), on_failure).unwrap();
+    let append = |index| {
+        let (ballot, bytes) = (ballot(1), Bytes::from_static(b"x"));
+        WalRecord::Append { group: GroupId(0), index: LogIndex(index), ballot, bytes }
+    };
+    assert!(wal.write_here(&[append(1)]));
+    assert_eq!(wal.state(GroupId(0)).last.0, LogIndex(1));
+    let trim = WalRecord::Trim { group: GroupId(0), through: LogIndex(1), ballot: ballot(1) };
+    assert!(!wal.write_here(&[trim]), "what follows a trim may take long");
+
+    // While the thread is not through with a batch, nobody else writes.
+    let (begun, has_begun) = mpsc::channel();
+    let (go, may_go) = mpsc::channel::<()>();
+    let done = move || {
+        begun.send(()).unwrap();
+        may_go.recv().unwrap();
+    };
+    wal.submit(vec![append(2)], Box::new(done));
+    has_begun.recv_timeout(Duration::from_secs(5)).unwrap();
+    assert!(!wal.write_here(&[append(3)]));
+    let (third, is_third) = mpsc::channel();
+    wal.submit(vec![append(3)], Box::new(move || third.send(()).unwrap()));
+    assert!(!wal.write_here(&[append(4)]), "it would overtake what waits");
+    go.send(()).unwrap();
+    is_third.recv_timeout(Duration::from_secs(5)).unwrap();
+    assert_eq!(wal.state(GroupId(0)).last.0, LogIndex(3));
+
+    // Of a failure everybody hears, and nothing is written behind it.
+    while wal.queue.state.lock().writing {
+        std::thread::yield_now();
+    }
+    disk.fail_after(disk.op_count() + 1);
+    assert!(!wal.write_here(&[append(4)]));
+    assert!(matches!(failure.recv_timeout(Duration::from_secs(5)), Ok(Error::LogFailed { .. })));
+    disk.fail_after(usize::MAX);
+    let before = disk.op_count();
+    assert!(!wal.write_here(&[append(4)]));
+    wal.submit(vec![append(4)], Box::new(|| panic!("it has failed")));
+    wal.stop();
+    assert_eq!(disk.op_count(), before);
+}
+
+#[test]
 fn log_on_a_real_disk_is_read_back_from_memory_and_file() {
     let folder = tempfile::tempdir().unwrap();
     let config = WalConfig { segment_bytes: 256 << 10, cache_bytes: 4096, stamp: STAMP, prepare_ahead: true };

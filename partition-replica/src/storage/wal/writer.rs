@@ -211,9 +211,7 @@ impl Writer {
     fn flush(&mut self) -> Result<()> {
         BatchHeader::seal(&mut self.buffer, self.current.header.salt, self.batch_number);
         let file = &self.current.file;
-        file.write_at(self.offset, &self.buffer)
-            .and_then(|()| file.sync())
-            .map_err(|source| failed(self.current.header.number, source))
+        file.write_durably(self.offset, &self.buffer).map_err(|source| failed(self.current.header.number, source))
     }
 
     /// Enters what has just been flushed in the tables.
