@@ -1046,6 +1046,31 @@ mod steps {
         cluster.check();
     }
 
+    /// Whether bytes fit shows at the end of a write; a part of it must not have been done by then.
+    #[test]
+    fn refused_inline_write_changes_nothing_of_a_file_of_many_extents() {
+        let mut cluster = cluster(1);
+        cluster.step_rows = 1;
+        let file = cluster.mkfile(S, ROOT, "f");
+        cluster.write(S, file, (0..40).map(|at| put_blob(at * 2, 1, at)).collect()).unwrap();
+        cluster.drain();
+        let before = cluster.stores.clone();
+        let bytes = Bytes::from(vec![7; INLINE_BYTES_MAX as usize]);
+        let long = Change::Inline { offset: 0, bytes: bytes.clone() };
+        let further = Change::Inline { offset: 1 + bytes.len() as u64, bytes: bytes.slice(..1) };
+        for changes in [vec![long.clone(), further.clone()], vec![Change::Hole { offset: 0, len: 12 }, long, further]] {
+            let refused = cluster.submit_patiently(S, &write_op(file, changes));
+            assert!(
+                matches!(&refused, Err(OpError::Stale(facts)) if matches!(facts[..], [Fact::Attr(_)])),
+                "{refused:?}"
+            );
+            assert_eq!(cluster.stores, before);
+        }
+        // One that fits replaces any number of pieces at once.
+        cluster.write(S, file, vec![Change::Inline { offset: 0, bytes }]).unwrap();
+        cluster.check();
+    }
+
     #[test]
     fn file_of_many_extents_is_deleted_cut_and_punched_in_steps() {
         let mut cluster = cluster(1);

@@ -65,21 +65,29 @@ impl<S: StoreMut> Namespace<S> {
     }
 
     /// Clears what the changes replace if that might be much; if it is too much, only a part.
+    ///
+    /// Nothing of that with bytes that are to be held here: whether they fit shows at the end, and a write that is refused must
+    /// have changed nothing. They replace no more pieces than they have bytes; changes beside them must replace few.
     fn make_room(&mut self, mut row: InodeRow, base: u64, changes: &[Change]) -> Step<InodeRow> {
         let limit = self.step_rows.saturating_mul(WRITE_STEPS);
         if row.extents < limit as u64 {
             return Ok(row);
         }
+        let has_inline = changes.iter().any(|change| matches!(change, Change::Inline { .. }));
         let mut left = limit;
         for change in changes {
             let (offset, len) = change.range();
             let (start, end) = (base + offset, base + offset + len);
-            if matches!(change, Change::Allocate { .. }) {
-                let pieces = pieces_from(&self.store, row.attr.ino, start, limit)?;
-                if pieces.len() == limit && pieces.last().is_some_and(|piece| piece.end < end) {
-                    return Err(Stop::errno(Rank::Limit, Errno::NotSupported));
+            match change {
+                Change::Inline { .. } => continue,
+                Change::Blob { .. } | Change::Hole { .. } | Change::Zero { .. } if !has_inline => {}
+                _ => {
+                    let pieces = pieces_from(&self.store, row.attr.ino, start, limit)?;
+                    if pieces.len() == limit && pieces.last().is_some_and(|piece| piece.end < end) {
+                        return Err(Stop::errno(Rank::Limit, Errno::NotSupported));
+                    }
+                    continue;
                 }
-                continue;
             }
             let mut edit = FileEdit::new(self, row);
             left -= edit.clear_some(start, end, left)?;
