@@ -11,7 +11,7 @@ use bytes::Bytes;
 use multicast::command::{Command, Destination, Key, Mode};
 use multicast::core::{Durable, SessionChange};
 use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
-use multicast::{Config, Context, Core, Machine, OrderState, Output, Time};
+use multicast::{Config, Core, Inert, OrderState, Output, Time};
 
 const SESSION: SessionId = SessionId(77);
 /// Commands that are under way together, as in a busy node.
@@ -19,22 +19,6 @@ const BATCH: u64 = 48;
 const MS: u64 = 1_000_000;
 const ROUNDS: usize = 9;
 const BATCHES: u64 = 100;
-
-struct Nothing;
-
-impl Machine for Nothing {
-    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
-        Bytes::new()
-    }
-
-    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        Bytes::new()
-    }
-
-    fn session_opened(&mut self, _: &Context, _: SessionId) {}
-
-    fn session_closed(&mut self, _: &Context, _: SessionId) {}
-}
 
 /// All replicas of so many groups.
 struct Cluster {
@@ -99,7 +83,7 @@ impl Cluster {
             if let Some(token) = newest {
                 core.handle_persisted(now, token);
             }
-            while let Some(applied) = core.apply_next(now, &mut Nothing) {
+            while let Some(applied) = core.apply_next(now, &mut Inert) {
                 busy = true;
                 self.executed += u64::from(applied.reply.is_some() && core.is_ready());
             }

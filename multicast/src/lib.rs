@@ -30,7 +30,7 @@ pub mod time;
 pub use crate::core::Core;
 pub use config::{Config, Limits, Timing};
 pub use error::{Error, ErrorClass};
-pub use machine::{Context, Machine};
+pub use machine::{Context, Inert, Machine};
 pub use membership::{ChangeRefused, ForceRefused, Member, MemberChange, MemberRole, Membership};
 pub use message::Message;
 pub use order::OrderState;

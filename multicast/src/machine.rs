@@ -50,3 +50,21 @@ pub trait Machine {
     /// The driver asked for an entry that says nothing but the time: a chance to go on with what takes many entries.
     fn tick(&mut self, _context: &Context) {}
 }
+
+/// Executes nothing and keeps nothing: for measuring and testing the order alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inert;
+
+impl Machine for Inert {
+    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
+        Bytes::new()
+    }
+
+    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
+        Bytes::new()
+    }
+
+    fn session_opened(&mut self, _: &Context, _: SessionId) {}
+
+    fn session_closed(&mut self, _: &Context, _: SessionId) {}
+}

@@ -18,8 +18,8 @@ use multicast::ids::{Ballot, CommandId, GroupId, Incarnation, LogIndex, ReplicaI
 use multicast::message::Facts;
 use multicast::record::{Contribution, Rejection};
 use multicast::{
-    Config, Context, Core, Entry, Machine, Member, MemberRole, Membership, Message, OrderState, Output, Position,
-    Record, Refusal, Snapshot, Time,
+    Config, Core, Entry, Inert, Member, MemberRole, Membership, Message, OrderState, Output, Position, Record, Refusal,
+    Snapshot, Time,
 };
 use proptest::prelude::*;
 
@@ -259,23 +259,6 @@ proptest! {
     }
 }
 
-/// Answers anything, for logs that no honest primary would write.
-struct Indifferent;
-
-impl Machine for Indifferent {
-    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
-        Bytes::new()
-    }
-
-    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        Bytes::new()
-    }
-
-    fn session_opened(&mut self, _: &Context, _: SessionId) {}
-
-    fn session_closed(&mut self, _: &Context, _: SessionId) {}
-}
-
 /// Messages of a real run, with who sent them to whom.
 fn recorded() -> Vec<(Address, Address, Bytes)> {
     let recorded = Rc::new(RefCell::new(Vec::new()));
@@ -369,7 +352,7 @@ fn core_altered_messages_never_panic() {
                 if let Some(token) = tokens.pop() {
                     core.handle_persisted(Time(now), token);
                 }
-                while core.apply_next(Time(now), &mut Indifferent).is_some() {
+                while core.apply_next(Time(now), &mut Inert).is_some() {
                     executed += 1;
                 }
             }

@@ -10,23 +10,7 @@ use bytes::Bytes;
 use multicast::command::{Command, Destination, Key, Mode};
 use multicast::core::{Durable, SessionChange};
 use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
-use multicast::{Config, Context, Core, Machine, OrderState, Output, Time};
-
-struct Nothing;
-
-impl Machine for Nothing {
-    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
-        Bytes::new()
-    }
-
-    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        Bytes::from_static(b"done")
-    }
-
-    fn session_opened(&mut self, _: &Context, _: SessionId) {}
-
-    fn session_closed(&mut self, _: &Context, _: SessionId) {}
-}
+use multicast::{Config, Core, Inert, OrderState, Output, Time};
 
 const GROUP: GroupId = GroupId(0);
 
@@ -70,7 +54,7 @@ impl Cluster {
                     core.handle_persisted(now, token);
                 }
                 busy |= token > 0 || !sends.is_empty();
-                while core.apply_next(now, &mut Nothing).is_some() {
+                while core.apply_next(now, &mut Inert).is_some() {
                     busy = true;
                 }
                 std::hint::black_box(core.order_mut().drain_changes());

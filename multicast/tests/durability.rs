@@ -5,10 +5,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use multicast::command::Command;
 use multicast::core::Durable;
-use multicast::ids::{Ballot, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
-use multicast::{Config, Context, Core, Entry, Machine, Message, OrderState, Output, Position, Record, Time};
+use multicast::ids::{Ballot, GroupId, Incarnation, LogIndex, ReplicaId};
+use multicast::{Config, Core, Entry, Inert, Message, OrderState, Output, Position, Record, Time};
 
 const GROUP: GroupId = GroupId(0);
 const ME: ReplicaId = ReplicaId(1);
@@ -185,7 +184,7 @@ fn new_primary_does_not_ship_what_it_has_cut_off_but_not_yet_on_disk() {
     let mut core = Core::new(Time(0), config, durable, OrderState::new(GROUP)).unwrap();
     // Two entries are committed and applied; the first leaves the memory.
     core.restore_committed(LogIndex(2));
-    while core.apply_next(Time(0), &mut Nothing).is_some() {}
+    while core.apply_next(Time(0), &mut Inert).is_some() {}
     core.handle_timeout(Time(1));
     let (sent, _) = drain(&mut core);
     let Message::Probe { ballot: probe, .. } = sent[0].1 else { panic!("{sent:?}") };
@@ -245,23 +244,6 @@ fn new_primary_does_not_ship_what_it_has_cut_off_but_not_yet_on_disk() {
         }
     }
     assert!(shipped >= 2);
-}
-
-/// Executes nothing.
-struct Nothing;
-
-impl Machine for Nothing {
-    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
-        Bytes::new()
-    }
-
-    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        Bytes::new()
-    }
-
-    fn session_opened(&mut self, _: &Context, _: SessionId) {}
-
-    fn session_closed(&mut self, _: &Context, _: SessionId) {}
 }
 
 #[test]

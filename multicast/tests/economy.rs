@@ -4,11 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use multicast::command::Command;
 use multicast::core::{Durable, Unhurried};
-use multicast::ids::{Ballot, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
-use multicast::{Config, Context, Core, Entry, Machine, Message, OrderState, Output, Position, Record, Time};
+use multicast::ids::{Ballot, GroupId, Incarnation, LogIndex, ReplicaId};
+use multicast::{Config, Core, Entry, Inert, Message, OrderState, Output, Position, Record, Time};
 
 const GROUP: GroupId = GroupId(0);
 const ME: ReplicaId = ReplicaId(1);
@@ -66,7 +64,7 @@ fn primary() -> Core {
     appended(&mut core, ms(0), SECOND, 1);
     appended(&mut core, ms(0), THIRD, 1);
     assert!(core.can_apply());
-    while core.apply_next(ms(0), &mut Nothing).is_some() {}
+    while core.apply_next(ms(0), &mut Inert).is_some() {}
     assert!(core.is_ready() && !core.can_apply());
     drain(&mut core);
     core
@@ -180,21 +178,4 @@ fn mere_news_is_not_answered_and_a_heartbeat_is() {
     assert_eq!(drain(&mut core).0, std::slice::from_ref(&answer), "whoever sends entries wants to know");
     core.handle_message(ms(110), (GROUP, SECOND), append(first, vec![], 1));
     assert_eq!(drain(&mut core).0, [answer]);
-}
-
-/// Executes nothing.
-struct Nothing;
-
-impl Machine for Nothing {
-    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
-        Bytes::new()
-    }
-
-    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        Bytes::new()
-    }
-
-    fn session_opened(&mut self, _: &Context, _: SessionId) {}
-
-    fn session_closed(&mut self, _: &Context, _: SessionId) {}
 }

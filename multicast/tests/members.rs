@@ -176,8 +176,8 @@ fn membership_changes_only_behind_an_entry_of_the_own_ballot_and_one_at_a_time()
     assert!(sim.change_members(next, add).is_ok());
 }
 
-#[test]
-fn uncommitted_change_falls_back_to_the_former_membership() {
+/// Three replicas. The first is cut off from the others; in its log alone a change removes the last.
+fn primary_with_a_change_of_its_own() -> (Sim, Address) {
     let mut sim = cluster(&[3], 0, |_| {});
     let [old, second, third] = [0, 1, 2].map(|at| replica(&sim, at));
     assert_eq!(sim.primary(A), Some(old));
@@ -185,6 +185,12 @@ fn uncommitted_change_falls_back_to_the_former_membership() {
     sim.cut(old, third);
     sim.change_members(old, MemberChange::Remove { replica: third.1 }).unwrap();
     sim.run_for_ms(5_000);
+    (sim, old)
+}
+
+#[test]
+fn uncommitted_change_falls_back_to_the_former_membership() {
+    let (mut sim, old) = primary_with_a_change_of_its_own();
     assert_eq!(sim.core(old).membership().voters().count(), 2);
     assert!(executes(&mut sim, A, &write(1, &[A]), 500), "the others go on as three");
     sim.heal();
@@ -460,13 +466,7 @@ fn removed_replica_that_cannot_lead_learns_of_it() {
 /// Two changes with one number: its own, which nobody else has, and the one that counts.
 #[test]
 fn removed_replica_believes_others_though_its_log_has_another_change() {
-    let mut sim = cluster(&[3], 0, |_| {});
-    let [old, second, third] = [0, 1, 2].map(|at| replica(&sim, at));
-    assert_eq!(sim.primary(A), Some(old));
-    sim.cut(old, second);
-    sim.cut(old, third);
-    sim.change_members(old, MemberChange::Remove { replica: third.1 }).unwrap();
-    sim.run_for_ms(5_000);
+    let (mut sim, old) = primary_with_a_change_of_its_own();
     sim.crash(old);
     change(&mut sim, A, MemberChange::Remove { replica: old.1 });
     sim.heal();

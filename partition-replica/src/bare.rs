@@ -1,16 +1,14 @@
 //! A replica that orders, logs and tells, and executes nothing: the node's log, links and mailbox around the bare ordering
 //! core. For measuring what multicast costs by itself; a node is [`crate::Node`].
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use multicast::command::Command;
 use multicast::core::{Durable, SessionChange};
 use multicast::ids::{CommandId, GroupId, Incarnation, LogIndex, SessionId};
-use multicast::{Context, Core, Machine, OrderState, Output, Time};
+use multicast::{Core, Inert, OrderState, Output, Time};
 use net::{Endpoint, Role};
 
 use crate::clock::Clock;
@@ -236,7 +234,7 @@ impl Bare<'_> {
     fn apply(&mut self, now: Time) -> bool {
         let mut any = false;
         let tells = self.core.is_ready();
-        while let Some(applied) = self.core.apply_next(now, &mut Nothing) {
+        while let Some(applied) = self.core.apply_next(now, &mut Inert) {
             any = true;
             if let Some(reply) = applied.reply.filter(|_| tells) {
                 self.settled.push((reply.id, reply.result.is_ok()));
@@ -270,23 +268,6 @@ impl Bare<'_> {
         self.wal.submit(vec![WalRecord::Trim { group: self.group, through, ballot }], Box::new(|| {}));
         self.core.truncate_below(keep);
     }
-}
-
-/// Executes nothing.
-struct Nothing;
-
-impl Machine for Nothing {
-    fn contribute(&mut self, _: &Context, _: &Command) -> Bytes {
-        Bytes::new()
-    }
-
-    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        Bytes::new()
-    }
-
-    fn session_opened(&mut self, _: &Context, _: SessionId) {}
-
-    fn session_closed(&mut self, _: &Context, _: SessionId) {}
 }
 
 /// A folder whose files are written and not flushed.

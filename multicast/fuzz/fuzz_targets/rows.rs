@@ -4,26 +4,8 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use multicast::command::Command;
-use multicast::ids::{GroupId, LogIndex, SessionId};
-use multicast::{Context, Machine, OrderState, Record};
-
-/// Executes nothing.
-struct Nothing;
-
-impl Machine for Nothing {
-    fn contribute(&mut self, _: &Context, _: &Command) -> bytes::Bytes {
-        bytes::Bytes::new()
-    }
-
-    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, bytes::Bytes>) -> bytes::Bytes {
-        bytes::Bytes::new()
-    }
-
-    fn session_opened(&mut self, _: &Context, _: SessionId) {}
-
-    fn session_closed(&mut self, _: &Context, _: SessionId) {}
-}
+use multicast::ids::{GroupId, LogIndex};
+use multicast::{Inert, OrderState, Record};
 
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -37,7 +19,7 @@ fuzz_target!(|input: (Rows, Vec<Vec<u8>>)| {
             return;
         }
         let index = LogIndex(order.applied().0 + 1);
-        order.apply(index, &record, &mut Nothing);
+        order.apply(index, &record, &mut Inert);
     }
     for (key, value) in order.drain_changes() {
         match value {
