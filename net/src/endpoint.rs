@@ -326,6 +326,12 @@ impl Connection {
         self.quic.rtt()
     }
 
+    /// Datagrams that the peer has sent so far, acknowledgements among them: whoever is asked something and is silent for
+    /// much longer than a round trip is probably gone, long before the idle timeout says so.
+    pub fn heard(&self) -> u64 {
+        self.quic.stats().udp_rx.datagrams
+    }
+
     /// Opens a channel. Frames may be sent at once; the peer's acceptance shows at the first receive.
     pub async fn open(&self, kind: ChannelKind) -> Result<(FrameSender, FrameReceiver)> {
         let open = tokio::time::timeout(self.timeout, self.quic.open_bi());

@@ -4,6 +4,7 @@
 //! after cache and clock know what its reply says.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use metadata::protocol::{CLIENT_CHANNEL_KIND, CLIENT_PROTOCOL_VERSION, Event, Re
 use net::{ChannelKind, Endpoint, FrameReceiver, FrameSender, TrySendError};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::config::NodeInfo;
 
@@ -21,6 +23,11 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Handshakes take one or two round trips; what takes longer than this is probably down.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(1500);
+/// A node that has calls to answer and sends nothing at all, not even an acknowledgement, for this and four round trips is not
+/// asked any more while others live. Its connection may go on: it may only be busy.
+const SILENCE: Duration = Duration::from_millis(600);
+/// How often that is looked at; and one that is silent is sent something to acknowledge.
+const LISTEN_INTERVAL: Duration = Duration::from_millis(200);
 /// Frames handled at one wake-up.
 const BATCH_MAX: usize = 256;
 
@@ -39,6 +46,10 @@ pub trait Handler: Send + Sync + 'static {
         Self: Sized;
     /// A reply, before its caller sees it.
     fn handle_reply(&self, link: &Arc<Link<Self>>, generation: Generation, expect: Self::Expect, reply: &Reply)
+    where
+        Self: Sized;
+    /// Calls are under way and nothing comes: something should be sent that the node must acknowledge.
+    fn handle_silence(&self, link: &Arc<Link<Self>>)
     where
         Self: Sized;
     /// An event.
@@ -89,6 +100,8 @@ struct State<H: Handler> {
     failures: u32,
     /// Since when it tries to connect.
     trying_since: Option<Instant>,
+    /// Connected, but nothing comes.
+    is_silent: bool,
     last_error: String,
 }
 
@@ -118,6 +131,7 @@ impl<H: Handler> Link<H> {
                 closed: false,
                 failures: 0,
                 trying_since: None,
+                is_silent: false,
                 last_error: "not connected yet".into(),
             }),
             wanted: Notify::new(),
@@ -128,11 +142,11 @@ impl<H: Handler> Link<H> {
         link
     }
 
-    /// False if the node could not be reached, or not yet in a time that should have sufficed.
+    /// False if the node could not be reached, or not yet in a time that should have sufficed, or is silent.
     pub fn may_be_up(&self) -> bool {
         let state = self.state.lock();
         let patient = || state.trying_since.is_none_or(|since| since.elapsed() < CONNECT_PATIENCE);
-        state.live.is_some() || (state.failures == 0 && patient())
+        (state.live.is_some() && !state.is_silent) || (state.failures == 0 && patient())
     }
 
     /// The present connection.
@@ -308,12 +322,29 @@ async fn serve<H: Handler>(
         return;
     };
     handler.handle_connected(link, generation);
+    let why = tokio::select! {
+        biased;
+        why = receive(link, handler, generation, &mut receiver) => why,
+        never = listen(link, handler, &connection) => match never {},
+    };
+    connection.close("done");
+    link.become_lost(&why);
+    handler.handle_lost(link, generation);
+}
+
+/// Handles what comes until the channel ends; says why.
+async fn receive<H: Handler>(
+    link: &Arc<Link<H>>,
+    handler: &Arc<H>,
+    generation: Generation,
+    receiver: &mut FrameReceiver,
+) -> String {
     let mut frames = Vec::with_capacity(BATCH_MAX);
-    let why = loop {
+    loop {
         match receiver.recv_many(&mut frames, BATCH_MAX).await {
-            Ok(0) => break "the node has ended the channel".to_owned(),
+            Ok(0) => return "the node has ended the channel".to_owned(),
             Ok(_) => {}
-            Err(error) => break error.to_string(),
+            Err(error) => return error.to_string(),
         }
         let mut bad = None;
         for frame in frames.drain(..) {
@@ -324,12 +355,33 @@ async fn serve<H: Handler>(
             }
         }
         if let Some(error) = bad {
-            break error;
+            return error;
         }
-    };
-    connection.close("done");
-    link.become_lost(&why);
-    handler.handle_lost(link, generation);
+    }
+}
+
+/// Notices a node that is silent while calls are under way. Never ends.
+async fn listen<H: Handler>(link: &Arc<Link<H>>, handler: &Arc<H>, connection: &net::Connection) -> Infallible {
+    let (mut heard, mut since) = (connection.heard(), Instant::now());
+    let mut ticks = tokio::time::interval(LISTEN_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let asleep = Instant::now();
+        ticks.tick().await;
+        let now = connection.heard();
+        // Who has not been awake itself knows nothing.
+        let is_owed = link.has_calls() && asleep.elapsed() < 2 * LISTEN_INTERVAL;
+        if now != heard {
+            (heard, since) = (now, Instant::now());
+            link.note_silence(false);
+        } else if !is_owed {
+            since = Instant::now();
+        } else if since.elapsed() >= SILENCE + 4 * connection.rtt() {
+            link.note_silence(true);
+        } else {
+            handler.handle_silence(link);
+        }
+    }
 }
 
 impl<H: Handler> Link<H> {
@@ -340,12 +392,28 @@ impl<H: Handler> Link<H> {
         }
         state.generation += 1;
         state.failures = 0;
+        state.is_silent = false;
         let generation = Generation(state.generation);
         state.live = Some(Live { generation, sender, connection });
         drop(state);
         self.up.send_replace(Some(generation.0));
         tracing::info!(peer = self.node.name, "connected");
         Some(generation)
+    }
+
+    fn has_calls(&self) -> bool {
+        !self.state.lock().calls.is_empty()
+    }
+
+    /// Whether nothing comes. Who waits for an answer then shall ask others.
+    fn note_silence(&self, is_silent: bool) {
+        let mut state = self.state.lock();
+        let calls = if is_silent { std::mem::take(&mut state.calls) } else { BTreeMap::new() };
+        let is_news = std::mem::replace(&mut state.is_silent, is_silent) != is_silent;
+        drop(state);
+        if is_news {
+            tracing::info!(peer = self.node.name, is_silent, calls = calls.len(), "the node's silence");
+        }
     }
 
     fn become_lost(&self, why: &str) {

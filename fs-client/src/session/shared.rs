@@ -212,6 +212,10 @@ impl Handler for Shared {
         }
     }
 
+    fn handle_silence(&self, link: &Arc<Link<Shared>>) {
+        let _ = link.post(Request::KeepAlive { session: self.session }, Expect::Other);
+    }
+
     fn handle_event(&self, link: &Arc<Link<Shared>>, generation: Generation, event: Event) {
         let Event { group, index, invalidated, invalidate_all, orphans, settled, executed, dependencies } = event;
         let Some(stream) = self.source(group, link.node.number, generation) else { return };

@@ -29,18 +29,22 @@ struct World {
     ca: ClusterCa,
     nodes: Vec<NodeInfo>,
     endpoints: Vec<Endpoint>,
+    idle_timeout: Duration,
 }
 
 impl World {
     fn new() -> World {
-        World { ca: ClusterCa::create("test").unwrap(), nodes: Vec::new(), endpoints: Vec::new() }
+        let (ca, idle_timeout) = (ClusterCa::create("test").unwrap(), Duration::from_secs(5));
+        World { ca, nodes: Vec::new(), endpoints: Vec::new(), idle_timeout }
     }
 
     /// Starts a node that follows a script.
     fn node(&mut self, number: u32, region: &str, script: Script) {
         let name = format!("n{number}");
         let identity = self.ca.issue(Role::Node, &name).unwrap();
-        let endpoint = Endpoint::bind(EndpointConfig::node((Ipv4Addr::LOCALHOST, 0).into(), identity)).unwrap();
+        let mut config = EndpointConfig::node((Ipv4Addr::LOCALHOST, 0).into(), identity);
+        config.tuning.idle_timeout = self.idle_timeout;
+        let endpoint = Endpoint::bind(config).unwrap();
         let address = format!("127.0.0.1:{}", endpoint.local_addr().port());
         self.nodes.push(NodeInfo { number: ReplicaId(number), name, region: region.into(), address });
         self.endpoints.push(endpoint.clone());
@@ -75,7 +79,9 @@ impl World {
         config.timeouts.attempt = deadline / 4;
         change(&mut config);
         let identity = self.ca.issue(Role::Client, "c").unwrap();
-        Engine::start(config, &Endpoint::bind(EndpointConfig::client(identity)).unwrap()).unwrap()
+        let mut endpoint = EndpointConfig::client(identity);
+        endpoint.tuning.idle_timeout = self.idle_timeout;
+        Engine::start(config, &Endpoint::bind(endpoint).unwrap()).unwrap()
     }
 }
 
@@ -123,6 +129,38 @@ async fn update_follows_the_hint_to_the_primary() {
     let engine = world.client(PATIENT);
     assert_eq!(engine.update(an_update()).await.unwrap(), Ok(Done::Nothing));
     assert_eq!(engine.clock().index(G), LogIndex(7));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_silent_node_while_others_live() {
+    let mut world = World::new();
+    // Its connection would last.
+    world.idle_timeout = Duration::from_secs(120);
+    let (go, may_go) = std::sync::mpsc::channel::<()>();
+    let frozen = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    {
+        let _inside = frozen.enter();
+        let freeze = move |message: ToNode| {
+            ordinary(&message).or_else(|| {
+                // The only thread of its network.
+                let _ = may_go.recv();
+                Some(Vec::new())
+            })
+        };
+        world.node(1, "here", Box::new(freeze));
+    }
+    let execute = |message: ToNode| ordinary(&message).or_else(|| Some(vec![updated(message.request, 7)]));
+    world.node(2, "there", Box::new(execute));
+    let engine = world.client_with(PATIENT, |config| config.timeouts.attempt = PATIENT);
+    assert_eq!(engine.update(an_update()).await.unwrap(), Ok(Done::Nothing));
+    assert!(!engine.may_be_up(ReplicaId(1)) && engine.may_be_up(ReplicaId(2)));
+
+    // It was only busy.
+    drop(go);
+    while !engine.may_be_up(ReplicaId(1)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    frozen.shutdown_background();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
