@@ -162,8 +162,8 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Timeouts {
-            election: Duration::from_millis(2_000),
-            heartbeat: Duration::from_millis(200),
+            election: Duration::from_millis(600),
+            heartbeat: Duration::from_millis(120),
             resend: Duration::from_millis(500),
             group_silence: Duration::from_secs(5),
             session_lease: Duration::from_secs(60),

@@ -174,7 +174,7 @@ pub fn config_of(cluster: &Cluster, node: &crate::config::Node) -> Result<NodeCo
         limits: Limits { log_bytes_max: cluster.limits.node_log.0, ..limits(memory, cluster.groups.len()) },
         timeouts: Timeouts {
             election: cluster.timeouts.election,
-            heartbeat: cluster.timeouts.election / 10,
+            heartbeat: cluster.timeouts.election / 5,
             session_lease: cluster.timeouts.session,
             ..Timeouts::default()
         },

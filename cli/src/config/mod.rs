@@ -179,7 +179,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Timeouts {
             deadline: Duration::from_secs(30),
-            election: Duration::from_secs(2),
+            election: Duration::from_millis(600),
             session: Duration::from_secs(60),
             collect: Duration::from_secs(600),
             stray: Duration::from_secs(86_400),

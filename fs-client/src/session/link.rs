@@ -15,6 +15,7 @@ use metadata::protocol::{CLIENT_CHANNEL_KIND, CLIENT_PROTOCOL_VERSION, Event, Re
 use net::{ChannelKind, Endpoint, FrameReceiver, FrameSender, TrySendError};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::NodeInfo;
@@ -28,6 +29,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_millis(1500);
 const SILENCE: Duration = Duration::from_millis(600);
 /// How often that is looked at; and one that is silent is sent something to acknowledge.
 const LISTEN_INTERVAL: Duration = Duration::from_millis(200);
+/// Attempts to connect to one node beside each other are begun this far apart at least.
+const ATTEMPT_INTERVAL: Duration = Duration::from_millis(200);
 /// Frames handled at one wake-up.
 const BATCH_MAX: usize = 256;
 
@@ -86,6 +89,7 @@ pub struct Link<H: Handler> {
     endpoint: Endpoint,
     state: Mutex<State<H>>,
     wanted: Notify,
+    vouched: Notify,
     up: watch::Sender<Option<u64>>,
     next_request: AtomicU64,
 }
@@ -102,6 +106,8 @@ struct State<H: Handler> {
     trying_since: Option<Instant>,
     /// Connected, but nothing comes.
     is_silent: bool,
+    /// It was connected, or should have been by now.
+    is_doubtful: bool,
     last_error: String,
 }
 
@@ -132,9 +138,11 @@ impl<H: Handler> Link<H> {
                 failures: 0,
                 trying_since: None,
                 is_silent: false,
+                is_doubtful: false,
                 last_error: "not connected yet".into(),
             }),
             wanted: Notify::new(),
+            vouched: Notify::new(),
             up: watch::channel(None).0,
             next_request: AtomicU64::new(1),
         });
@@ -142,11 +150,12 @@ impl<H: Handler> Link<H> {
         link
     }
 
-    /// False if the node could not be reached, or not yet in a time that should have sufficed, or is silent.
+    /// False if the node could not be reached, or not yet in a time that should have sufficed, or its connection was lost, or
+    /// it is silent.
     pub fn may_be_up(&self) -> bool {
         let state = self.state.lock();
         let patient = || state.trying_since.is_none_or(|since| since.elapsed() < CONNECT_PATIENCE);
-        (state.live.is_some() && !state.is_silent) || (state.failures == 0 && patient())
+        if state.live.is_some() { !state.is_silent } else { !state.is_doubtful && patient() }
     }
 
     /// The present connection.
@@ -162,6 +171,15 @@ impl<H: Handler> Link<H> {
             state.trying_since = Some(Instant::now());
             drop(state);
             self.wanted.notify_one();
+        }
+    }
+
+    /// Another node says that this one works: what was sent to it while it did not is not waited for.
+    pub fn vouch(&self) {
+        let state = self.state.lock();
+        if state.is_wanted && state.live.is_none() {
+            drop(state);
+            self.vouched.notify_one();
         }
     }
 
@@ -284,21 +302,48 @@ async fn run<H: Handler>(link: Arc<Link<H>>, handler: Arc<H>) {
             link.wanted.notified().await;
             continue;
         }
-        match connect(&link).await {
+        match connect_soon(&link).await {
             Ok((sender, receiver, connection)) => {
                 pause = PAUSE_MIN;
                 serve(&link, &handler, sender, receiver, connection).await;
             }
             Err(error) => {
                 link.become_unreachable(&error);
-                tokio::time::sleep(pause).await;
+                let _slept_or_vouched = tokio::time::timeout(pause, link.vouched.notified()).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
     }
 }
 
-async fn connect<H: Handler>(link: &Link<H>) -> net::Result<(FrameSender, FrameReceiver, net::Connection)> {
+type Channel = (FrameSender, FrameReceiver, net::Connection);
+
+/// One attempt, and another beside it when somebody says that the node works: a handshake whose first datagrams met a dead node
+/// repeats them at growing intervals only.
+async fn connect_soon<H: Handler>(link: &Arc<Link<H>>) -> net::Result<Channel> {
+    let mut attempts = JoinSet::new();
+    attempts.spawn(connect(link.clone()));
+    let mut newest = Instant::now();
+    loop {
+        tokio::select! {
+            ended = attempts.join_next() => match ended {
+                Some(Ok(Err(_))) if !attempts.is_empty() => {}
+                Some(Ok(result)) => return result,
+                Some(Err(_)) | None => return Err(net::Error::Lost("the attempt to connect was ended".into())),
+            },
+            () = link.vouched.notified() => {
+                if newest.elapsed() >= ATTEMPT_INTERVAL {
+                    let attempt = tokio::time::timeout(CONNECT_PATIENCE, connect(link.clone()));
+                    let too_long = net::Error::Lost("no answer to another attempt to connect".into());
+                    attempts.spawn(async move { attempt.await.unwrap_or(Err(too_long)) });
+                    newest = Instant::now();
+                }
+            }
+        }
+    }
+}
+
+async fn connect<H: Handler>(link: Arc<Link<H>>) -> net::Result<Channel> {
     let address = &link.node.address;
     let failed = |source| net::Error::Resolve { address: address.clone(), source };
     let mut addresses = tokio::net::lookup_host(address.as_str()).await.map_err(failed)?;
@@ -392,7 +437,7 @@ impl<H: Handler> Link<H> {
         }
         state.generation += 1;
         state.failures = 0;
-        state.is_silent = false;
+        (state.is_silent, state.is_doubtful) = (false, false);
         let generation = Generation(state.generation);
         state.live = Some(Live { generation, sender, connection });
         drop(state);
@@ -420,6 +465,7 @@ impl<H: Handler> Link<H> {
         let mut state = self.state.lock();
         state.live = None;
         state.trying_since = Some(Instant::now());
+        state.is_doubtful = true;
         state.last_error = why.to_owned();
         // Dropping the calls tells their callers.
         let calls = std::mem::take(&mut state.calls);
@@ -431,6 +477,7 @@ impl<H: Handler> Link<H> {
     fn become_unreachable(&self, error: &net::Error) {
         let mut state = self.state.lock();
         state.failures = state.failures.saturating_add(1);
+        state.is_doubtful = true;
         state.last_error = error.to_string();
         let first = state.failures == 1;
         drop(state);

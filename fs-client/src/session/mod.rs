@@ -50,9 +50,9 @@ use route::{Route, Seen};
 use shared::{Expect, Group, Shared, Stream};
 use window::Turn;
 
-/// Pause between attempts; doubles up to the second.
+/// Pause between attempts; doubles up to the second. While a group elects a primary many ask, but nobody shall be late for it.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Attempts in a row that news may cause without a pause. Replicas that name each other would else be asked all the time.
 const EAGER_MAX: u32 = 2;
 /// A replica that takes nothing says so at once.
@@ -376,6 +376,9 @@ impl Engine {
         let news = self.shared.groups.get(&group).is_some_and(|known| known.route.lock().learn_primary(primary));
         if news {
             self.choose_stream(group);
+        }
+        if let Some(link) = self.links.get(primary) {
+            link.vouch();
         }
         news
     }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 
 use metadata::codec::{decode_op, decode_to_node, encode_to_client};
 use metadata::footprint::key_dirent;
@@ -29,24 +29,34 @@ struct World {
     ca: ClusterCa,
     nodes: Vec<NodeInfo>,
     endpoints: Vec<Endpoint>,
-    idle_timeout: Duration,
+    /// What endpoints are other than usual.
+    tune: fn(&mut EndpointConfig),
 }
 
 impl World {
     fn new() -> World {
-        let (ca, idle_timeout) = (ClusterCa::create("test").unwrap(), Duration::from_secs(5));
-        World { ca, nodes: Vec::new(), endpoints: Vec::new(), idle_timeout }
+        let ca = ClusterCa::create("test").unwrap();
+        World { ca, nodes: Vec::new(), endpoints: Vec::new(), tune: |_| {} }
     }
 
     /// Starts a node that follows a script.
     fn node(&mut self, number: u32, region: &str, script: Script) {
-        let name = format!("n{number}");
-        let identity = self.ca.issue(Role::Node, &name).unwrap();
-        let mut config = EndpointConfig::node((Ipv4Addr::LOCALHOST, 0).into(), identity);
-        config.tuning.idle_timeout = self.idle_timeout;
-        let endpoint = Endpoint::bind(config).unwrap();
-        let address = format!("127.0.0.1:{}", endpoint.local_addr().port());
+        let port = self.serve(number, 0, script);
+        self.know(number, region, port);
+    }
+
+    fn know(&mut self, number: u32, region: &str, port: u16) {
+        let (name, address) = (format!("n{number}"), format!("127.0.0.1:{port}"));
         self.nodes.push(NodeInfo { number: ReplicaId(number), name, region: region.into(), address });
+    }
+
+    /// Gives the port.
+    fn serve(&mut self, number: u32, port: u16, script: Script) -> u16 {
+        let identity = self.ca.issue(Role::Node, &format!("n{number}")).unwrap();
+        let mut config = EndpointConfig::node((Ipv4Addr::LOCALHOST, port).into(), identity);
+        (self.tune)(&mut config);
+        let endpoint = Endpoint::bind(config).unwrap();
+        let port = endpoint.local_addr().port();
         self.endpoints.push(endpoint.clone());
         let script = Arc::new(Mutex::new(script));
         tokio::spawn(async move {
@@ -65,6 +75,7 @@ impl World {
                 });
             }
         });
+        port
     }
 
     fn client(&self, deadline: Duration) -> Arc<Engine> {
@@ -80,7 +91,7 @@ impl World {
         change(&mut config);
         let identity = self.ca.issue(Role::Client, "c").unwrap();
         let mut endpoint = EndpointConfig::client(identity);
-        endpoint.tuning.idle_timeout = self.idle_timeout;
+        (self.tune)(&mut endpoint);
         Engine::start(config, &Endpoint::bind(endpoint).unwrap()).unwrap()
     }
 }
@@ -135,7 +146,7 @@ async fn update_follows_the_hint_to_the_primary() {
 async fn nobody_waits_for_a_silent_node_while_others_live() {
     let mut world = World::new();
     // Its connection would last.
-    world.idle_timeout = Duration::from_secs(120);
+    world.tune = |config| config.tuning.idle_timeout = Duration::from_secs(120);
     let (go, may_go) = std::sync::mpsc::channel::<()>();
     let frozen = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     {
@@ -161,6 +172,39 @@ async fn nobody_waits_for_a_silent_node_while_others_live() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     frozen.shutdown_background();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_that_another_one_names_is_connected_to_although_it_was_dead() {
+    let mut world = World::new();
+    // What has met a dead node is not repeated, and not given up either.
+    world.tune = |config| {
+        config.tuning.initial_rtt = PATIENT;
+        config.limits.handshake_timeout = 10 * PATIENT;
+    };
+    let dead = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = dead.local_addr().unwrap().port();
+    world.know(1, "here", port);
+    let (asked, was_asked) = tokio::sync::oneshot::channel();
+    let mut asked = Some(asked);
+    let redirect = move |message: ToNode| {
+        let is_update = matches!(message.body, Request::Update { .. } | Request::OpenSession { .. });
+        asked.take_if(|_| is_update).into_iter().for_each(|asked| _ = asked.send(()));
+        Some(vec![reply(message.request, Reply::NotPrimary { group: G, primary: Some(ReplicaId(1)) })])
+    };
+    world.node(2, "there", Box::new(redirect));
+    let engine = world.client(PATIENT);
+    let update = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.update(an_update()).await }
+    });
+    was_asked.await.unwrap();
+    let mut datagram = [0; 2048];
+    assert!(dead.recv(&mut datagram).unwrap() > 0, "it was tried");
+    drop(dead);
+    let execute = |message: ToNode| ordinary(&message).or_else(|| Some(vec![updated(message.request, 7)]));
+    world.serve(1, port, Box::new(execute));
+    assert_eq!(update.await.unwrap().unwrap(), Ok(Done::Nothing));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
