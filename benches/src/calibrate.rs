@@ -12,16 +12,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use metadata::codec;
 use metadata::op::{FsOp, NewNode};
-use metadata::protocol::{Request, ToClient, ToNode};
+use metadata::protocol::{Request, ToNode};
 use metadata::read::ReadOp;
 use multicast::command::Command;
 use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
 use multicast::{Config, Time};
+use net::wan::{Matrix, Wan, WanSide};
 use net::{ChannelKind, ClusterCa, Endpoint, EndpointConfig, Role};
+use rustix::thread::{CpuSet, sched_getcpu as getcpu, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Error, Result};
-use crate::world::{Input, Member, Ticket, root};
+use crate::world::{Input, Link, Member, Ticket, root};
 
 /// Commands of the cores' measurement, in batches as a busy node has them.
 const COMMANDS: u64 = 20_000;
@@ -30,6 +32,8 @@ const WAKES: usize = 20_000;
 const FRAME_LEN: usize = 200;
 const ROUND_TRIPS: usize = 5_000;
 const PIPELINE: usize = 256;
+/// One way of an emulated distance, long enough for processors to fall asleep meanwhile.
+const EMULATED: Duration = Duration::from_micros(3_500);
 const FLUSHES: usize = 300;
 const FLUSH_LEN: usize = 4096;
 const KIND: ChannelKind = ChannelKind::new(200, 1);
@@ -52,12 +56,16 @@ pub struct Cores {
 /// Messages over the transport.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Messages {
-    /// CPU of a lone frame at one end, waking included.
+    /// CPU of a lone frame at one end.
     pub lone_us: f64,
     /// CPU of a frame among many, at one end.
     pub frame_us: f64,
     /// Half of a lone round trip.
     pub one_way_us: f64,
+    /// CPU of holding a frame, as the emulation of distances does.
+    pub hold_us: f64,
+    /// How much later than asked for it lets go of one.
+    pub hold_late_us: f64,
 }
 
 fn cpu_us() -> f64 {
@@ -97,12 +105,12 @@ pub fn cores() -> Result<Cores> {
     };
     for _ in 0..50 {
         now = now.after_ms(100);
-        member.core.handle_timeout(now);
+        member.begin_turn(now)?;
         settle(&mut member, now, &mut found)?;
     }
     let session = SessionId(7);
     let open = Request::OpenSession { group, session, label: String::new() };
-    member.take(now, Input::Request(Ticket { mount: 0, request: 0 }, open));
+    member.take(now, Input::Request(Ticket { mount: Link(0), request: 0 }, open));
     settle(&mut member, now, &mut found)?;
     found = Cores::default();
     let mut codecs = 0.0;
@@ -128,7 +136,7 @@ pub fn cores() -> Result<Cores> {
         let request = codec::decode_to_node(&bytes).map_err(failed)?;
         let decoded = cpu_us();
         codecs += decoded - begun;
-        member.take(now, Input::Request(Ticket { mount: 0, request: sequence }, request.body));
+        member.take(now, Input::Request(Ticket { mount: Link(0), request: sequence }, request.body));
         found.order += cpu_us() - decoded;
         if sequence.is_multiple_of(BATCH) {
             now = now.after_ms(1);
@@ -142,9 +150,10 @@ pub fn cores() -> Result<Cores> {
     let begun = cpu_us();
     for number in 1..=COMMANDS {
         let op = ReadOp::Lookup { parent: root().ino, name: format!("file-{number}").into() };
-        let reply = member.read(Ticket { mount: 0, request: number }, &VectorClock::new(), op)?;
-        let Some(body) = reply else { return Err(Error::Broken("a read waits for nothing".into())) };
-        let bytes = codec::encode_to_client(&ToClient::Reply { request: number, body });
+        let ticket = Ticket { mount: Link(0), request: number };
+        let answer = member.read(now, ticket, session, &VectorClock::new(), op)?;
+        let [message] = answer.as_slice() else { return Err(Error::Broken("a read waits for nothing".into())) };
+        let bytes = codec::encode_to_client(message);
         codec::decode_to_client(&bytes).map_err(failed)?;
     }
     found.read = (cpu_us() - begun) / count;
@@ -154,11 +163,27 @@ pub fn cores() -> Result<Cores> {
     Ok(found)
 }
 
-/// How long it takes until a sleeping thread runs, in microseconds.
+/// How long it takes until a sleeping thread runs, in microseconds: with idle processors, and with one that both share.
 ///
 /// # Errors
 /// If a thread dies.
-pub fn wake() -> Result<f64> {
+pub fn wake() -> Result<(f64, f64)> {
+    let on = |shared: bool| {
+        let both = std::thread::spawn(move || {
+            if shared {
+                let mut one = CpuSet::new();
+                one.set(getcpu());
+                sched_setaffinity(None, &one).map_err(failed)?;
+            }
+            ping_pong()
+        });
+        both.join().map_err(|_| Error::Broken("a thread died".into()))?
+    };
+    Ok((on(false)?, on(true)?))
+}
+
+/// Half a round trip between two threads.
+fn ping_pong() -> Result<f64> {
     let (there, back) = (mpsc::sync_channel::<()>(1), mpsc::sync_channel::<()>(1));
     let other = std::thread::spawn(move || {
         while there.1.recv().is_ok() {
@@ -184,11 +209,23 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Frames over the transport on the loopback.
+/// Frames over the transport on the loopback, and with an emulated distance.
 ///
 /// # Errors
 /// If there is no loopback.
 pub fn messages() -> Result<Messages> {
+    let direct = over_the_transport(None)?;
+    let far = over_the_transport(Some(EMULATED))?;
+    let held = [EMULATED; 2].iter().map(Duration::as_secs_f64).sum::<f64>() * 1e6;
+    Ok(Messages {
+        // There and back again: two are held, and four ends are at work.
+        hold_us: (2.0 * (far.lone_us - direct.lone_us)).max(0.0),
+        hold_late_us: (far.one_way_us - held / 2.0 - direct.one_way_us).max(0.0),
+        ..direct
+    })
+}
+
+fn over_the_transport(hold: Option<Duration>) -> Result<Messages> {
     let authority = ClusterCa::create("calibration").map_err(failed)?;
     let node = authority.issue(Role::Node, "node").map_err(failed)?;
     let client = authority.issue(Role::Client, "client").map_err(failed)?;
@@ -206,21 +243,28 @@ pub fn messages() -> Result<Messages> {
         }
     });
     let found = asking.block_on(async {
-        let endpoint = Endpoint::bind(EndpointConfig::client(client)).map_err(failed)?;
+        let mut config = EndpointConfig::client(client);
+        if let Some(hold) = hold {
+            let text = format!("regions a b\noneway a b {0}us\noneway b a {0}us\npath 0\n", hold.as_micros());
+            let wan = Wan::fixed(Matrix::parse(&text).map_err(failed)?);
+            config.wan = Some(WanSide::client(wan, "a", vec![(address, "b".into())]));
+        }
+        let rounds = if hold.is_some() { ROUND_TRIPS / 50 } else { ROUND_TRIPS };
+        let endpoint = Endpoint::bind(config).map_err(failed)?;
         let connection = endpoint.connect(address, "node").await.map_err(failed)?;
         let (sender, mut receiver) = connection.open(KIND).await.map_err(failed)?;
         let frame = Bytes::from(vec![7; FRAME_LEN]);
-        let mut each = Vec::with_capacity(ROUND_TRIPS);
+        let mut each = Vec::with_capacity(rounds);
         let begun = cpu_us();
-        for _ in 0..ROUND_TRIPS {
+        for _ in 0..rounds {
             let asked = Instant::now();
             sender.send(frame.clone()).await.map_err(failed)?;
             receiver.recv().await.map_err(failed)?;
             each.push(asked.elapsed().as_secs_f64() * 1e6);
         }
-        let lone_us = (cpu_us() - begun) / ROUND_TRIPS as f64 / 4.0;
+        let lone_us = (cpu_us() - begun) / rounds as f64 / 4.0;
         let begun = cpu_us();
-        let rounds = ROUND_TRIPS * 4 / PIPELINE;
+        let rounds = rounds * 4 / PIPELINE;
         for _ in 0..rounds {
             for _ in 0..PIPELINE {
                 sender.send(frame.clone()).await.map_err(failed)?;
@@ -229,8 +273,8 @@ pub fn messages() -> Result<Messages> {
                 receiver.recv().await.map_err(failed)?;
             }
         }
-        let frame_us = (cpu_us() - begun) / (rounds * PIPELINE) as f64 / 4.0;
-        Ok(Messages { lone_us, frame_us, one_way_us: median(&mut each) / 2.0 })
+        let frame_us = (cpu_us() - begun) / (rounds * PIPELINE).max(1) as f64 / 4.0;
+        Ok(Messages { lone_us, frame_us, one_way_us: median(&mut each) / 2.0, ..Messages::default() })
     });
     asking.shutdown_timeout(Duration::from_millis(200));
     serving.shutdown_timeout(Duration::from_millis(200));
@@ -281,9 +325,11 @@ mod tests {
     fn everything_can_be_measured() {
         let cores = cores().unwrap();
         assert!([cores.order, cores.execute, cores.read, cores.request].iter().all(|&cost| cost > 0.0), "{cores:?}");
-        assert!(wake().unwrap() > 0.0);
+        let (idle, busy) = wake().unwrap();
+        assert!(idle > 0.0 && busy > 0.0);
         let messages = messages().unwrap();
-        assert!(messages.lone_us > 0.0 && messages.frame_us > 0.0, "{messages:?}");
+        let all = [messages.lone_us, messages.frame_us, messages.hold_us, messages.hold_late_us];
+        assert!(all.iter().all(|&cost| cost > 0.0), "{messages:?}");
         assert!(flushes(tempfile::tempdir().unwrap().path()).unwrap().0 > 0.0);
     }
 }

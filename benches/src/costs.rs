@@ -36,8 +36,10 @@ pub struct Machine {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cpu {
-    /// A thread that sleeps is woken.
+    /// A thread that sleeps is woken, with a processor that sleeps, too.
     pub wake: f64,
+    /// … with one that has been busy until now.
+    pub switch: f64,
     /// A batch of frames goes to one peer, or comes while the receiver sleeps: system calls, packet, cryptography.
     pub packet: f64,
     /// Each further frame of a batch, at each end.
@@ -60,12 +62,18 @@ pub struct Cpu {
     pub read: f64,
     /// The log's thread writes a batch.
     pub log_batch: f64,
-    /// One request of the kernel to a mount, with the calling program's part.
+    /// One request of the kernel to a mount that its memory answers, with the calling program's part.
     pub fuse: f64,
-    /// The mount's part of an operation that its memory answers.
-    pub mount_hit: f64,
-    /// The mount's part of an operation that asks a node.
+    /// … and what that takes longer while processors sleep in between.
+    pub fuse_idle: f64,
+    /// One request of the kernel to a mount that asks a node, with the calling program's part.
+    pub fuse_call: f64,
+    /// The mount's part of asking a node, beside the network's.
     pub mount_call: f64,
+    /// The mount takes back what it has lent to the kernel.
+    pub lent: f64,
+    /// The emulation of distances holds a packet. Only where all is emulated on one machine.
+    pub hold: f64,
 }
 
 /// The disk of the log.
@@ -86,6 +94,8 @@ pub struct Disk {
 pub struct Network {
     /// What the path costs each way beside distance and CPU.
     pub path_us: f64,
+    /// How much later than asked for an emulation lets go of a packet.
+    pub hold_late_us: f64,
     /// What a machine can send.
     pub mbit_per_s: f64,
 }
@@ -116,6 +126,7 @@ impl Calibration {
         let cpu = &self.cpu_us;
         let all = [
             cpu.wake,
+            cpu.switch,
             cpu.packet,
             cpu.frame,
             cpu.request,
@@ -128,11 +139,15 @@ impl Calibration {
             cpu.read,
             cpu.log_batch,
             cpu.fuse,
-            cpu.mount_hit,
+            cpu.fuse_idle,
+            cpu.fuse_call,
             cpu.mount_call,
+            cpu.lent,
+            cpu.hold,
             self.disk.flush_us,
             self.disk.flush_tail_us,
             self.network.path_us,
+            self.network.hold_late_us,
         ];
         if all.iter().any(|cost| !cost.is_finite() || *cost < 0.0 || *cost > 1e7) {
             return Err("a cost is negative or beyond ten seconds".into());
@@ -142,6 +157,38 @@ impl Calibration {
             return Err("rates must be positive, and there are 1 to 1024 CPUs".into());
         }
         Ok(())
+    }
+
+    /// Two digits behind the point are more than anybody can measure.
+    pub fn round(&mut self) {
+        let (cpu, disk, network) = (&mut self.cpu_us, &mut self.disk, &mut self.network);
+        for value in [
+            &mut cpu.wake,
+            &mut cpu.switch,
+            &mut cpu.packet,
+            &mut cpu.frame,
+            &mut cpu.request,
+            &mut cpu.turn,
+            &mut cpu.message,
+            &mut cpu.order,
+            &mut cpu.execute,
+            &mut cpu.store_batch,
+            &mut cpu.store_update,
+            &mut cpu.read,
+            &mut cpu.log_batch,
+            &mut cpu.fuse,
+            &mut cpu.fuse_idle,
+            &mut cpu.fuse_call,
+            &mut cpu.mount_call,
+            &mut cpu.lent,
+            &mut cpu.hold,
+            &mut disk.flush_us,
+            &mut disk.flush_tail_us,
+            &mut network.path_us,
+            &mut network.hold_late_us,
+        ] {
+            *value = (*value * 100.0).round() / 100.0;
+        }
     }
 
     /// As a file, with a word on units.

@@ -13,7 +13,16 @@ const LOCAL_RTT_MS: f64 = 0.2;
 #[derive(Clone, Debug)]
 pub struct Distances {
     names: Vec<String>,
-    one_way: Vec<Vec<(u64, u64)>>,
+    one_way: Vec<Vec<Way>>,
+}
+
+/// One direction.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    delay_ns: u64,
+    jitter_ns: u64,
+    /// What an emulation adds to the real path; nothing if it sends at once.
+    hold_ns: u64,
 }
 
 impl Distances {
@@ -48,7 +57,11 @@ impl Distances {
         let names: Vec<String> = names.into_iter().take(regions).collect();
         let shape = |a: &String, b: &String| {
             let delay = matrix.one_way(a, b).unwrap_or(Duration::ZERO);
-            (delay.as_nanos() as u64, matrix.jitter(a, b).as_nanos() as u64)
+            Way {
+                delay_ns: delay.as_nanos() as u64,
+                jitter_ns: matrix.jitter(a, b).as_nanos() as u64,
+                hold_ns: matrix.hold(delay).as_nanos() as u64,
+            }
         };
         let one_way = names.iter().map(|a| names.iter().map(|b| shape(a, b)).collect()).collect();
         Ok(Distances { names, one_way })
@@ -59,7 +72,10 @@ impl Distances {
             return Err(Error::Invalid(format!("a round trip of {rtt_ms} ms")));
         }
         let half = |rtt_ms: f64| (rtt_ms * 500_000.0) as u64;
-        let delay = |a: usize, b: usize| (if a == b { half(LOCAL_RTT_MS) } else { half(rtt_ms) }, 0);
+        let delay = |a: usize, b: usize| {
+            let delay_ns = if a == b { half(LOCAL_RTT_MS) } else { half(rtt_ms) };
+            Way { delay_ns, jitter_ns: 0, hold_ns: if a == b { 0 } else { delay_ns } }
+        };
         let one_way = (0..regions).map(|a| (0..regions).map(|b| delay(a, b)).collect()).collect();
         Ok(Distances { names: (1..=regions).map(|region| format!("region-{region}")).collect(), one_way })
     }
@@ -73,13 +89,19 @@ impl Distances {
     /// Delay of a way.
     #[must_use]
     pub fn one_way_ns(&self, from: usize, to: usize) -> u64 {
-        self.one_way[from][to].0
+        self.one_way[from][to].delay_ns
+    }
+
+    /// For how long an emulation on one machine holds what goes there, beside what the real path takes.
+    #[must_use]
+    pub fn hold_ns(&self, from: usize, to: usize) -> u64 {
+        self.one_way[from][to].hold_ns
     }
 
     /// The most that chance adds to it.
     #[must_use]
     pub fn jitter_ns(&self, from: usize, to: usize) -> u64 {
-        self.one_way[from][to].1
+        self.one_way[from][to].jitter_ns
     }
 }
 

@@ -5,6 +5,17 @@ use std::collections::VecDeque;
 /// A thread's number.
 pub type ThreadId = usize;
 
+/// What it takes until a thread runs its next job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// It runs already.
+    Awake,
+    /// It sleeps, and so does a processor.
+    Idle,
+    /// It sleeps; a processor that is busy comes to it.
+    Busy,
+}
+
 struct Machine {
     idle: usize,
     ready: VecDeque<ThreadId>,
@@ -12,8 +23,8 @@ struct Machine {
 
 struct Thread<J> {
     machine: usize,
-    /// Jobs, each with whether it wakes the thread.
-    jobs: VecDeque<(J, bool)>,
+    /// Jobs, each with what waking the thread for it takes.
+    jobs: VecDeque<(J, Wake)>,
     is_running: bool,
     is_ready: bool,
 }
@@ -45,16 +56,26 @@ impl<J> Machines<J> {
     /// Gives a thread something to do.
     pub fn submit(&mut self, thread: ThreadId, job: J) {
         let found = &mut self.threads[thread];
-        let wakes = !found.is_running && found.jobs.is_empty();
-        found.jobs.push_back((job, wakes));
+        let machine = &self.machines[found.machine];
+        let wake = match found.is_running || !found.jobs.is_empty() {
+            true => Wake::Awake,
+            false if machine.idle > machine.ready.len() => Wake::Idle,
+            false => Wake::Busy,
+        };
+        found.jobs.push_back((job, wake));
         if !found.is_running && !found.is_ready {
             found.is_ready = true;
             self.machines[found.machine].ready.push_back(thread);
         }
     }
 
+    /// True if a CPU of the thread's machine has nothing to do.
+    pub fn has_idle(&self, thread: ThreadId) -> bool {
+        self.machines[self.threads[thread].machine].idle > 0
+    }
+
     /// The next job that a CPU of the thread's machine can begin: thread, job, whether the thread was asleep.
-    pub fn begin(&mut self, thread: ThreadId) -> Option<(ThreadId, J, bool)> {
+    pub fn begin(&mut self, thread: ThreadId) -> Option<(ThreadId, J, Wake)> {
         let machine = &mut self.machines[self.threads[thread].machine];
         if machine.idle == 0 {
             return None;
@@ -62,10 +83,10 @@ impl<J> Machines<J> {
         let next = machine.ready.pop_front()?;
         let found = &mut self.threads[next];
         found.is_ready = false;
-        let (job, wakes) = found.jobs.pop_front()?;
+        let (job, wake) = found.jobs.pop_front()?;
         found.is_running = true;
         machine.idle -= 1;
-        Some((next, job, wakes))
+        Some((next, job, wake))
     }
 
     /// The thread has done its job.

@@ -1,18 +1,21 @@
-//! One replica around the shipped cores, on a store in memory: what the node's group driver does in a turn, without checks.
+//! One replica: the shipped [`ReplicaCore`] on a store in memory, with what its node's thread does around it in a turn, and
+//! the mailbox in front of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use metadata::namespace::{Genesis, genesis};
-use metadata::outcome::{Errno, OpError};
-use metadata::protocol::{Event, Position, Reply, Request, ToClient};
+use metadata::protocol::{Event, Reply, Request, ToClient};
 use metadata::read::ReadOp;
 use metadata::types::TimeNs;
-use metadata::{MemStore, Namespace, Overlay, codec};
-use multicast::command::Key;
-use multicast::core::{Core, Durable, SessionChange};
-use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
-use multicast::{Change, Config, Decline, Entry, Message, OrderState, Output, Refusal, Time, Writes};
+use metadata::{MemStore, Overlay};
+use multicast::core::{Core, Durable, SessionChange, Unhurried};
+use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
+use multicast::{Config, Entry, Message, OrderState, Time, Writes};
+use replica::{
+    Connection, DIGEST_INTERVAL, Front, Interest, Note, Output, Parked, PendingRead, Plain, ReplicaConfig, ReplicaCore,
+    Tell, Verdict,
+};
 
 use crate::error::{Error, Result};
 
@@ -20,14 +23,45 @@ use crate::error::{Error, Result};
 const APPLY_BATCH_MAX: usize = 512;
 /// Bytes of a file that live in the metadata, as in a new volume.
 const INLINE_BYTES_MAX: u32 = 4096;
+/// As in a node.
+const INTEREST_KEYS_MAX: usize = 1_000_000;
+const PARKED_READS_MAX: usize = 10_000;
+/// Longer than any run: sessions of the lab live as long as their world, and its reads wait for as long as it takes.
+const FOREVER_MS: u64 = 24 * 3_600_000;
+/// Inputs that could wait do so until there are that many, as in the node's mailbox.
+const WAITING_MAX: usize = 64;
+/// So long an update waits for others if lately more came together, as in the node's mailbox.
+const COLLECT_NS: u64 = 400_000;
+
+/// A mount's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link(pub usize);
+
+impl Connection for Link {
+    fn number(&self) -> u64 {
+        self.0 as u64
+    }
+
+    fn is_cut_off(&self) -> bool {
+        false
+    }
+}
 
 /// Whom to answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
     /// The mount.
-    pub mount: usize,
+    pub mount: Link,
     /// Its request.
     pub request: u64,
+}
+
+impl replica::Ticket for Ticket {
+    type Client = Link;
+
+    fn client(&self) -> &Link {
+        &self.mount
+    }
 }
 
 /// What comes into a replica's mailbox.
@@ -39,6 +73,56 @@ pub enum Input {
     Persisted(u64),
     /// From a client.
     Request(Ticket, Request),
+}
+
+impl Input {
+    fn is_update(&self) -> bool {
+        matches!(self, Input::Request(_, Request::Update { .. }))
+    }
+
+    /// True if it moves nothing on.
+    fn can_wait(&self, unhurried: Unhurried) -> bool {
+        match self {
+            Input::Persisted(_) => unhurried.persisted,
+            Input::Message(_, Message::Appended { matched, .. }) => *matched <= unhurried.appended_through,
+            Input::Message(..) | Input::Request(..) => false,
+        }
+    }
+}
+
+/// What waits for a replica's next turn, by the rules of the node's mailbox.
+#[derive(Default)]
+struct Mailbox {
+    inputs: Vec<Input>,
+    updates: Vec<Input>,
+    /// When the first of the updates came.
+    since: Option<u64>,
+    /// How many updates come together, lately; in quarters.
+    expected: usize,
+}
+
+impl Mailbox {
+    fn updates_due(&self) -> Option<u64> {
+        let (since, count) = (self.since?, self.updates.len());
+        let is_few = 16 * count < 3 * self.expected && count < WAITING_MAX;
+        Some(if is_few { since + COLLECT_NS } else { since })
+    }
+
+    fn due(&self, now: u64, unhurried: Unhurried) -> Option<u64> {
+        let is_hurried = self.inputs.len() >= WAITING_MAX || !self.inputs.iter().all(|input| input.can_wait(unhurried));
+        if is_hurried { Some(now) } else { self.updates_due() }
+    }
+
+    fn take(&mut self, now: u64) -> Vec<Input> {
+        let mut inputs = std::mem::take(&mut self.inputs);
+        if self.updates_due().is_some_and(|due| due <= now) {
+            let count = 4 * self.updates.len();
+            self.expected = count.max((3 * self.expected + count) / 4);
+            self.since = None;
+            inputs.append(&mut self.updates);
+        }
+        inputs
+    }
 }
 
 /// What leaves a replica at one moment.
@@ -62,31 +146,18 @@ impl Round {
     }
 }
 
-struct ParkedRead {
-    ticket: Ticket,
-    index: LogIndex,
-    effects: LogIndex,
-    op: ReadOp,
-}
-
 /// One replica.
 pub struct Member {
     /// Its group.
     pub group: GroupId,
-    /// The ordering core.
-    pub core: Core,
+    /// What decides.
+    pub core: ReplicaCore<Ticket>,
     store: MemStore,
-    applied: LogIndex,
-    dependencies: VectorClock,
-    locked: BTreeMap<Key, LogIndex>,
-    updates: BTreeMap<CommandId, Ticket>,
-    sessions: BTreeMap<SessionId, Vec<Ticket>>,
-    parked: Vec<ParkedRead>,
-    /// Mounts that are told of every step.
-    subscribers: Vec<usize>,
+    front: Front,
+    interest: Interest<Link>,
+    parked: Parked<Ticket>,
     log: VecDeque<Entry>,
-    /// What waits for its next turn.
-    pub inbox: Vec<Input>,
+    mailbox: Mailbox,
     out: Round,
 }
 
@@ -106,27 +177,61 @@ impl Member {
         store.apply(rows);
         let core = Core::new(now, config, Durable::default(), OrderState::new(group));
         let core = core.map_err(|error| broken(error.to_string()))?;
+        let config = ReplicaConfig {
+            group,
+            session_lease_ms: FOREVER_MS,
+            batch_entries_max: APPLY_BATCH_MAX,
+            digest_interval: DIGEST_INTERVAL,
+        };
         Ok(Member {
             group,
-            core,
+            front: Front::of(core.order()),
+            core: ReplicaCore::new(config, core),
             store,
-            applied: LogIndex::ZERO,
-            dependencies: VectorClock::new(),
-            locked: BTreeMap::new(),
-            updates: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            parked: Vec::new(),
-            subscribers: Vec::new(),
+            interest: Interest::new(group, INTEREST_KEYS_MAX),
+            parked: Parked::new(PARKED_READS_MAX),
             log: VecDeque::new(),
-            inbox: Vec::new(),
+            mailbox: Mailbox::default(),
             out: Round::default(),
         })
+    }
+
+    /// The ordering core.
+    #[must_use]
+    pub fn ordering(&self) -> &Core {
+        self.core.ordering()
     }
 
     /// The log has been applied up to here.
     #[must_use]
     pub fn applied(&self) -> LogIndex {
-        self.applied
+        self.front.applied
+    }
+
+    /// Puts something into the mailbox.
+    pub fn put(&mut self, now_ns: u64, input: Input) {
+        if input.is_update() {
+            self.mailbox.since.get_or_insert(now_ns);
+            self.mailbox.updates.push(input);
+        } else {
+            self.mailbox.inputs.push(input);
+        }
+    }
+
+    /// When what waits in the mailbox is worth a turn, if anything is.
+    #[must_use]
+    pub fn mail_due(&self, now_ns: u64) -> Option<u64> {
+        self.mailbox.due(now_ns, self.ordering().unhurried())
+    }
+
+    /// What is worth a turn now, and whatever waits beside it.
+    pub fn take_mail(&mut self, now_ns: u64) -> Vec<Input> {
+        self.mailbox.take(now_ns)
+    }
+
+    /// The process is gone.
+    pub fn drop_mail(&mut self) {
+        self.mailbox = Mailbox::default();
     }
 
     /// Takes in one thing; true if it was a client's command.
@@ -142,23 +247,30 @@ impl Member {
     fn request(&mut self, now: Time, ticket: Ticket, request: Request) -> bool {
         match request {
             Request::OpenSession { session, .. } => {
-                self.sessions.entry(session).or_default().push(ticket);
-                self.core.handle_session(now, SessionChange::Open(session));
+                self.core.handle_session(now, SessionChange::Open(session), ticket);
             }
             Request::Update { command, .. } => {
-                self.updates.insert(command.id, ticket);
-                self.core.handle_submit(now, Arc::new(command));
+                self.core.handle_update(now, Arc::new(command), ticket);
                 return true;
             }
-            // Sessions of the lab live as long as their world.
+            // Sessions of the lab live as long as their world; streams and reads go past the thread.
             Request::CloseSession { .. }
             | Request::KeepAlive { .. }
             | Request::Status
             | Request::Members
-            | Request::Operate(_) => {}
-            Request::Subscribe { .. } | Request::Read { .. } => {}
+            | Request::Operate(_)
+            | Request::Subscribe { .. }
+            | Request::Read { .. } => {}
         }
         false
+    }
+
+    /// All that came is in: what is due.
+    ///
+    /// # Errors
+    /// If the state is damaged.
+    pub fn begin_turn(&mut self, now: Time) -> Result<()> {
+        self.core.handle_turn(now, &self.store).map_err(|error| Error::Broken(error.to_string()))
     }
 
     /// Does what the core says.
@@ -166,7 +278,7 @@ impl Member {
     /// # Errors
     /// If it says what it never may.
     pub fn outputs(&mut self, now: Time) -> Result<Round> {
-        while let Some(output) = self.core.poll_output() {
+        while let Some(output) = self.core.poll_output(now) {
             match output {
                 Output::Persist { token, writes } => {
                     let bytes = self.log(writes);
@@ -174,17 +286,6 @@ impl Member {
                     self.out.persist = Some((token, before + bytes));
                 }
                 Output::Send { to, message } => self.out.sends.push((to, message)),
-                Output::Reply(reply) => self.settle(reply)?,
-                Output::Declined { id, reason } => {
-                    if let Some(ticket) = self.updates.remove(&id) {
-                        self.tell(ticket, declined(self.group, reason));
-                    }
-                }
-                Output::SessionDeclined { session, reason } => {
-                    for ticket in self.sessions.remove(&session).unwrap_or_default() {
-                        self.tell(ticket, declined(self.group, reason));
-                    }
-                }
                 Output::ReadLog { from, bytes_max } => {
                     let entries = self.read_log(from, bytes_max);
                     self.core.handle_log_read(now, entries);
@@ -192,9 +293,14 @@ impl Member {
                 Output::SendSnapshot { to, .. } => {
                     return Err(Error::Broken(format!("{to} of {} lacks a log that nobody cut", self.group)));
                 }
-                Output::Event(event) => self.note(event)?,
+                Output::Serve(read) => self.serve(read)?,
+                Output::Primary(primary) => self.front.primary = primary,
+                Output::Progress => self.core.tell_progress(&self.front, &mut self.interest),
+                Output::Quarantine(why) => return Err(Error::Broken(format!("{}: {why}", self.group))),
+                Output::Note(note) => self.note(note)?,
             }
         }
+        self.tell();
         Ok(std::mem::take(&mut self.out))
     }
 
@@ -229,28 +335,27 @@ impl Member {
         entries
     }
 
-    fn note(&mut self, event: multicast::Event) -> Result<()> {
+    fn note(&self, note: Note) -> Result<()> {
         use multicast::Event;
-        match event {
-            Event::BecameFollower { primary } => {
-                let group = self.group;
-                let updates = std::mem::take(&mut self.updates).into_values();
-                let sessions = std::mem::take(&mut self.sessions).into_values().flatten();
-                for ticket in updates.chain(sessions).collect::<Vec<_>>() {
-                    self.tell(ticket, Reply::NotPrimary { group, primary });
-                }
-                Ok(())
+        let group = self.group;
+        let broken = |problem: String| Err(Error::Broken(problem));
+        match note {
+            Note::Ordering(Event::IgnoredMessage { from, reason }) => {
+                broken(format!("{group} ignored a message of {from:?}: {reason}"))
             }
-            Event::IgnoredMessage { from, reason } => {
-                Err(Error::Broken(format!("{} ignored a message of {from:?}: {reason}", self.group)))
+            Note::Ordering(Event::FollowerBeyondHelp { replica, from }) => {
+                broken(format!("{replica} of {group} lacks the log from {from}"))
             }
-            Event::FollowerBeyondHelp { replica, from } => {
-                Err(Error::Broken(format!("{replica} of {} lacks the log from {from}", self.group)))
+            Note::Ordering(Event::Expelled { .. } | Event::DiskReplaced { .. } | Event::Contradicted { .. }) => {
+                broken(format!("the members of {group} changed by themselves"))
             }
-            Event::Expelled { .. } | Event::DiskReplaced { .. } | Event::Contradicted { .. } => {
-                Err(Error::Broken(format!("the members of {} changed by themselves", self.group)))
-            }
-            Event::PeerMembers { .. } | Event::BecamePrimary { .. } | Event::BecameReady { .. } => Ok(()),
+            Note::SessionExpired(session) => broken(format!("{group} closed {session:?}")),
+            Note::Ordering(
+                Event::PeerMembers { .. }
+                | Event::BecamePrimary { .. }
+                | Event::BecameReady { .. }
+                | Event::BecameFollower { .. },
+            ) => Ok(()),
         }
     }
 
@@ -259,141 +364,84 @@ impl Member {
     /// # Errors
     /// If the state is damaged.
     pub fn apply(&mut self, now: Time) -> Result<usize> {
-        let broken = |error: metadata::Error| Error::Broken(error.to_string());
-        let overlay = Overlay::new(&self.store).map_err(broken)?;
-        let mut namespace = Namespace::open(self.group, overlay).map_err(broken)?;
-        let mut batch = Vec::new();
-        let mut locks_changed = false;
-        while batch.len() < APPLY_BATCH_MAX {
-            let Some(applied) = self.core.apply_next(now, &mut namespace) else { break };
-            locks_changed |= match &applied.change {
-                Change::Locked(_) | Change::Aborted(_) => true,
-                Change::Executed(command) => command.is_multi_group(),
-                _ => false,
-            };
-            batch.push(applied);
+        let step = self.core.execute(now, &self.store, &mut Plain).map_err(|error| Error::Broken(error.to_string()))?;
+        let Some(mut step) = step else { return Ok(0) };
+        let before = self.front.applied;
+        self.store.apply(std::mem::take(&mut step.writes));
+        self.core.publish(step, &mut self.front, &mut self.interest);
+        self.tell();
+        let ready = self.parked.take_ready(now, self.front.applied, &mut |told| say(&mut self.out, told));
+        for read in ready {
+            self.serve(read)?;
         }
-        if batch.is_empty() {
-            return Ok(0);
-        }
-        if let Some(error) = namespace.failure() {
-            return Err(Error::Broken(error.to_string()));
-        }
-        let writes = namespace.into_store().into_writes();
-        self.store.apply(writes);
-        let order = self.core.order_mut();
-        order.drain_changes();
-        self.applied = order.applied();
-        self.dependencies.clone_from(order.depends_on());
-        if locks_changed {
-            self.locked.clear();
-            for (key, index, _) in self.core.order().changing_locks() {
-                let first = self.locked.entry(key).or_insert(index);
-                *first = index.min(*first);
-            }
-        }
-        let count = batch.len();
-        self.publish(batch)?;
-        Ok(count)
+        Ok(usize::try_from(self.front.applied.0 - before.0).unwrap_or(usize::MAX))
     }
 
-    /// Events first, then replies, then reads that waited.
-    fn publish(&mut self, batch: Vec<multicast::Applied>) -> Result<()> {
-        for &mount in &self.subscribers {
-            let event =
-                Event { settled: self.core.order().executed_through(), ..Event::quiet(self.group, self.applied) };
-            self.out.tells.push((mount, ToClient::Event(event)));
+    fn tell(&mut self) {
+        while let Some(told) = self.core.poll_tell() {
+            say(&mut self.out, told);
         }
-        for applied in batch {
-            let dependencies = self.dependencies.clone();
-            let position = Position { index: applied.index, dependencies, ..Position::default() };
-            if let Change::SessionOpened(session) = applied.change {
-                for ticket in self.sessions.remove(&session).unwrap_or_default() {
-                    self.tell(ticket, Reply::Session(position.clone()));
-                }
-            }
-            if let Some(reply) = applied.reply {
-                self.settle(reply)?;
-            }
-        }
-        for read in std::mem::take(&mut self.parked) {
-            match self.answer(&read)? {
-                Some(reply) => self.tell(read.ticket, reply),
-                None => self.parked.push(read),
-            }
-        }
-        Ok(())
     }
 
-    fn settle(&mut self, reply: multicast::Reply) -> Result<()> {
-        let Some(ticket) = self.updates.remove(&reply.id) else { return Ok(()) };
-        let body = match reply.result {
-            Ok(outcome) => {
-                let outcome = codec::decode_outcome(&outcome).map_err(|error| Error::Broken(error.to_string()))?;
-                let dependencies = self.core.order().depends_on().clone();
-                let position = Position { index: reply.index, dependencies, ..Position::default() };
-                Reply::Updated { outcome, position, is_noted: false, elsewhere: reply.elsewhere }
-            }
-            Err(rejection) => refused(rejection.by, rejection.reason),
-        };
-        self.tell(ticket, body);
-        Ok(())
-    }
-
-    fn tell(&mut self, ticket: Ticket, body: Reply) {
-        self.out.tells.push((ticket.mount, ToClient::Reply { request: ticket.request, body }));
+    fn serve(&mut self, read: PendingRead<Ticket>) -> Result<()> {
+        let mut out = std::mem::take(&mut self.out.tells);
+        let served = self.answer(read, &mut out);
+        self.out.tells = out;
+        served
     }
 
     /// Answers a read at once if that is possible, as the node's network thread does; else it is parked until a turn.
     ///
     /// # Errors
     /// If the state is damaged.
-    pub fn read(&mut self, ticket: Ticket, clock: &VectorClock, op: ReadOp) -> Result<Option<Reply>> {
+    pub fn read(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        session: SessionId,
+        clock: &VectorClock,
+        op: ReadOp,
+    ) -> Result<Vec<ToClient>> {
         let (index, effects) = (clock.index(self.group), clock.effects(self.group));
-        let read = ParkedRead { ticket, index, effects, op };
-        let reply = self.answer(&read)?;
-        if reply.is_none() {
-            self.parked.push(read);
-        }
-        Ok(reply)
+        let read = PendingRead { ticket, session, index, effects, op, deadline: now.after_ms(FOREVER_MS) };
+        let mut out = Vec::new();
+        self.answer(read, &mut out)?;
+        Ok(out.into_iter().map(|(_, message)| message).collect())
     }
 
-    fn answer(&self, read: &ParkedRead) -> Result<Option<Reply>> {
-        let blocks = |keys: &[Key], effects: LogIndex| {
-            !self.locked.is_empty() && keys.iter().any(|key| self.locked.get(key).is_some_and(|&at| at <= effects))
+    fn answer(&mut self, read: PendingRead<Ticket>, out: &mut Vec<(usize, ToClient)>) -> Result<()> {
+        let keys = read.op.keys();
+        let verdict = if self.front.holds_back(&read, &keys) {
+            Verdict::Wait
+        } else {
+            let result = metadata::answer::read(&self.store, self.group, &read.op);
+            let result = result.map_err(|error| Error::Broken(error.to_string()))?;
+            read.conclude(self.group, (&self.front, &self.front), |_| false, keys, result)
         };
-        if self.applied < read.index || blocks(&read.op.keys(), read.effects) {
-            return Ok(None);
+        let Verdict::Answer(body, noted) = verdict else {
+            let behind = self.parked.park(read, &self.front);
+            return behind.map_or(Ok(()), |_| Err(Error::Broken("too many reads wait".into())));
+        };
+        if let Some(keys) = noted {
+            let tell = &mut |link: &Link, event: Event| out.push((link.0, ToClient::Event(event)));
+            self.interest.note(read.session, &read.ticket.mount, &keys, self.front.applied, tell);
         }
-        let result = metadata::answer::read(&self.store, self.group, &read.op);
-        let mut result = result.map_err(|error| Error::Broken(error.to_string()))?;
-        let missing = matches!(result, Err(OpError::Errno(Errno::StaleHandle)));
-        if missing && blocks(&read.op.keys_if_missing(self.group), read.effects) {
-            return Ok(None);
-        }
-        if let Ok(answer) = &mut result {
-            let effects = read.effects.max(self.dependencies.effects(self.group));
-            answer.detach(|key| blocks(&[key], effects));
-        }
-        let dependencies = self.dependencies.clone();
-        let position = Position { index: self.applied, dependencies, ..Position::default() };
-        Ok(Some(Reply::Read { result, position }))
+        out.push((read.ticket.mount.0, reply(read.ticket, body)));
+        Ok(())
     }
 
-    /// Starts to tell a mount of every step.
-    pub fn subscribe(&mut self, mount: usize) {
-        if !self.subscribers.contains(&mount) {
-            self.subscribers.push(mount);
-        }
+    /// Starts a session's stream.
+    pub fn subscribe(&mut self, session: SessionId, mount: usize) {
+        self.interest.subscribe(session, Link(mount));
     }
 
     /// Forgets the log that nobody needs.
     pub fn housekeep(&mut self) {
-        let keep = self.core.truncatable_below().min(self.applied);
+        let keep = self.core.log_needed_from(self.front.applied);
         let holds = |entry: Option<&Entry>| entry.map(|entry| entry.index);
         let (first, last) = (holds(self.log.front()), holds(self.log.back()));
         if first.is_some_and(|first| first < keep) && last.is_some_and(|last| last >= keep) {
-            self.core.truncate_below(keep);
+            self.core.handle_trimmed(keep);
             while self.log.front().is_some_and(|entry| entry.index < keep) {
                 self.log.pop_front();
             }
@@ -401,24 +449,13 @@ impl Member {
     }
 }
 
-fn declined(group: GroupId, reason: Decline) -> Reply {
-    let unavailable = |group, why: &str| Reply::Unavailable { group, why: why.into() };
-    match reason {
-        Decline::NotPrimary { hint } => Reply::NotPrimary { group, primary: hint },
-        Decline::NotReady => unavailable(group, "not up to date yet"),
-        Decline::Overloaded => unavailable(group, "too much is under way"),
-        Decline::Unavailable { group } => unavailable(group, "the group does not answer"),
-        Decline::WrongGroup => Reply::Invalid("the group is no destination".into()),
-        Decline::Malformed => Reply::Invalid("the destinations make no sense".into()),
-        Decline::Refused(reason) => refused(group, reason),
-    }
+fn reply(ticket: Ticket, body: Reply) -> ToClient {
+    ToClient::Reply { request: ticket.request, body }
 }
 
-fn refused(by: GroupId, reason: Refusal) -> Reply {
-    match reason {
-        Refusal::UnknownSession => Reply::UnknownSession { group: by },
-        Refusal::StaleSequence => Reply::Invalid("stale".into()),
-        Refusal::BeyondWindow => Reply::Invalid("too many unacknowledged".into()),
-        Refusal::IdReused => Reply::Invalid("the id was used".into()),
-    }
+fn say(out: &mut Round, told: Tell<Ticket>) {
+    out.tells.push(match told {
+        Tell::Reply(ticket, body) => (ticket.mount.0, reply(ticket, body)),
+        Tell::Event(link, event) => (link.0, ToClient::Event(event)),
+    });
 }

@@ -18,9 +18,9 @@ use bytes::Bytes;
 use multicast::Time;
 use multicast::ids::{GroupId, ReplicaId};
 
-use self::cpu::{Machines, ThreadId};
+use self::cpu::{Machines, ThreadId, Wake};
 use self::member::Round;
-pub(crate) use self::member::{Input, Member, Ticket};
+pub(crate) use self::member::{Input, Link, Member, Ticket};
 pub(crate) use self::mount::root;
 use self::mount::{Client, Dirs, Mount};
 use crate::costs::Calibration;
@@ -80,8 +80,14 @@ pub(crate) enum Job {
     Turn(usize),
     /// A node's log is written; then it is flushed.
     Log(usize),
-    /// The kernel, the program and the mount begin an operation.
+    /// The program, the kernel and the mount's threads towards it: requests that memory answers.
     Fuse(usize),
+    /// … and those that the program does not wait for: how many, and whether the kernel is told of a change.
+    Late(u32, bool),
+    /// A mount asks a node.
+    Call(usize),
+    /// The emulated network holds a batch of frames.
+    Hold,
 }
 
 pub(crate) enum Event {
@@ -89,6 +95,8 @@ pub(crate) enum Event {
     Arrive(Box<Frame>),
     Leave(usize, Box<Round>),
     Flushed(usize),
+    /// A replica's thread has flushed by itself.
+    FlushedHere(usize),
     Timer(usize),
     Begin(usize),
     Again(usize, u64),
@@ -140,6 +148,21 @@ pub(crate) struct Node {
     is_logging: bool,
 }
 
+/// What the thread of a replica is about to do.
+#[derive(Clone, Copy, Default)]
+struct MemberThread {
+    /// It runs, or is about to.
+    woken: bool,
+    /// Its turn ended before everything was done.
+    more: bool,
+    /// Its timer.
+    timer: u64,
+    /// It flushes by itself: the token, and how many bytes.
+    flushes: Option<(u64, usize)>,
+    /// It goes on after that.
+    resumed: bool,
+}
+
 /// Everything.
 pub struct World<'a> {
     point: &'a Point,
@@ -155,9 +178,14 @@ pub struct World<'a> {
     members: Vec<Member>,
     member_at: Vec<(usize, ThreadId)>,
     member_of: BTreeMap<(GroupId, ReplicaId), usize>,
-    woken: Vec<bool>,
-    timers: Vec<u64>,
+    threads: Vec<MemberThread>,
+    /// The voters.
     groups: BTreeMap<GroupId, Vec<ReplicaId>>,
+    /// Who only follows.
+    learners: BTreeMap<GroupId, Vec<ReplicaId>>,
+    left_to_add: BTreeMap<GroupId, Vec<ReplicaId>>,
+    /// Where an emulated network does its work, if the network is emulated.
+    emulation: Option<ThreadId>,
     mounts: Vec<Mount>,
     clients: Vec<Client>,
     dirs: Dirs,
@@ -231,6 +259,7 @@ impl World<'_> {
             Event::Arrive(frame) => self.arrive(frame),
             Event::Leave(node, round) => self.leave(node, round),
             Event::Flushed(node) => self.flushed(node),
+            Event::FlushedHere(member) => self.flushed_here(member),
             Event::Timer(member) => self.wake_for_timer(member),
             Event::Begin(client) => self.begin(client),
             Event::Again(client, attempt) => {
@@ -256,25 +285,30 @@ impl World<'_> {
     }
 
     fn dispatch(&mut self, thread: ThreadId) {
-        while let Some((thread, job, wakes)) = self.machines.begin(thread) {
-            let wake = if wakes { self.costs.cpu_us.wake } else { 0.0 };
-            let (cost_us, job) = self.start(job, wakes);
-            let cost = ns(wake + cost_us);
-            self.after(cost, Event::Finished(thread, job));
+        while let Some((thread, job, wake)) = self.machines.begin(thread) {
+            let is_idle = self.machines.has_idle(thread);
+            let (cost_us, job) = self.start(job, wake, is_idle);
+            self.after(ns(cost_us), Event::Finished(thread, job));
         }
     }
 
     /// What a job costs. A replica's turn happens at its start; everything else at its end.
-    fn start(&mut self, job: Job, wakes: bool) -> (f64, Job) {
+    fn start(&mut self, job: Job, wake: Wake, is_idle: bool) -> (f64, Job) {
         let cpu = &self.costs.cpu_us;
+        let waking = match wake {
+            Wake::Awake => 0.0,
+            Wake::Idle => cpu.wake,
+            Wake::Busy => cpu.switch,
+        };
         let cost = match &job {
             Job::Arrived(frame) => {
-                let packet = if wakes { cpu.packet } else { 0.0 };
+                let packet = if wake == Wake::Awake { 0.0 } else { cpu.packet };
                 packet
                     + match &frame.load {
                         Load::Peer(messages) => messages.len() as f64 * cpu.frame,
                         Load::Request(_, false) => cpu.frame + cpu.request,
-                        Load::Request(_, true) => cpu.frame + 2.0 * cpu.request + cpu.read + cpu.packet,
+                        // Answered in the same go.
+                        Load::Request(_, true) => 2.0 * (cpu.frame + cpu.request) + cpu.read,
                         Load::Told(messages) => messages.len() as f64 * (cpu.frame + cpu.request),
                     }
             }
@@ -288,12 +322,17 @@ impl World<'_> {
             }
             Job::Turn(member) => {
                 let member = *member;
-                return (self.turn(member), job);
+                // The end of a flush wakes it, and is measured with that.
+                let waking = if self.threads[member].resumed { 0.0 } else { waking };
+                return (self.turn(member, waking), job);
             }
             Job::Log(_) => cpu.log_batch,
-            Job::Fuse(client) => self.fuse_cost(*client),
+            Job::Fuse(client) => return (self.fuse_cost(*client, waking, is_idle), job),
+            Job::Late(requests, is_told) => f64::from(*requests) * cpu.fuse + if *is_told { cpu.lent } else { 0.0 },
+            Job::Call(_) => cpu.mount_call + cpu.packet + cpu.frame,
+            Job::Hold => return (cpu.hold, job),
         };
-        (cost, job)
+        (waking + cost, job)
     }
 
     fn complete(&mut self, job: Job) {
@@ -302,7 +341,9 @@ impl World<'_> {
             Job::Post(node, round) => self.post(node, *round),
             Job::Turn(member) => self.after_turn(member),
             Job::Log(node) => self.begin_flush(node),
-            Job::Fuse(client) => self.ask(client),
+            Job::Fuse(client) => self.served(client),
+            Job::Call(client) => self.call(client),
+            Job::Late(..) | Job::Hold => {}
         }
     }
 
@@ -330,7 +371,17 @@ impl World<'_> {
         let wire = (bytes as f64 * 8_000.0 / self.costs.network.mbit_per_s) as u64;
         let sent = self.sent_until.entry(from).or_default();
         *sent = (*sent).max(self.now) + wire;
-        let mut at = *sent + self.distances.one_way_ns(a, b) + ns(self.costs.network.path_us);
+        let mut at = *sent + ns(self.costs.network.path_us);
+        at += match self.emulation {
+            None => self.distances.one_way_ns(a, b),
+            Some(thread) => {
+                let hold = self.distances.hold_ns(a, b);
+                if hold > 0 {
+                    self.submit(thread, Job::Hold);
+                }
+                hold + if hold > 0 { ns(self.costs.network.hold_late_us) } else { 0 }
+            }
+        };
         let jitter = self.distances.jitter_ns(a, b);
         if jitter > 0 {
             at += self.random.below(jitter);
@@ -357,8 +408,8 @@ impl World<'_> {
             Fault::None => {}
             Fault::PrimaryDies => {
                 let group = GroupId(1);
-                let primary = self.members.iter().find(|member| member.group == group && member.core.is_ready());
-                let id = primary.and_then(|member| member.core.primary());
+                let primary = self.members.iter().find(|member| member.group == group && member.ordering().is_ready());
+                let id = primary.and_then(|member| member.ordering().primary());
                 if let Some(&node) = id.and_then(|id| self.node_of.get(&id)) {
                     self.nodes[node].up = false;
                 }

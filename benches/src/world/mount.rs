@@ -103,6 +103,13 @@ impl Mount {
 /// One thing that an operation asks for.
 #[derive(Clone, Debug)]
 pub enum Step {
+    /// Requests of the kernel that the mount's memory answers.
+    Kernel {
+        /// How many.
+        requests: u32,
+        /// Before them the program is told the outcome of the step before.
+        returns: bool,
+    },
     /// A question.
     Read(GroupId, ReadOp),
     /// An update.
@@ -156,6 +163,8 @@ pub struct Doing {
     pub leaves: Leaves,
     /// The newest inode that an update has told of.
     pub told: Option<NodeRef>,
+    /// Requests of the kernel for whose answers the program does not wait.
+    pub late: u32,
 }
 
 /// One application: it does one thing at a time.
@@ -213,15 +222,9 @@ impl Client {
     /// Begins what it wants, or what must be there before: `own` and `other` are the directories at both ends.
     pub fn plan(&mut self, now: u64, size: usize, own: NodeRef, dir: NodeRef) -> Option<Doing> {
         let (op, scope, group) = self.wants?;
-        let doing = |op, steps: Vec<Step>, leaves, prepares| Doing {
-            op,
-            scope,
-            steps: steps.into(),
-            since: now,
-            prepares,
-            command: None,
-            leaves,
-            told: None,
+        let doing = |op, steps: Vec<Step>, leaves, prepares| {
+            let (steps, late) = through_the_kernel(op, group, steps);
+            Doing { op, scope, steps, since: now, prepares, command: None, leaves, told: None, late }
         };
         let create = |name: &Bytes, parent: NodeRef| {
             let (name, node) = (name.clone(), NewNode::File);
@@ -281,6 +284,36 @@ impl Client {
             }
         }
     }
+}
+
+/// What the kernel asks of the mount around the steps that need a node: as counted on a mount, with files two directories
+/// below it, or one in the global subtree. Each name of a path is looked up each time.
+fn through_the_kernel(op: Op, group: GroupId, steps: Vec<Step>) -> (VecDeque<Step>, u32) {
+    let names = if group == GroupId::GLOBAL { 2 } else { 3 };
+    // Requests before the first step and after each step, and those that nobody waits for.
+    let (before, after, late): (u32, &[u32], u32) = match op {
+        // The names, OPEN, READ, FLUSH; RELEASE.
+        Op::Reread => (names + 3, &[], 1),
+        // The directories' names | the own name | GETATTR, OPEN | READ | FLUSH; RELEASE.
+        Op::Read => (names - 1, &[2, 1], 1),
+        // The directories' names | the own name | GETATTR.
+        Op::Stat => (names - 1, &[1], 0),
+        // The names | CREATE | GETATTR, GETXATTR, WRITE | FLUSH; RELEASE.
+        Op::Create => (names, &[3, 0], 1),
+        // The names, OPEN, GETXATTR, WRITE | FLUSH; RELEASE.
+        Op::Write => (names + 3, &[0], 1),
+        // The names | SETATTR, MKDIR.
+        Op::Chmod | Op::Mkdir => (names, &[0], 0),
+        // The names | UNLINK; FORGET.
+        Op::Unlink => (names, &[0], 1),
+        // Both paths' names | RENAME.
+        Op::Rename | Op::Move => (2 * names, &[0], 0),
+    };
+    let mut all = VecDeque::from([Step::Kernel { requests: before, returns: false }]);
+    for (at, step) in steps.into_iter().enumerate() {
+        all.extend([step, Step::Kernel { requests: after.get(at).copied().unwrap_or(0), returns: true }]);
+    }
+    (all, late)
 }
 
 fn rename(file: &File, to_parent: NodeRef, to_name: Bytes) -> Step {

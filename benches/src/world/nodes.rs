@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use metadata::codec;
-use metadata::protocol::{Reply, Request, ToClient};
+use metadata::protocol::{Request, ToClient};
 use multicast::Message;
 use multicast::ids::{GroupId, ReplicaId};
 
-use super::member::{Input, Round, Ticket};
+use super::member::{Input, Link, Round, Ticket};
 use super::{End, Event, Frame, Job, Load, MS, World, ns};
 use crate::error::Error;
 
@@ -42,13 +42,36 @@ impl World<'_> {
 
     /// Puts something into a replica's mailbox, and wakes its thread.
     fn give(&mut self, member: usize, input: Input) {
-        let (node, thread) = self.member_at[member];
-        if !self.nodes[node].up {
+        if !self.nodes[self.member_at[member].0].up {
             return;
         }
-        self.members[member].inbox.push(input);
-        if !std::mem::replace(&mut self.woken[member], true) {
-            self.submit(thread, Job::Turn(member));
+        self.members[member].put(self.now, input);
+        self.rest(member);
+    }
+
+    /// Lets a replica's thread take its next turn.
+    pub(crate) fn wake(&mut self, at: usize) {
+        if !std::mem::replace(&mut self.threads[at].woken, true) {
+            self.submit(self.member_at[at].1, Job::Turn(at));
+        }
+    }
+
+    /// Lets a thread that has nothing to do sleep until something is worth waking it.
+    pub(crate) fn rest(&mut self, at: usize) {
+        if self.threads[at].woken {
+            return;
+        }
+        let member = &self.members[at];
+        let mail = member.mail_due(self.now);
+        let timeout = member.core.poll_timeout().map(|due| due.0.saturating_sub(super::EPOCH_NS));
+        let Some(due) = mail.into_iter().chain(timeout).min() else { return };
+        if due <= self.now {
+            return self.wake(at);
+        }
+        let timer = &mut self.threads[at].timer;
+        if *timer > due || *timer <= self.now {
+            *timer = due;
+            self.after(due - self.now, Event::Timer(at));
         }
     }
 
@@ -60,7 +83,7 @@ impl World<'_> {
         if !self.nodes[node].up {
             return;
         }
-        let ticket = Ticket { mount, request: request.request };
+        let ticket = Ticket { mount: Link(mount), request: request.request };
         let id = self.nodes[node].id;
         let group = match &request.body {
             Request::OpenSession { group, .. }
@@ -74,45 +97,54 @@ impl World<'_> {
             return self.broke(Error::Broken(format!("{id} was asked for {group}")));
         };
         match request.body {
-            Request::Subscribe { .. } => self.members[member].subscribe(mount),
-            Request::Read { clock, op, .. } => match self.members[member].read(ticket, &clock, op) {
-                Ok(Some(reply)) => self.answer(node, ticket, reply),
-                Ok(None) => {}
-                Err(error) => self.broke(error),
-            },
+            Request::Subscribe { session, .. } => self.members[member].subscribe(session, mount),
+            Request::Read { session, clock, op, .. } => {
+                let time = self.time();
+                match self.members[member].read(time, ticket, session, &clock, op) {
+                    Ok(answer) => self.answer(node, mount, &answer),
+                    Err(error) => self.broke(error),
+                }
+            }
             body => self.give(member, Input::Request(ticket, body)),
         }
     }
 
-    fn answer(&mut self, node: usize, ticket: Ticket, body: Reply) {
-        let bytes = codec::encode_to_client(&ToClient::Reply { request: ticket.request, body });
-        self.transmit(End::Node(node), End::Mount(ticket.mount), bytes.len(), Load::Told(vec![bytes]));
+    fn answer(&mut self, node: usize, mount: usize, answer: &[ToClient]) {
+        if answer.is_empty() {
+            return;
+        }
+        let messages: Vec<_> = answer.iter().map(codec::encode_to_client).collect();
+        let bytes = messages.iter().map(bytes::Bytes::len).sum();
+        self.transmit(End::Node(node), End::Mount(mount), bytes, Load::Told(messages));
     }
 
     /// A replica's turn: all that waits, then what the core says, then what is committed; returns what it costs. What
     /// leaves it leaves when the turn has come that far.
-    pub(crate) fn turn(&mut self, at: usize) -> f64 {
+    pub(crate) fn turn(&mut self, at: usize, waking: f64) -> f64 {
         let time = self.time();
         let (node, _) = self.member_at[at];
-        self.woken[at] = false;
         if !self.nodes[node].up {
-            self.members[at].inbox.clear();
+            self.members[at].drop_mail();
             return 0.0;
         }
         let cpu = self.costs.cpu_us.clone();
-        let mut cost = cpu.turn;
-        for input in std::mem::take(&mut self.members[at].inbox) {
+        let resumed = std::mem::replace(&mut self.threads[at].resumed, false);
+        let mut cost = if resumed { 0.0 } else { waking + cpu.turn };
+        for input in self.members[at].take_mail(self.now) {
             let is_command = self.members[at].take(time, input);
             cost += if is_command { cpu.order } else { cpu.message };
         }
-        let member = &mut self.members[at];
-        if member.core.poll_timeout().is_some_and(|due| due <= time) {
-            member.core.handle_timeout(time);
+        if let Err(error) = self.members[at].begin_turn(time) {
+            self.broke(error);
         }
         let mut more = true;
         for _ in 0..ROUNDS_MAX {
             let said = self.members[at].outputs(time);
             let said = self.release(node, at, said, cost);
+            if self.threads[at].flushes.is_some() {
+                cost += cpu.log_batch;
+                break;
+            }
             let applied = match self.members[at].apply(time) {
                 Ok(applied) => applied,
                 Err(error) => {
@@ -129,9 +161,7 @@ impl World<'_> {
                 break;
             }
         }
-        let said = self.members[at].outputs(time);
-        self.release(node, at, said, cost);
-        self.woken[at] |= more;
+        self.threads[at].more = more;
         cost
     }
 
@@ -147,31 +177,51 @@ impl World<'_> {
             return false;
         }
         round.from = at;
+        let found = &mut self.nodes[node];
+        let is_primary = self.members[at].ordering().primary() == Some(found.id);
+        // A follower has nothing better to do than to flush by itself.
+        if !is_primary && !found.is_logging && found.unflushed.is_empty() {
+            self.threads[at].flushes = round.persist.take();
+            found.is_logging = self.threads[at].flushes.is_some();
+        }
         self.after(ns(cost), Event::Leave(node, Box::new(round)));
         true
     }
 
     /// A replica's turn is over.
     pub(crate) fn after_turn(&mut self, at: usize) {
+        if !self.nodes[self.member_at[at].0].up {
+            return;
+        }
+        if let Some((_, bytes)) = self.threads[at].flushes {
+            let took = self.flush_ns(bytes);
+            return self.after(took, Event::FlushedHere(at));
+        }
+        self.threads[at].woken = false;
+        if std::mem::take(&mut self.threads[at].more) {
+            return self.wake(at);
+        }
+        self.rest(at);
+    }
+
+    /// A replica's thread goes on behind its own flush.
+    pub(crate) fn flushed_here(&mut self, at: usize) {
         let (node, thread) = self.member_at[at];
+        let Some((token, _)) = self.threads[at].flushes.take() else { return };
         if !self.nodes[node].up {
             return;
         }
-        if self.woken[at] {
-            return self.submit(thread, Job::Turn(at));
-        }
-        let Some(due) = self.members[at].core.poll_timeout() else { return };
-        let due = due.0.saturating_sub(super::EPOCH_NS).max(self.now);
-        if self.timers[at] > due || self.timers[at] <= self.now {
-            self.timers[at] = due;
-            self.after(due - self.now, Event::Timer(at));
-        }
+        self.nodes[node].is_logging = false;
+        let time = self.time();
+        self.members[at].take(time, Input::Persisted(token));
+        self.threads[at].resumed = true;
+        self.submit(thread, Job::Turn(at));
+        self.log_on(node);
     }
 
     pub(crate) fn wake_for_timer(&mut self, at: usize) {
-        let (node, thread) = self.member_at[at];
-        if self.timers[at] == self.now && self.nodes[node].up && !std::mem::replace(&mut self.woken[at], true) {
-            self.submit(thread, Job::Turn(at));
+        if self.threads[at].timer == self.now && self.nodes[self.member_at[at].0].up {
+            self.wake(at);
         }
     }
 
@@ -204,10 +254,14 @@ impl World<'_> {
         let written = std::mem::take(&mut self.nodes[node].unflushed);
         let bytes: usize = written.iter().map(|(_, _, bytes)| bytes).sum();
         self.nodes[node].flushing = written.into_iter().map(|(member, token, _)| (member, token)).collect();
+        let took = self.flush_ns(bytes);
+        self.after(took, Event::Flushed(node));
+    }
+
+    fn flush_ns(&mut self, bytes: usize) -> u64 {
         let disk = &self.costs.disk;
         let transfer_us = bytes as f64 / (disk.mib_per_s * 1.048_576);
-        let flush_us = disk.flush_us + transfer_us + self.random.exponential(disk.flush_tail_us);
-        self.after(ns(flush_us), Event::Flushed(node));
+        ns(disk.flush_us + transfer_us + self.random.exponential(disk.flush_tail_us))
     }
 
     pub(crate) fn flushed(&mut self, node: usize) {
@@ -265,7 +319,7 @@ impl World<'_> {
         let index = self.members[at].applied().0;
         let now = self.now + cost;
         let region = self.nodes[self.member_at[at].0].region;
-        if region == 0 && self.members[at].core.is_ready() {
+        if region == 0 && self.members[at].ordering().is_ready() {
             self.recorder.executed.insert(index, now);
         } else if self.is_far(at) {
             // Everything up to this index is executed here now; batches need not end alike.
@@ -276,9 +330,9 @@ impl World<'_> {
         }
     }
 
-    /// The first of the replicas in the far region.
+    /// The replica in the far region.
     fn is_far(&self, at: usize) -> bool {
-        let far = self.groups.get(&GroupId(1)).and_then(|voters| voters.get(3));
+        let far = self.learners.get(&GroupId(1)).and_then(|learners| learners.first());
         far.is_some_and(|id| self.member_of.get(&(GroupId(1), *id)) == Some(&at))
     }
 

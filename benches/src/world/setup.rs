@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use bytes::Bytes;
 use metadata::op::{FsOp, NewNode};
 use metadata::types::NodeRef;
-use multicast::Config;
-use multicast::ids::{GroupId, ReplicaId};
+use multicast::ids::{GroupId, Incarnation, ReplicaId};
+use multicast::{ChangeRefused, Config, MemberChange};
 
 use super::cpu::Machines;
 use super::member::Member;
 use super::mount::{Client, Doing, Leaves, Mount, Step, root};
-use super::{EPOCH_NS, Event, HOUSEKEEP_NS, MS, Node, World};
+use super::{EPOCH_NS, Event, HOUSEKEEP_NS, MS, MemberThread, Node, World};
 use crate::costs::Calibration;
 use crate::distances::Distances;
 use crate::error::{Error, Result};
@@ -19,6 +19,8 @@ use crate::random::Random;
 use crate::spec::{Fault, Op, Ordering, Point, Scope};
 use crate::stats::Recorder;
 
+/// Between two tries to have a learner taken in.
+const LEARN_NS: u64 = 100 * MS;
 /// Threads of a mount that serve the kernel.
 const FUSE_THREADS: usize = 2;
 /// Regions with a voter of the global group, at most.
@@ -56,12 +58,17 @@ fn voters(point: &Point) -> Voters {
         let own = (0..point.voters).map(|at| node_id(region, at)).collect();
         groups.insert(group_of(region), own);
     }
-    if point.far_readers > 0 {
-        let last = point.regions - 1;
-        groups.entry(group_of(0)).or_default().extend([node_id(last, 0), node_id(last, 1)]);
-    }
     groups
 }
+
+/// Who follows a group without being asked to agree: for far readers, the node of their region that leads nothing.
+fn learners(point: &Point) -> Voters {
+    let far = (point.far_readers > 0).then(|| (group_of(0), vec![node_id(point.regions - 1, point.voters - 1)]));
+    far.into_iter().collect()
+}
+
+/// The disk of a replica that is added later.
+const ADDED: Incarnation = Incarnation(1);
 
 /// The group of a region's subtree.
 pub(super) fn group_of(region: usize) -> GroupId {
@@ -88,9 +95,11 @@ impl<'a> World<'a> {
             members: Vec::new(),
             member_at: Vec::new(),
             member_of: BTreeMap::new(),
-            woken: Vec::new(),
-            timers: Vec::new(),
+            threads: Vec::new(),
             groups: voters(point),
+            learners: learners(point),
+            left_to_add: learners(point),
+            emulation: None,
             mounts: Vec::new(),
             clients: Vec::new(),
             dirs: BTreeMap::new(),
@@ -107,6 +116,7 @@ impl<'a> World<'a> {
             finished: false,
         };
         let shared = point.one_machine.then(|| world.machines.add_machine(costs.machine.cpus));
+        world.emulation = shared.map(|machine| world.machines.add_thread(machine));
         world.add_nodes(shared, seed)?;
         world.add_mounts(shared, seed);
         world.begin_script();
@@ -125,9 +135,14 @@ impl<'a> World<'a> {
                 let (net, log) = (self.machines.add_thread(machine), self.machines.add_thread(machine));
                 let (id, number) = (node_id(region, at), self.nodes.len());
                 let mut members = Vec::new();
-                for (&group, _) in groups.iter().filter(|(_, voters)| voters.contains(&id)) {
+                let learners = self.learners.clone();
+                let hosts = |group: &GroupId, members: &Voters| members.get(group).is_some_and(|all| all.contains(&id));
+                for &group in groups.keys().filter(|group| hosts(group, &groups) || hosts(group, &learners)) {
                     let member = self.members.len();
                     let mut config = Config::new(group, id, groups.clone());
+                    if hosts(&group, &learners) {
+                        config.incarnation = ADDED;
+                    }
                     config.seed = Random::new(seed, 1_000 + member as u64).next();
                     config.classic = self.point.ordering == Ordering::Classic;
                     // The preferred primary takes over at once, else experiments begin with chance's choice.
@@ -136,8 +151,7 @@ impl<'a> World<'a> {
                     let thread = self.machines.add_thread(machine);
                     self.member_at.push((number, thread));
                     self.member_of.insert((group, id), member);
-                    self.woken.push(false);
-                    self.timers.push(0);
+                    self.threads.push(MemberThread::default());
                     members.push(member);
                 }
                 self.node_of.insert(id, number);
@@ -155,9 +169,8 @@ impl<'a> World<'a> {
             }
         }
         for member in self.nodes.iter().flat_map(|node| node.members.clone()).collect::<Vec<_>>() {
-            self.after_turn(member);
+            self.rest(member);
         }
-        self.after(HOUSEKEEP_NS, Event::Housekeep);
         Ok(())
     }
 
@@ -206,8 +219,34 @@ impl<'a> World<'a> {
         self.after(2_000 * MS, Event::Begin(0));
     }
 
+    /// Has the next learner taken in; false once there is none left.
+    fn add_learner(&mut self) -> Result<bool> {
+        let Some((&group, _)) = self.left_to_add.first_key_value() else { return Ok(false) };
+        let Some(&replica) = self.left_to_add.get(&group).and_then(|left| left.last()) else {
+            self.left_to_add.remove(&group);
+            return Ok(true);
+        };
+        let time = self.time();
+        let found = self.members.iter().position(|member| member.group == group && member.ordering().is_ready());
+        let Some(primary) = found else { return Ok(true) };
+        let change = MemberChange::AddLearner { replica, incarnation: ADDED };
+        match self.members[primary].core.change_membership(time, change) {
+            Ok(_) => drop(self.left_to_add.get_mut(&group).and_then(Vec::pop)),
+            // Soon.
+            Err(ChangeRefused::NotReady | ChangeRefused::UnderWay) => {}
+            Err(refused) => return Err(Error::Broken(refused.to_string())),
+        }
+        self.wake(primary);
+        Ok(true)
+    }
+
     /// The next directory; when all are there applications begin.
     pub(super) fn next_dir(&mut self) {
+        match self.add_learner() {
+            Ok(false) => {}
+            Ok(true) => return self.after(LEARN_NS, Event::Begin(0)),
+            Err(error) => return self.broke(error),
+        }
         let Some(next) = self.script.left.pop_front() else { return self.begin_all() };
         self.script.now = Some(next);
         let (asks, region, group) = next;
@@ -228,6 +267,7 @@ impl<'a> World<'a> {
             command: None,
             leaves: Leaves::Nothing,
             told: None,
+            late: 0,
         };
         self.clients[0].doing = Some(doing);
         self.ask(0);
@@ -245,6 +285,8 @@ impl<'a> World<'a> {
     }
 
     fn begin_all(&mut self) {
+        // Not before: who follows from the log's beginning must find it.
+        self.after(HOUSEKEEP_NS, Event::Housekeep);
         // Beyond the time after which the preferred primaries are back.
         let spread = 20 * MS;
         for client in 1..self.clients.len() {

@@ -47,8 +47,7 @@ impl World<'_> {
             scope: client.wants.map_or(Scope::Local, |(_, scope, _)| scope),
             ..doing
         });
-        let fuse = client.fuse;
-        self.submit(fuse, Job::Fuse(at));
+        self.ask(at);
     }
 
     fn choose(&mut self, at: usize, region: usize) -> (Op, Scope, GroupId) {
@@ -76,34 +75,47 @@ impl World<'_> {
         }
     }
 
-    /// What the kernel, the program and the mount do for an operation, in microseconds.
-    pub(crate) fn fuse_cost(&self, at: usize) -> f64 {
+    /// What the program, the kernel and the mount's threads towards it do until a node must be asked, or to the end.
+    pub(crate) fn fuse_cost(&self, at: usize, waking: f64, is_idle: bool) -> f64 {
         let cpu = &self.costs.cpu_us;
-        let Some(doing) = &self.clients[at].doing else { return 0.0 };
-        let requests = match doing.op {
-            // LOOKUP, CREATE, WRITE, FLUSH, RELEASE.
-            Op::Create => 5.0,
-            // LOOKUP, OPEN, WRITE or READ, FLUSH, RELEASE.
-            Op::Read | Op::Reread | Op::Write => 5.0,
-            Op::Stat => 1.0,
-            // Look both names up.
-            Op::Rename | Op::Move => 3.0,
-            Op::Mkdir | Op::Chmod | Op::Unlink => 2.0,
-        };
-        let calls = doing.steps.len() as f64;
-        requests * cpu.fuse + if calls > 0.0 { calls * cpu.mount_call } else { cpu.mount_hit }
+        let front = self.clients[at].doing.as_ref().and_then(|doing| doing.steps.front());
+        let Some(Step::Kernel { requests, returns }) = front else { return 0.0 };
+        // The program and the mount take turns, each waking the other one.
+        let turns = if is_idle { cpu.fuse_idle } else { 2.0 * cpu.switch };
+        let returning = if *returns { waking + cpu.fuse_call } else { 0.0 };
+        returning + f64::from(*requests) * (cpu.fuse + turns)
     }
 
-    /// Asks for the next step of an operation, or ends it.
+    /// The kernel's requests have been answered from memory.
+    pub(crate) fn served(&mut self, at: usize) {
+        if let Some(doing) = &mut self.clients[at].doing {
+            doing.steps.pop_front();
+        }
+        self.ask(at);
+    }
+
+    /// Begins the next step of an operation, or ends it.
     pub(crate) fn ask(&mut self, at: usize) {
-        self.clients[at].attempt += 1;
+        let client = &mut self.clients[at];
+        client.attempt += 1;
+        let Some(doing) = &client.doing else { return };
+        let (thread, job) = match doing.steps.front() {
+            None => return self.finish(at),
+            Some(Step::Kernel { .. }) => (client.fuse, Job::Fuse(at)),
+            Some(Step::Read(..) | Step::Update(_) | Step::Fill) => (self.mounts[client.mount].net, Job::Call(at)),
+        };
+        self.submit(thread, job);
+    }
+
+    /// A mount asks a node for the next step.
+    pub(crate) fn call(&mut self, at: usize) {
         let Some(doing) = &mut self.clients[at].doing else { return };
         let size = self.point.size;
         if let (Some(Step::Fill), Some(node)) = (doing.steps.front(), doing.told) {
             doing.steps[0] = write(node, size);
         }
         match doing.steps.front().cloned() {
-            None => self.finish(at),
+            None | Some(Step::Kernel { .. }) => {}
             Some(Step::Fill) => self.broke(Error::Broken("there is no file to fill".into())),
             Some(Step::Read(group, op)) => {
                 let mount = self.clients[at].mount;
@@ -174,8 +186,10 @@ impl World<'_> {
     fn reader(&self, at: usize, group: GroupId) -> ReplicaId {
         let client = &self.clients[at];
         let region = self.mounts[client.mount].region;
+        let learners = self.learners.get(&group).into_iter().flatten();
         let near: Vec<ReplicaId> = self.groups[&group]
             .iter()
+            .chain(learners)
             .copied()
             .filter(|id| self.nodes[self.node_of[id]].region == region && self.nodes[self.node_of[id]].up)
             .collect();
@@ -310,6 +324,13 @@ impl World<'_> {
         let Some(doing) = self.clients[at].doing.take() else { return };
         if at == 0 {
             return self.made_dir(doing.told);
+        }
+        let client = &mut self.clients[at];
+        // What it lent to the kernel has changed.
+        let is_told = matches!(doing.op, Op::Write | Op::Chmod | Op::Rename | Op::Unlink | Op::Move);
+        if doing.late > 0 || is_told {
+            let fuse = client.fuse;
+            self.submit(fuse, Job::Late(doing.late, is_told));
         }
         let client = &mut self.clients[at];
         client.finish(&doing);

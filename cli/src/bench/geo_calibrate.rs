@@ -1,5 +1,6 @@
-//! Measures this machine for the lab: the cores by themselves, then a cluster of one node through a mount.
+//! Measures this machine for the lab: the cores by themselves, then a cluster of one node through a mount, thread by thread.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use geo_bench::calibrate;
 use geo_bench::costs::Calibration;
 use geo_bench::spec::{Op, Point, Scope};
 use geo_bench::stats::Latencies;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use super::geo::{machine, now};
@@ -18,90 +20,120 @@ use crate::exit::{Exit, OrExit, Result};
 
 const REGION: &str = "one";
 const UP_PATIENCE: Duration = Duration::from_secs(60);
-const MEASURED: Duration = Duration::from_secs(3);
+/// Each measurement takes so long, and is repeated so often: medians count.
+const MEASURED: Duration = Duration::from_millis(1_500);
+const ROUNDS: usize = 3;
 const LOADED: usize = 16;
-/// The kernel's clock ticks per second in /proc.
-const TICKS: f64 = 100.0;
 const KNOWN_FILES: usize = 64;
+/// Requests of the kernel when a file two directories below the mount is read again, and when it is overwritten: three names,
+/// OPEN, READ or GETXATTR and WRITE, FLUSH, RELEASE, counted on a mount. Nobody waits for the last one.
+const REREAD_REQUESTS: f64 = 7.0;
+const WRITE_REQUESTS: f64 = 8.0;
+
+/// What was measured.
+pub struct Found {
+    /// The costs.
+    pub costs: Calibration,
+    /// What could not be measured, and stays as it was checked in.
+    pub missing: Vec<String>,
+    /// How well the lab repeats what the costs were taken from.
+    pub checks: Vec<String>,
+}
 
 /// Measures everything that this machine lets be measured; the rest stays as it was checked in, and is told.
-pub fn measure(disk: &Path, mount: bool) -> Result<(Calibration, Vec<String>)> {
+pub fn measure(disk: &Path, mount: bool) -> Result<Found> {
     let mut costs = Calibration::checked_in();
     costs.machine.name = machine();
     costs.machine.date = now();
     costs.machine.cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let cores = calibrate::cores().or_exit(Exit::Failed)?;
     let messages = calibrate::messages().or_exit(Exit::Failed)?;
-    let wake = calibrate::wake().or_exit(Exit::Failed)?;
+    let (idle, busy) = calibrate::wake().or_exit(Exit::Failed)?;
     let (flush, tail) = calibrate::flushes(disk).or_exit(Exit::Failed)?;
     let cpu = &mut costs.cpu_us;
     (cpu.order, cpu.message, cpu.execute) = (cores.order, cores.message, cores.execute);
     (cpu.read, cpu.request) = (cores.read, cores.request);
-    (cpu.wake, cpu.frame) = (wake, messages.frame_us);
-    cpu.packet = (messages.lone_us - messages.frame_us - wake).max(0.0);
-    // What a lone frame takes on its way beside the CPU of both ends.
-    costs.network.path_us = (messages.one_way_us - 2.0 * (cpu.packet + cpu.frame) - wake).max(0.0);
+    (cpu.wake, cpu.switch, cpu.frame, cpu.hold) = (idle, busy.min(idle), messages.frame_us, messages.hold_us);
+    cpu.packet = (messages.lone_us - messages.frame_us).max(0.0);
+    // What a lone frame takes on its way beside the CPU of both ends and the receiver's waking.
+    costs.network.path_us = (messages.one_way_us - 2.0 * messages.lone_us - idle).max(0.0);
+    costs.network.hold_late_us = messages.hold_late_us;
     (costs.disk.flush_us, costs.disk.flush_tail_us) = (flush, tail);
-    let mut notes = Vec::new();
+    let (mut missing, mut checks) = (Vec::new(), Vec::new());
     if !mount {
-        notes.push("no cluster was started: costs of mounts and stores are those that were checked in".into());
-    } else if let Err(failure) = through_a_mount(disk, &mut costs) {
-        notes.push(format!("costs of mounts and stores are those that were checked in: {}", failure.message()));
+        missing.push("no cluster was started: costs of mounts and stores are those that were checked in".into());
+    } else {
+        match through_a_mount(disk, &mut costs) {
+            Ok(told) => checks = told,
+            Err(failure) => {
+                missing
+                    .push(format!("costs of mounts and stores are those that were checked in: {}", failure.message()));
+            }
+        }
     }
-    round(&mut costs);
-    Ok((costs, notes))
-}
-
-fn round(costs: &mut Calibration) {
-    let cpu = &mut costs.cpu_us;
-    for value in [
-        &mut cpu.wake,
-        &mut cpu.packet,
-        &mut cpu.frame,
-        &mut cpu.request,
-        &mut cpu.turn,
-        &mut cpu.message,
-        &mut cpu.order,
-        &mut cpu.execute,
-        &mut cpu.store_batch,
-        &mut cpu.store_update,
-        &mut cpu.read,
-        &mut cpu.log_batch,
-        &mut cpu.fuse,
-        &mut cpu.mount_hit,
-        &mut cpu.mount_call,
-        &mut costs.disk.flush_us,
-        &mut costs.disk.flush_tail_us,
-        &mut costs.network.path_us,
-    ] {
-        *value = (*value * 100.0).round() / 100.0;
-    }
+    costs.round();
+    Ok(Found { costs, missing, checks })
 }
 
 /// What only a whole node and a mount show. One region, one node, no distance: what is compared later is something else.
-fn through_a_mount(disk: &Path, costs: &mut Calibration) -> Result {
+fn through_a_mount(disk: &Path, costs: &mut Calibration) -> Result<Vec<String>> {
     let cluster = Cluster::start(disk)?;
-    // Alone, every thread sleeps between operations; loaded, batches share what each of them costs.
-    let reread = cluster.run(Op::Reread, 1)?;
-    let write = cluster.run(Op::Write, 1)?;
-    let loaded = cluster.run(Op::Write, LOADED)?;
+    let mut rounds = Vec::with_capacity(ROUNDS);
+    for round in 0..ROUNDS {
+        rounds.push((
+            cluster.run(Op::Reread, (1, round))?,
+            cluster.run(Op::Write, (1, round))?,
+            cluster.run(Op::Write, (LOADED, round))?,
+        ));
+    }
+    drop(cluster);
+    let reread = |of: fn(&Measured) -> f64| median(rounds.iter().map(|(reread, ..)| of(reread)));
+    let write = |of: fn(&Measured) -> f64| median(rounds.iter().map(|(_, write, _)| of(write)));
+    let loaded = |of: fn(&Measured) -> f64| median(rounds.iter().map(|(.., loaded)| of(loaded)));
     let cpu = &mut costs.cpu_us;
-    cpu.mount_hit = cpu.request;
-    cpu.fuse = (reread.median_us / 5.0).max(1.0);
-    // The node's CPU of an update alone is its fixed part and its own; among many the fixed part is shared.
-    let own = cpu.order + cpu.execute + cpu.request * 1.5 + 2.0 * cpu.frame;
-    let fixed = 2.0 * cpu.packet + 4.0 * cpu.wake;
-    let shared = LOADED as f64 / 2.0;
-    cpu.store_update = ((loaded.node_cpu_us - own) - (write.node_cpu_us - own) / shared).max(1.0);
-    let rest = (write.node_cpu_us - own - fixed - cpu.store_update).max(0.0);
-    (cpu.turn, cpu.store_batch, cpu.log_batch) = (rest * 0.2, rest * 0.4, rest * 0.4);
-    // What is left of the latency is the mount's.
-    cpu.mount_call = 0.0;
+    cpu.fuse = reread(Measured::face_us) / REREAD_REQUESTS;
+    cpu.fuse_idle = (reread(|found| found.median_us) / (REREAD_REQUESTS - 1.0) - cpu.fuse).max(0.0);
+    cpu.fuse_call = (write(Measured::face_us) - (WRITE_REQUESTS - 1.0) * cpu.fuse).max(cpu.fuse);
+    cpu.lent = write(|found| found.mount.of("fuse-lent").cpu_us);
+    // Alone every thread sleeps in between: a node's network thread takes a packet in and sends one.
+    let own = 2.0 * cpu.frame + 2.0 * cpu.request;
+    cpu.packet = ((write(|found| found.node.of("net").cpu_us) - own) / 2.0).max(cpu.packet);
+    let network = 2.0 * cpu.packet + own + cpu.frame;
+    cpu.mount_call = (write(|found| found.mount.of("globalfs").cpu_us) - network).max(0.0);
+    cpu.log_batch = write(|found| found.node.of("log").cpu_us);
+    // A replica's thread works for each update, and each time that it is woken; among many, fewer wakings are left for each.
+    let (alone, among) = (write(Measured::group_us), loaded(Measured::group_us));
+    let fewer = 1.0 - loaded(Measured::group_wakes) / write(Measured::group_wakes).max(1e-9);
+    let fixed = if fewer > 0.05 { ((alone - among) / fewer).clamp(0.0, alone) } else { 0.0 };
+    cpu.store_update = (alone - fixed - cpu.order - cpu.execute).max(0.0);
+    // Two turns and a write of the store: they cannot be told apart.
+    (cpu.turn, cpu.store_batch) = (fixed / 3.0, fixed / 3.0);
+    // What a whole round trip takes beyond the work of all threads and the flush is waking them.
+    let median_us = write(|found| found.median_us);
+    let asleep = costs.cpu_us.wake;
+    let (_, with) = played(costs, 1)?;
+    costs.cpu_us.wake = 0.0;
+    let (_, without) = played(costs, 1)?;
+    costs.cpu_us.wake = if with > without { asleep * (median_us - without) / (with - without) } else { asleep };
+    costs.cpu_us.wake = costs.cpu_us.wake.clamp(costs.cpu_us.switch, 4.0 * asleep);
+    let (rate, simulated_us) = played(costs, 1)?;
+    let (busy_rate, _) = played(costs, LOADED)?;
+    let check = |what: &str, real: f64, simulated: f64| format!("{what}: real {real:.0}, simulated {simulated:.0}");
+    Ok(vec![
+        check("overwriting 1 KiB, one application, median in µs", median_us, simulated_us),
+        check("… per second", write(|found| found.per_second), rate),
+        check(&format!("{LOADED} applications, per second"), loaded(|found| found.per_second), busy_rate),
+        format!("waking a thread: between two threads {asleep:.1} µs, on the whole way {:.1} µs", costs.cpu_us.wake),
+    ])
+}
+
+/// The same in the lab: operations per second, and the median in microseconds.
+fn played(costs: &Calibration, clients: usize) -> Result<(f64, f64)> {
     let point = Point {
         regions: 1,
         rtt: "lan3".into(),
         voters: 1,
-        clients: 1,
+        clients,
         mounts: 1,
         ops: vec![Op::Write],
         one_machine: true,
@@ -109,10 +141,14 @@ fn through_a_mount(disk: &Path, costs: &mut Calibration) -> Result {
         ..Point::default()
     };
     let played = geo_bench::world::play(&point, costs, 1, &|| false).or_exit(Exit::Failed)?;
-    let simulated = played.as_ref().and_then(|outcome| outcome.of(Op::Write, Scope::Local));
-    let simulated_us = simulated.map_or(0.0, |found| found.latency.p50_ms * 1_000.0);
-    costs.cpu_us.mount_call = (write.median_us - simulated_us).max(0.0);
-    Ok(())
+    let found = played.as_ref().and_then(|outcome| outcome.of(Op::Write, Scope::Local));
+    Ok(found.map_or((0.0, 0.0), |found| (found.per_second, found.latency.p50_ms * 1_000.0)))
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// A cluster of one node with a mount, in a folder of its own.
@@ -121,11 +157,81 @@ struct Cluster {
     folder: PathBuf,
     mount: PathBuf,
     node: i32,
+    mounter: i32,
 }
 
+/// Per operation.
 struct Measured {
     median_us: f64,
-    node_cpu_us: f64,
+    per_second: f64,
+    program_us: f64,
+    node: Threads,
+    mount: Threads,
+}
+
+impl Measured {
+    /// The program, and the mount's threads towards it.
+    fn face_us(&self) -> f64 {
+        self.program_us + self.mount.of("fuser").cpu_us
+    }
+
+    fn group_us(&self) -> f64 {
+        self.node.of("group").cpu_us
+    }
+
+    fn group_wakes(&self) -> f64 {
+        self.node.of("group").wakes
+    }
+}
+
+/// What a thread has used.
+#[derive(Clone, Copy, Default)]
+struct Used {
+    cpu_us: f64,
+    /// How often it went to sleep.
+    wakes: f64,
+}
+
+/// A process's threads by name.
+#[derive(Clone, Default)]
+struct Threads(BTreeMap<String, Used>);
+
+impl Threads {
+    /// As of now, since they began.
+    fn now(process: i32) -> Threads {
+        let mut threads = Threads::default();
+        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return threads };
+        for task in tasks.flatten() {
+            // It may have ended.
+            let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let cpu_ns = read("schedstat").split_whitespace().next().and_then(|word| word.parse::<f64>().ok());
+            let status = read("status");
+            let wakes = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            let used = threads.0.entry(read("comm").trim().to_owned()).or_default();
+            used.cpu_us += cpu_ns.unwrap_or(0.0) / 1e3;
+            used.wakes += wakes.and_then(|word| word.trim().parse().ok()).unwrap_or(0.0);
+        }
+        threads
+    }
+
+    /// What has been used since, for each of so many operations.
+    fn since(&self, before: &Threads, count: f64) -> Threads {
+        let each = self.0.iter().map(|(name, used)| {
+            let before = before.0.get(name).copied().unwrap_or_default();
+            let used = Used { cpu_us: used.cpu_us - before.cpu_us, wakes: used.wakes - before.wakes };
+            (name.clone(), Used { cpu_us: used.cpu_us / count, wakes: used.wakes / count })
+        });
+        Threads(each.collect())
+    }
+
+    /// All whose names begin like this.
+    fn of(&self, name: &str) -> Used {
+        let own = self.0.iter().filter(|(found, _)| found.starts_with(name));
+        own.fold(Used::default(), |sum, (_, used)| Used {
+            cpu_us: sum.cpu_us + used.cpu_us,
+            wakes: sum.wakes + used.wakes,
+        })
+    }
 }
 
 impl Cluster {
@@ -141,7 +247,7 @@ impl Cluster {
             .spawn()
             .context("starting a cluster")?;
         let out = child.stdout.take();
-        let mut cluster = Cluster { child, mount: folder.join("mnt").join(REGION), folder, node: 0 };
+        let mut cluster = Cluster { child, mount: folder.join("mnt").join(REGION), folder, node: 0, mounter: 0 };
         let (told, tells) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut line = String::new();
@@ -153,15 +259,16 @@ impl Cluster {
         let line = tells.recv_timeout(UP_PATIENCE).map_err(|_| anyhow!("a cluster with a mount did not come up"))?;
         let ready: Value =
             serde_json::from_str(&line).map_err(|_| anyhow!("a cluster with a mount did not come up"))?;
-        cluster.node = find_pid(&ready).or_else(|| node_below(cluster.child.id())).unwrap_or(0);
+        let pid = |of| find_pid(&ready, of).ok_or_else(|| anyhow!("it is not known which processes the cluster has"));
+        (cluster.node, cluster.mounter) = (pid("nodes")?, pid("mounts")?);
         Ok(cluster)
     }
 
-    fn run(&self, op: Op, threads: usize) -> Result<Measured> {
-        let folder = self.mount.join(REGION).join(format!("{}-{threads}", op.name()));
+    fn run(&self, op: Op, (threads, round): (usize, usize)) -> Result<Measured> {
+        let folder = self.mount.join(REGION).join(format!("{}-{threads}-{round}", op.name()));
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
-        let before = cpu_of(self.node);
-        let results: Vec<std::io::Result<Latencies>> = std::thread::scope(|scope| {
+        let (node, mount) = (Threads::now(self.node), Threads::now(self.mounter));
+        let results: Vec<std::io::Result<(Latencies, f64)>> = std::thread::scope(|scope| {
             let work = |number: usize| {
                 let folder = &folder;
                 scope.spawn(move || work(op, folder, number))
@@ -170,13 +277,20 @@ impl Cluster {
             let joined = handles.into_iter().map(|handle| handle.join());
             joined.map(|result| result.unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")))).collect()
         });
-        let used_us = (cpu_of(self.node) - before) * 1e6 / TICKS;
-        let mut all = Latencies::default();
+        let (mut all, mut program_us) = (Latencies::default(), 0.0);
         for result in results {
-            all.add(&result.with_context(|| folder.display().to_string())?);
+            let (own, used_us) = result.with_context(|| folder.display().to_string())?;
+            all.add(&own);
+            program_us += used_us;
         }
-        let node_cpu_us = used_us / all.count().max(1) as f64;
-        Ok(Measured { median_us: all.quantile_ms(0.5) * 1_000.0, node_cpu_us })
+        let count = all.count().max(1) as f64;
+        Ok(Measured {
+            median_us: all.quantile_ms(0.5) * 1_000.0,
+            per_second: count / MEASURED.as_secs_f64(),
+            program_us: program_us / count,
+            node: Threads::now(self.node).since(&node, count),
+            mount: Threads::now(self.mounter).since(&mount, count),
+        })
     }
 }
 
@@ -191,14 +305,20 @@ impl Drop for Cluster {
     }
 }
 
-fn work(op: Op, folder: &Path, number: usize) -> std::io::Result<Latencies> {
+/// The calling thread's CPU so far.
+fn own_cpu_us() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
+
+fn work(op: Op, folder: &Path, number: usize) -> std::io::Result<(Latencies, f64)> {
     let bytes = vec![b'x'; 1024];
     let paths: Vec<PathBuf> = (0..KNOWN_FILES).map(|at| folder.join(format!("{number}-{at}"))).collect();
     for path in paths.iter().take(if op == Op::Reread { KNOWN_FILES } else { 1 }) {
         fs::write(path, &bytes)?;
         fs::read(path)?;
     }
-    let mut latencies = Latencies::default();
+    let (mut latencies, begun) = (Latencies::default(), own_cpu_us());
     let until = Instant::now() + MEASURED;
     let mut content = Vec::new();
     for at in 0.. {
@@ -214,29 +334,10 @@ fn work(op: Op, folder: &Path, number: usize) -> std::io::Result<Latencies> {
         }
         latencies.record(since.elapsed().as_nanos() as u64);
     }
-    Ok(latencies)
+    Ok((latencies, own_cpu_us() - begun))
 }
 
-/// The node's process, if what `up` says of itself names it.
-fn find_pid(ready: &Value) -> Option<i32> {
-    let nodes = ready.get("nodes")?.as_array()?;
-    nodes.first()?.get("pid")?.as_i64()?.try_into().ok()
-}
-
-/// … else the child whose command line says that it is one.
-fn node_below(parent: u32) -> Option<i32> {
-    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
-    children.split_whitespace().find_map(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let is_node = line.split(|&byte| byte == 0).any(|word| word == b"node");
-        if is_node { pid.parse().ok() } else { None }
-    })
-}
-
-/// CPU of a process so far, in ticks.
-fn cpu_of(pid: i32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-    ticks(11) + ticks(12)
+/// The first of these processes, as `up` names them.
+fn find_pid(ready: &Value, of: &str) -> Option<i32> {
+    ready.get(of)?.as_array()?.first()?.get("pid")?.as_i64()?.try_into().ok()
 }

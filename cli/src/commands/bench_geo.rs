@@ -250,14 +250,14 @@ fn as_text(report: &Report) -> String {
 
 /// Measures this machine.
 pub fn calibrate(args: &CalibrateArgs) -> Result<Exit> {
-    let (costs, notes) = geo_calibrate::measure(&args.disk, !args.no_mount)?;
-    let text = costs.to_text().or_exit(Exit::Failed)?;
+    let found = geo_calibrate::measure(&args.disk, !args.no_mount)?;
+    let text = found.costs.to_text().or_exit(Exit::Failed)?;
     std::fs::write(&args.out, &text).map_err(|error| anyhow::anyhow!("{}: {error}", args.out.display()))?;
     say_all(&text);
-    for note in &notes {
+    for note in found.missing.iter().chain(&found.checks) {
         tell!("globalfs: {note}");
     }
-    Ok(if notes.is_empty() { Exit::Done } else { Exit::Partly })
+    Ok(if found.missing.is_empty() { Exit::Done } else { Exit::Partly })
 }
 
 /// Compares two runs.

@@ -208,7 +208,8 @@ impl Matrix {
     }
 
     /// How long a datagram is held for a delay: the real path's cost and what is not worth it come off.
-    pub(crate) fn hold(&self, delay: Duration) -> Duration {
+    #[must_use]
+    pub fn hold(&self, delay: Duration) -> Duration {
         let hold = delay.saturating_sub(self.path);
         if hold < self.min_hold { Duration::ZERO } else { hold }
     }
