@@ -138,8 +138,12 @@ pub enum ChangeRefused {
     /// A group without voters is none.
     #[error("it is the group's last voter")]
     LastVoter,
-    /// More than [`VOTERS_MAX`] or [`MEMBERS_MAX`].
-    #[error("the group has as many members as it may have")]
+    /// More than [`VOTERS_MAX`], those that are to become voters counted, or [`MEMBERS_MAX`].
+    #[error(
+        "it would have more than {} voters, those that are to become voters counted, or more than {} members: remove one first",
+        VOTERS_MAX,
+        MEMBERS_MAX
+    )]
     TooMany,
     /// A voter that lacks so much would hold up the group.
     #[error("{behind} entries behind")]
@@ -263,7 +267,9 @@ impl Membership {
                 }
             }
         }
-        match next.is_valid() {
+        // One too many would join for ever: it cannot become what it waits for.
+        let is_one_too_many = next.voters_to_be() > VOTERS_MAX.max(self.voters_to_be());
+        match next.is_valid() && !is_one_too_many {
             true => Ok(next),
             false if next.voters().count() == 0 => Err(ChangeRefused::LastVoter),
             false => Err(ChangeRefused::TooMany),
@@ -282,6 +288,11 @@ impl Membership {
         let survivor = Member { role: MemberRole::Voter, ..survivor };
         let version = (self.version / FORCED_VERSIONS + 1).saturating_mul(FORCED_VERSIONS).min(VERSION_MAX);
         Membership { version, members: std::iter::once(survivor).chain(rejoin).collect() }
+    }
+
+    /// The voters, and those that become voters by themselves.
+    fn voters_to_be(&self) -> usize {
+        self.members.iter().filter(|member| member.role != MemberRole::Learner).count()
     }
 
     fn set_role(&mut self, replica: ReplicaId, role: MemberRole) {
@@ -343,5 +354,41 @@ impl Memberships {
         if let Some((at, membership)) = self.newer.drain(..count).next_back() {
             (self.applied, self.applied_at) = (membership, at);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn members(roles: &[MemberRole]) -> Membership {
+        let member = |(replica, &role)| Member { replica: ReplicaId(replica), incarnation: Incarnation::GENESIS, role };
+        Membership { version: 5, members: (1..).zip(roles).map(member).collect() }
+    }
+
+    #[test]
+    fn nobody_joins_who_could_never_vote() {
+        use MemberRole::{Joining, Learner, Voter};
+        let (replica, incarnation) = (ReplicaId(8), Incarnation(9));
+        let add = MemberChange::AddVoter { replica, incarnation };
+        let follow = MemberChange::AddLearner { replica, incarnation };
+        let full = [[Voter; 7], [Voter, Voter, Voter, Voter, Voter, Voter, Joining]].map(|roles| members(&roles));
+        for full in &full {
+            assert_eq!(full.changed(add), Err(ChangeRefused::TooMany));
+            let with_learner = full.changed(follow).unwrap();
+            for change in [add, MemberChange::Promote { replica }] {
+                assert_eq!(with_learner.changed(change), Err(ChangeRefused::TooMany));
+            }
+            let others_place = MemberChange::Replace { replica: ReplicaId(7), incarnation };
+            assert!(full.changed(others_place).is_ok(), "on a new disk it takes its own place");
+            let one_less = full.changed(MemberChange::Remove { replica: ReplicaId(1) }).unwrap();
+            assert!(one_less.changed(add).is_ok());
+        }
+        assert!(full[1].changed(MemberChange::Promote { replica: ReplicaId(7) }).is_ok());
+        assert!(members(&[Voter, Voter, Voter, Voter, Voter, Voter, Learner]).changed(add).is_ok());
+        // As it could be made before.
+        let too_many = members(&[Voter, Voter, Voter, Voter, Voter, Voter, Voter, Joining, Joining]);
+        assert!(too_many.changed(MemberChange::Remove { replica: ReplicaId(8) }).is_ok());
     }
 }
