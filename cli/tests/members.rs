@@ -144,8 +144,6 @@ fn learner_in_another_region_is_read_there_while_that_is_cut_off_and_leaves_noth
         let subscribers = replica(&cluster, "ap-2", "us")?["subscribers"].as_u64()?;
         (subscribers > 0).then_some(())
     });
-    // Whoever opens files of a group for the first time tells its voters.
-    assert_eq!(text(&newest), content(&newest));
     cluster.cut("ap", "*");
     let folder = cluster.mount("ap").join("us/work");
     let begun = Instant::now();
@@ -255,6 +253,56 @@ fn group_whose_region_is_lost_goes_on_from_its_learner_when_an_operator_says_so(
     check_digests(&cluster);
 }
 
+/// Alters the first batch of a node's log; others follow.
+fn damage_log(cluster: &Cluster, node: &str) {
+    let log = cluster.data().join("nodes").join(node).join("log");
+    let segments = fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path());
+    let segment = segments.min().unwrap();
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[512 + 40] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+}
+
+/// A voter of the group on another disk than that of the founding, as the group's members know it.
+fn is_voter_anew(cluster: &Cluster, node: &str, group: &str) -> Option<()> {
+    let replica = replica(cluster, node, group)?;
+    let is_it = |member: &&Value| member["incarnation"] == replica["incarnation"] && member["role"] == "voter";
+    let log = text(&cluster.data().join(format!("log/{node}.log")));
+    let is_known = replica["members"].as_array()?.iter().any(|member| is_it(&member));
+    (is_known && log.contains("it begins anew, as on a new disk")).then_some(())
+}
+
+#[test]
+fn damaged_nodes_are_what_their_groups_say_and_not_what_the_configuration_says() {
+    let mut cluster = cluster("lan3");
+    let writers = [Writer::start(cluster.mount("us").join("us/work")), Writer::start(cluster.mount("us").join("root"))];
+    cluster.globalfs_ok(&["group", "replace", "us", "us-1", "us-2"]);
+    for node in ["eu-2", "ap-2"] {
+        cluster.globalfs_ok(&["group", "add-voter", "us", node]);
+    }
+    let made: Vec<PathBuf> = writers.into_iter().flat_map(Writer::end).collect();
+    cluster.stop();
+    // By the configuration `us` is lost without us-1, and eu-2 is in no group.
+    damage_log(&cluster, "us-1");
+    damage_log(&cluster, "eu-2");
+    cluster.start();
+    for (node, group) in [("us-1", "global"), ("eu-2", "us")] {
+        eventually(Duration::from_secs(60), "the damaged node to vote again", || is_voter_anew(&cluster, node, group));
+    }
+    assert_eq!(members(&cluster, "us"), roles(&[("us-2", "voter"), ("eu-2", "voter"), ("ap-2", "voter")]));
+    eventually(Duration::from_secs(10), "us-1 to end what only the configuration gives it", || {
+        replica(&cluster, "us-1", "us").is_none().then_some(())
+    });
+    check(&made);
+    check_digests(&cluster);
+    cluster.globalfs_ok(&["group", "replace", "eu", "eu-1", "ap-2"]);
+    cluster.stop();
+    damage_log(&cluster, "ap-2");
+    let (code, why) = refused(&cluster, &["node", "--name", "ap-2"]);
+    assert!(code == 5 && why.contains("it is the only voter of group eu"), "{code} {why}");
+    assert!(cluster.data().join("nodes/ap-2/stamp").exists() && cluster.data().join("nodes/ap-2/log").exists());
+}
+
 /// A node that the supervisor knows nothing of; its process ends with the value.
 struct ExtraNode(Child);
 
@@ -276,6 +324,58 @@ impl Drop for ExtraNode {
         let _gone_already = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The node's disk is replaced by an empty one.
+fn start_on_new_disk(cluster: &Cluster, name: &str) -> ExtraNode {
+    cluster.kill_for_good(&[name]);
+    fs::remove_dir_all(cluster.data().join("nodes").join(name)).unwrap();
+    ExtraNode::start(cluster, name)
+}
+
+#[test]
+fn node_on_a_new_disk_gets_back_what_operators_had_given_it_and_nothing_else() {
+    let cluster = cluster("lan3");
+    let writer = Writer::start(cluster.mount("us").join("us/work"));
+    cluster.globalfs_ok(&["group", "add-learner", "us", "eu-2"]);
+    for node in ["eu-2", "us-2"] {
+        cluster.globalfs_ok(&["group", "add-voter", "eu", node]);
+    }
+    let before = ["us", "eu"].map(|group| replica(&cluster, "eu-2", group).unwrap()["incarnation"].clone());
+    let second = start_on_new_disk(&cluster, "eu-2");
+    for (group, role, before) in [("us", "learner", &before[0]), ("eu", "voter", &before[1])] {
+        eventually(Duration::from_secs(60), "the new disk to be what the old one was", || {
+            let replica = replica(&cluster, "eu-2", group)?;
+            let is_it = |member: &Value| member["incarnation"] == replica["incarnation"] && member["role"] == role;
+            (replica["incarnation"] != *before && replica["members"].as_array()?.iter().any(is_it)).then_some(())
+        });
+    }
+    cluster.globalfs_ok(&["group", "remove-voter", "eu", "eu-1"]);
+    let first = start_on_new_disk(&cluster, "eu-1");
+    eventually(Duration::from_secs(60), "eu-1 to vote in what it is a member of, and in that alone", || {
+        let status = cluster.status();
+        let groups =
+            status["nodes"].as_array()?.iter().find(|node| node["name"] == "eu-1")?["status"]["groups"].clone();
+        let [replica] = groups.as_array()?.as_slice() else { return None };
+        let is_it = |member: &Value| member["incarnation"] == replica["incarnation"] && member["role"] == "voter";
+        (replica["name"] == "global" && replica["members"].as_array()?.iter().any(is_it)).then_some(())
+    });
+    for node in ["eu-1", "eu-2"] {
+        let is_on_its_way = cluster.data().join("nodes").join(node).join("anew");
+        eventually(Duration::from_secs(20), "all groups to have spoken", || (!is_on_its_way.exists()).then_some(()));
+    }
+    let made = writer.end();
+    drop((first, second));
+    cluster.release_supervisor();
+    for node in ["eu-1", "eu-2"] {
+        eventually(Duration::from_secs(20), "it to be back", || {
+            replica(&cluster, node, "global").or(replica(&cluster, node, "us"))
+        });
+    }
+    assert_eq!(members(&cluster, "us"), roles(&[("us-1", "voter"), ("eu-2", "learner")]));
+    assert_eq!(members(&cluster, "eu"), roles(&[("eu-2", "voter"), ("us-2", "voter")]));
+    check(&made.iter().map(|path| mount_as(&cluster, "eu", path)).collect::<Vec<_>>());
+    check_digests(&cluster);
 }
 
 #[test]

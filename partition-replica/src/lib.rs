@@ -33,7 +33,7 @@ pub use node::Node;
 pub use status::{
     CollectorStatus, CopyStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus,
 };
-pub use storage::folder::INITIALISE_MARKER;
+pub use storage::folder::{FolderLock, INITIALISE_MARKER};
 
 /// A number that nobody can foresee.
 pub(crate) fn random_u64() -> u64 {

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use metadata::operate::Refusal;
+use multicast::Membership;
 use multicast::ids::{GroupId, Incarnation, ReplicaId};
 use net::wan::WanSide;
 use net::{Endpoint, EndpointConfig, LinkConfig, LinkReceiver, PeerLink};
@@ -215,6 +216,12 @@ impl Node {
         self.shared.host(group)
     }
 
+    /// Ends the replica that only the configuration gives this node, of a group that has others as its `members`, and deletes its
+    /// data.
+    pub fn unhost_unwanted(&self, group: GroupId, members: Membership) -> std::result::Result<(), Refusal> {
+        self.shared.unhost_unwanted(group, members)
+    }
+
     /// Collects blobs of the groups whose primary is on this node, from now on and until the node ends.
     pub fn collect(&mut self, deleter: Arc<dyn BlobDeleter>, times: CollectorTimes) -> Result<()> {
         let collector = Collector::new(self.shared.clone(), deleter, times);
@@ -417,6 +424,9 @@ impl Shared {
             for group in self.replicas.all() {
                 group.mailbox.push(Input::Housekeep);
             }
+        }
+        if let Err(error) = self.router.members().save() {
+            tracing::warn!(%error, "who belongs to the groups could not be written down");
         }
         // A node that failed stops answering, so that clients turn to others.
         for group in self.replicas.all() {

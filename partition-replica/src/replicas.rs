@@ -27,6 +27,7 @@ use crate::group::{Driver, DriverParts};
 use crate::node::{Shared, lease_ms};
 use crate::recovery;
 use crate::status::GroupStatus;
+use crate::storage::hosting::Hosting;
 use crate::storage::state::GroupState;
 
 /// Entries applied in one write of the store: readers wait for no more than that.
@@ -157,6 +158,9 @@ impl Shared {
             return Err(Refusal::Failed(Error::Stopping.to_string()));
         }
         if let Some(found) = self.replicas.get(group) {
+            if !hosting.is_wanted(group) {
+                hosting.begin(group, found.incarnation).map_err(failed)?;
+            }
             return Ok(found.incarnation);
         }
         let incarnation = Incarnation(crate::random_u64().max(1));
@@ -174,7 +178,16 @@ impl Shared {
 
     /// Ends the replica of a group and deletes its data, if it is no member.
     pub(crate) fn unhost(&self, group: GroupId, members: Membership) -> Result<(), Refusal> {
+        self.end_replica(&mut self.hosting.lock(), group, members)
+    }
+
+    /// The same, unless somebody has wanted the replica since the disk was formatted: the group may be taking it in.
+    pub(crate) fn unhost_unwanted(&self, group: GroupId, members: Membership) -> Result<(), Refusal> {
         let mut hosting = self.hosting.lock();
+        if hosting.is_wanted(group) { Ok(()) } else { self.end_replica(&mut hosting, group, members) }
+    }
+
+    fn end_replica(&self, hosting: &mut Hosting, group: GroupId, members: Membership) -> Result<(), Refusal> {
         if self.ending.is_set() {
             return Err(Refusal::Failed(Error::Stopping.to_string()));
         }

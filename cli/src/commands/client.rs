@@ -11,7 +11,7 @@ use net::wan::{Wan, WanSide};
 use net::{Endpoint, EndpointConfig, Role};
 
 use super::node;
-use crate::config::{Cluster, TOOL_CLIENT};
+use crate::config::{Cluster, Node, TOOL_CLIENT};
 use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::units::ByteSize;
 
@@ -19,6 +19,8 @@ use crate::units::ByteSize;
 const CACHE_ENTRY_BYTES: u64 = 300;
 /// Flushing and saying goodbye, also to nodes that are not there.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Nodes ask for little.
+const NODE_MEMORY: ByteSize = ByteSize(8 << 20);
 /// A mount keeps alive well within the session's time.
 const KEEP_ALIVES_PER_SESSION: u32 = 5;
 
@@ -66,6 +68,22 @@ impl Wishes {
             cache: None,
             emulated: true,
         })
+    }
+
+    /// A node's that asks the others something, as what `part` of it: it shows its own certificate.
+    pub fn of_node(node: &Node, part: &str, deadline: Duration) -> Wishes {
+        Wishes {
+            region: node.region.clone(),
+            identity: node.name.clone(),
+            role: Role::Node,
+            label: format!("{part} of node {}", node.name),
+            deadline,
+            on_cut: OnCut::default(),
+            consistency: Consistency::default(),
+            memory: NODE_MEMORY,
+            cache: None,
+            emulated: true,
+        }
     }
 }
 

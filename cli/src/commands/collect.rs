@@ -12,14 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use datastore::{BlobStore, Listed, Region};
-use fs_client::{Client, Consistency, OnCut};
+use fs_client::Client;
 use futures::StreamExt;
 use metadata::op::FsOp;
 use metadata::read::{ReadAnswer, ReadOp};
 use metadata::rows::Moves;
 use metadata::types::BlobId;
 use multicast::ids::GroupId;
-use net::Role;
 use partition_replica::{BlobDeleter, CollectorTimes, Deleted};
 use tokio::runtime::Handle;
 
@@ -27,7 +26,6 @@ use super::client::{self, Wishes};
 use super::node;
 use crate::config::{Cluster, Node};
 use crate::exit::{Exit, Failure, Result};
-use crate::units::ByteSize;
 
 /// How long a question to a group, or a bucket, may take.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -36,7 +34,6 @@ const SWEEP_BATCH: usize = 256;
 /// After a whole round, and after a failure.
 const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 const SHARDS: u16 = 256;
-const MEMORY: ByteSize = ByteSize(8 << 20);
 const INTERVAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(20);
 
 /// How often a node looks for garbage, how long that stays, and how fast it goes.
@@ -59,18 +56,7 @@ pub struct Deleter {
 impl Deleter {
     /// For a node; it shows the node's own certificate to the others.
     pub fn new(cluster: &Cluster, node: &Node, runtime: Handle) -> Arc<Deleter> {
-        let wishes = Wishes {
-            region: node.region.clone(),
-            identity: node.name.clone(),
-            role: Role::Node,
-            label: format!("collector of node {}", node.name),
-            deadline: DEADLINE,
-            on_cut: OnCut::default(),
-            consistency: Consistency::default(),
-            memory: MEMORY,
-            cache: None,
-            emulated: true,
-        };
+        let wishes = Wishes::of_node(node, "collector", DEADLINE);
         Arc::new(Deleter { cluster: cluster.clone(), wishes, runtime, strays: AtomicU64::new(0) })
     }
 

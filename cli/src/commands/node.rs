@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::collect::{self, Deleter, Sweep};
 use super::node_admin::{self, NodeAction};
-use super::rebuild;
+use super::rebuild::{self, Started};
 use super::service::{self, Parent};
 use crate::args::Globals;
 use crate::config::{self, Cluster, find};
@@ -98,7 +98,7 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
     let runtime = service::runtime()?;
     let signals = service::Signals::install(&runtime)?;
     let data = config.data_dir.clone();
-    let mut node = rebuild::start(&cluster, cluster.node(args.name()?)?, config, &runtime)?;
+    let Started { mut node, mut newcomer } = rebuild::start(&cluster, cluster.node(args.name()?)?, config, &runtime)?;
     collect(&cluster, args, &mut node, &runtime, &data)?;
     service::announce(&json!({ "node": name, "listen": listen, "pid": std::process::id() }));
     tracing::info!(node = name, %listen, "ready");
@@ -114,6 +114,11 @@ pub fn run(globals: &Globals, args: &NodeArgs) -> Result<Exit> {
         }
         if let Some(cluster) = configuration.changed() {
             node.learn_nodes(node_infos(&cluster));
+        }
+        if let Some(asking) = &mut newcomer
+            && asking.settle(name, &node)?
+        {
+            newcomer = None;
         }
     };
     service::end_within(STOP_TIMEOUT, if failure.is_some() { Exit::Failed } else { Exit::Done });

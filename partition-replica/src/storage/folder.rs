@@ -62,8 +62,28 @@ impl Stamp {
 pub struct DataFolder {
     path: PathBuf,
     incarnation: Incarnation,
+    _lock: FolderLock,
+}
+
+/// A data directory that no other process uses as long as this lives.
+#[derive(Debug)]
+pub struct FolderLock {
     /// The lock goes with it.
-    _lock: File,
+    _file: File,
+}
+
+impl FolderLock {
+    /// Locks the directory, which must exist, or says that another process has it.
+    pub fn take(path: &Path) -> Result<FolderLock> {
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(Error::file(&lock_path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(FolderLock { _file: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path: path.into() }),
+            Err(error) => Err(Error::File { path: lock_path, source: error.into() }),
+        }
+    }
 }
 
 impl DataFolder {
@@ -75,14 +95,7 @@ impl DataFolder {
         } else if !path.exists() {
             return Err(Error::NotInitialised { path: path.into() });
         }
-        let lock_path = path.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = lock.map_err(Error::file(&lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Locked { path: path.into() }),
-            Err(error) => return Err(Error::File { path: lock_path, source: error.into() }),
-        }
+        let lock = FolderLock::take(path)?;
         let mut folder = DataFolder { path: path.into(), incarnation: Incarnation::GENESIS, _lock: lock };
         folder.incarnation = folder.check_stamp(stamp, first_start)?;
         Ok(folder)

@@ -66,6 +66,11 @@ impl Hosting {
         self.book.groups.iter().filter(|(_, hosted)| **hosted == Hosted::Gone).map(|(&group, _)| GroupId(group))
     }
 
+    /// True if somebody has said so of the group's replica here: else at most the configuration has.
+    pub fn is_wanted(&self, group: GroupId) -> bool {
+        matches!(self.book.groups.get(&group.0), Some(Hosted::Here(_)))
+    }
+
     /// From now on there is a replica of that group. Durable on return.
     pub fn begin(&mut self, group: GroupId, incarnation: Incarnation) -> Result<()> {
         self.note(group, Hosted::Here(incarnation.0))
@@ -97,6 +102,7 @@ mod tests {
         let open = |disk| Hosting::open(folder.path().join("replicas"), Incarnation(disk)).unwrap();
         open(0).begin(GroupId(3), Incarnation(9)).unwrap();
         open(0).end(GroupId(4)).unwrap();
+        assert!(open(0).is_wanted(GroupId(3)) && !open(0).is_wanted(GroupId(4)) && !open(0).is_wanted(GroupId(5)));
         assert_eq!(open(0).gone().collect::<Vec<_>>(), [GroupId(4)]);
         assert_eq!(open(0).book.groups.len(), 2);
         assert!(open(7).book.groups.is_empty(), "its log and promises are gone");

@@ -8,66 +8,106 @@
 //! Which groups those are, the configuration alone does not tell, for members come and go: the node's own folder does, as long
 //! as that can be read, and the other nodes name groups that count on it. Who is a member now, each group's primary says.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+mod folder;
+mod places;
 
-use anyhow::Context;
-use fs_client::{Client, Consistency, OnCut};
-use multicast::ids::GroupId;
-use net::Role;
-use partition_replica::status::{GroupStatus, NodeStatus};
-use partition_replica::{Error, ErrorClass, Evidence, FirstStart, NodeConfig};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use partition_replica::status::GroupStatus;
+use partition_replica::{Error, ErrorClass, Evidence, FirstStart, FolderLock, NodeConfig};
 use tokio::runtime::Runtime;
 
-use super::client::Wishes;
 use super::place;
 use crate::config::{Cluster, Node};
 use crate::exit::{Exit, Failure, Result};
 use crate::output::tell;
-use crate::units::ByteSize;
+use folder::Step;
+pub use places::Newcomer;
+use places::{Told, ask, replicas};
 
 /// A node that has found its state damaged while it ran notes that in a file of this name, and why.
 const MARKER: &str = "damaged";
 /// The other nodes may be starting, too.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_secs(1);
-/// For one node's answer.
-const TIMEOUT: Duration = Duration::from_secs(3);
-const MEMORY: ByteSize = ByteSize(8 << 20);
+
+/// A node that runs.
+pub struct Started {
+    pub node: partition_replica::Node,
+    /// It began on a new disk, and the groups have not all said what it is to them.
+    pub newcomer: Option<Newcomer>,
+}
 
 /// Starts the node. If its files are damaged, and nothing that was acknowledged needs them, it begins anew.
-pub fn start(cluster: &Cluster, me: &Node, config: NodeConfig, runtime: &Runtime) -> Result<partition_replica::Node> {
-    let marker = config.data_dir.join(MARKER);
-    let problem = match fs::read_to_string(&marker) {
-        Ok(why) => why,
-        Err(_) => match partition_replica::Node::start(config.clone()) {
-            Ok(node) => return Ok(node),
+pub fn start(cluster: &Cluster, me: &Node, config: NodeConfig, runtime: &Runtime) -> Result<Started> {
+    let data = &config.data_dir;
+    let mut step = folder::step(data)?;
+    if let Some(Step::SetAside(into)) = &step {
+        let _lock = FolderLock::take(data).map_err(start_failure)?;
+        folder::set_aside(data, into)?;
+        step = Some(Step::NewDisk);
+    } else if step.is_none() && config.first_start == FirstStart::NewDisk && folder::is_empty(data) {
+        folder::prepare(data)?;
+        step = Some(Step::NewDisk);
+    }
+    let open = |is_new: bool| {
+        let first_start = if is_new { FirstStart::NewDisk } else { config.first_start };
+        partition_replica::Node::start(NodeConfig { first_start, ..config.clone() })
+    };
+    let problem = match fs::read_to_string(data.join(MARKER)) {
+        Ok(problem) => problem,
+        Err(_) => match open(step.is_some()) {
+            Ok(node) => return started(cluster, me, data, (node, step.is_some()), runtime),
             Err(error) if is_damage(&error) => error.to_string(),
             Err(error) => return Err(start_failure(error)),
         },
     };
-    let wanted = runtime.block_on(wait_until_dispensable(cluster, me, &config)).map_err(|why| {
+    begin_anew(cluster, me, &config, runtime, (step, &problem))?;
+    let node = open(true).map_err(start_failure)?;
+    started(cluster, me, data, (node, true), runtime)
+}
+
+fn started(
+    cluster: &Cluster,
+    me: &Node,
+    data: &Path,
+    (node, is_new): (partition_replica::Node, bool),
+    runtime: &Runtime,
+) -> Result<Started> {
+    let newcomer = is_new.then(|| Newcomer::begin(cluster, me, data, runtime.handle().clone())).transpose()?;
+    Ok(Started { node, newcomer })
+}
+
+/// Empties the folder, which was at this `step`, if the node's groups can do without what is in it.
+fn begin_anew(
+    cluster: &Cluster,
+    me: &Node,
+    config: &NodeConfig,
+    runtime: &Runtime,
+    (step, problem): (Option<Step>, &str),
+) -> Result {
+    let data = &config.data_dir;
+    // Until the folder is empty: another process would decide the same, and empty it again when this one's replicas are in it.
+    let _lock = FolderLock::take(data).map_err(start_failure)?;
+    if folder::step(data)? != step {
+        return Err(Failure::new(Exit::Exists, "another process has begun the node anew"));
+    }
+    runtime.block_on(wait_until_dispensable(cluster, me, config)).map_err(|why| {
         let what = format!("{problem}. The node does not begin anew by itself: {why}");
         Failure::new(Exit::Problems, what)
     })?;
-    let aside = set_aside(&config.data_dir)?;
+    let into = folder::condemn(data)?;
+    let aside = folder::set_aside(data, &into)?;
     tell!(
         "globalfs: node {}: {problem}. All its groups go on without it, so it begins anew, as on a new disk; what is damaged is \
          kept in {}",
         me.name,
         aside.display()
     );
-    let config = NodeConfig { first_start: FirstStart::NewDisk, ..config };
-    let node = partition_replica::Node::start(config).map_err(start_failure)?;
-    for group in wanted {
-        // One that cannot begin is missing as one whose node is down.
-        if let Err(why) = node.host(group) {
-            tell!("globalfs: node {}: its replica of group {group} does not begin again: {why}", me.name);
-        }
-    }
-    Ok(node)
+    Ok(())
 }
 
 /// The node has ended by itself: if its files are damaged, the next start must know.
@@ -94,31 +134,17 @@ pub fn start_failure(error: Error) -> Failure {
     Failure { exit, error: error.into() }
 }
 
-/// Until each group of this node works without it: the groups that have it as a member. Says why not if it does not in time.
-async fn wait_until_dispensable(
-    cluster: &Cluster,
-    me: &Node,
-    config: &NodeConfig,
-) -> std::result::Result<Vec<GroupId>, String> {
-    let wishes = Wishes {
-        region: me.region.clone(),
-        identity: me.name.clone(),
-        role: Role::Node,
-        label: format!("node {}", me.name),
-        deadline: TIMEOUT,
-        on_cut: OnCut::default(),
-        consistency: Consistency::default(),
-        memory: MEMORY,
-        cache: None,
-        emulated: true,
-    };
+/// Until each group of this node works without it; says why not if it does not in time.
+async fn wait_until_dispensable(cluster: &Cluster, me: &Node, config: &NodeConfig) -> std::result::Result<(), String> {
     let evidence = Evidence::of(config);
     let mine = groups_on_disk(cluster, me, &evidence);
     let until = Instant::now() + PATIENCE;
     let mut answer = Err(String::new());
+    let wishes = places::wishes(me);
     let asked = place::with_client(cluster, &wishes, async |client| {
         loop {
-            answer = is_dispensable(me, &mine, &others(client, cluster, me).await);
+            let others = cluster.nodes.iter().filter(|node| node.id != me.id);
+            answer = is_dispensable(me, &mine, &ask(client, others).await);
             if answer.is_ok() || Instant::now() >= until {
                 return Ok(Exit::Done);
             }
@@ -158,33 +184,13 @@ struct Mine {
     is_alone: bool,
 }
 
-/// What another node says.
-#[derive(Clone, Debug, Default)]
-struct Told {
-    status: NodeStatus,
-    /// Groups that it knows this node as a member of, without having a replica itself.
-    names_me: BTreeSet<u16>,
-}
-
-async fn others(client: &Client, cluster: &Cluster, me: &Node) -> BTreeMap<u32, Told> {
-    let others = cluster.nodes.iter().filter(|node| node.id != me.id);
-    let ask = others.map(|node| async move {
-        let document = tokio::time::timeout(TIMEOUT, client.node_status(node.id)).await.ok()?.ok()?;
-        let directory = tokio::time::timeout(TIMEOUT, client.node_directory(node.id)).await.ok()?.ok()?;
-        let names_me = directory.groups.iter().filter(|known| known.members.member(me.id).is_some());
-        let names_me = names_me.map(|known| known.group.0).collect();
-        Some((node.id.0, Told { status: serde_json::from_slice::<NodeStatus>(&document).ok()?, names_me }))
-    });
-    futures::future::join_all(ask).await.into_iter().flatten().collect()
-}
-
-/// Says which group needs this node, if one does, by what the other nodes say; else the groups that have it as a member. `mine`:
-/// the groups that it may have a replica of; of those no other node may speak, as all their other members may be down.
+/// Says which group needs this node, if one does, by what the other nodes say. `mine`: the groups that it may have a replica of;
+/// of those no other node may speak, as all their other members may be down.
 fn is_dispensable(
     me: &Node,
     mine: &BTreeMap<u16, Mine>,
     others: &BTreeMap<u32, Told>,
-) -> std::result::Result<Vec<GroupId>, String> {
+) -> std::result::Result<(), String> {
     if others.is_empty() {
         return Err(alone(mine).unwrap_or_else(|| "no other node answers".into()));
     }
@@ -192,20 +198,17 @@ fn is_dispensable(
     for told in others.values() {
         let is_member = |replica: &&GroupStatus| replica.members.iter().any(|member| member.node == me.id.0);
         let in_replicas = told.status.groups.iter().filter(is_member);
-        let named = in_replicas.map(|replica| (replica.group, replica.name.clone()));
-        for (group, name) in named.chain(told.names_me.iter().map(|&group| (group, group.to_string()))) {
+        let in_replicas = in_replicas.map(|replica| (replica.group, replica.name.clone()));
+        let in_directory = told.directory.groups.iter().filter(|known| known.members.member(me.id).is_some());
+        let in_directory = in_directory.map(|known| (known.group.0, known.group.to_string()));
+        for (group, name) in in_replicas.chain(in_directory) {
             mine.entry(group).or_insert(Mine { name, is_alone: false });
         }
     }
-    let mut members = Vec::new();
     for (&group, Mine { name, is_alone }) in &mine {
-        let primary = primary_without(me, (group, name), others);
-        let primary = primary.map_err(|why| if *is_alone { only_voter(name) } else { why })?;
-        if primary.members.iter().any(|member| member.node == me.id.0) {
-            members.push(GroupId(group));
-        }
+        works_without(me, (group, name), others).map_err(|why| if *is_alone { only_voter(name) } else { why })?;
     }
-    Ok(members)
+    Ok(())
 }
 
 fn only_voter(group: &str) -> String {
@@ -216,24 +219,19 @@ fn alone(mine: &BTreeMap<u16, Mine>) -> Option<String> {
     mine.values().find(|mine| mine.is_alone).map(|mine| only_voter(&mine.name))
 }
 
-/// The group's primary, if it works with a quorum in which this node is not.
-fn primary_without<'a>(
+/// Says why not if the group has no primary that works with a quorum in which this node is not.
+fn works_without(
     me: &Node,
     (group, name): (u16, &str),
-    others: &'a BTreeMap<u32, Told>,
-) -> std::result::Result<&'a GroupStatus, String> {
-    let replicas = || {
-        let of_group = move |told: &'a Told| told.status.groups.iter().find(|replica| replica.group == group);
-        others.iter().filter_map(move |(node, told)| Some((*node, of_group(told)?)))
-    };
-    let primary = replicas().filter(|(_, replica)| replica.role == "primary").map(|(_, replica)| replica);
-    let Some(primary) = primary.max_by_key(|replica| replica.ballot_round) else {
+    others: &BTreeMap<u32, Told>,
+) -> std::result::Result<(), String> {
+    let Some(primary) = places::primary(group, others) else {
         return Err(format!("group {name} has no primary without it"));
     };
     let voters = || primary.members.iter().filter(|member| member.role == "voter");
     let up = voters().filter(|voter| {
         voter.node != me.id.0
-            && replicas().any(|(node, replica)| {
+            && replicas(group, others).any(|(node, replica)| {
                 node == voter.node
                     && replica.incarnation == voter.incarnation
                     && replica.quarantine.is_none()
@@ -245,54 +243,17 @@ fn primary_without<'a>(
     if 2 * up <= all {
         return Err(format!("of the {all} voters of group {name} only {up} others are up, which is no quorum"));
     }
-    Ok(primary)
-}
-
-/// Moves log, state and stamp into a folder beside them.
-fn set_aside(data: &Path) -> Result<PathBuf> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let aside = data.join(format!("damaged-{now}"));
-    let doing = || format!("setting damaged files aside in {}", aside.display());
-    fs::create_dir(&aside).with_context(doing)?;
-    // The stamp first: data without it are refused, whereas an empty log under the old stamp would pass for one that has
-    // promised nothing.
-    // What the folder held is known until all of it is gone.
-    for name in ["stamp", "log", "state", "replicas", MARKER] {
-        let from = data.join(name);
-        if from.exists() {
-            fs::rename(from, aside.join(name)).with_context(doing)?;
-            File::open(data).and_then(|folder| folder.sync_all()).with_context(doing)?;
-        }
-    }
-    Ok(aside)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use multicast::Membership;
-    use multicast::ids::ReplicaId;
-    use partition_replica::status::MemberStatus;
+    use multicast::ids::GroupId;
 
+    use super::places::tests::{me, members, node};
     use super::*;
-    use crate::commands::init;
-
-    fn me() -> Node {
-        let text = || "x".to_owned();
-        Node { id: ReplicaId(1), name: text(), region: text(), address: text(), listen: None, data: PathBuf::new() }
-    }
-
-    fn node(number: u32, role: &str, voters: &[u32]) -> (u32, Told) {
-        let member = |&node: &u32| MemberStatus { node, role: "voter".into(), incarnation: "0".into() };
-        let group = GroupStatus {
-            name: "g".into(),
-            role: role.into(),
-            members: voters.iter().map(member).collect(),
-            incarnation: "0".into(),
-            ..GroupStatus::default()
-        };
-        let status = NodeStatus { node: number, groups: vec![group], ..NodeStatus::default() };
-        (number, Told { status, names_me: BTreeSet::new() })
-    }
+    use crate::commands::{init, node as node_command};
 
     fn named(groups: &[u16]) -> BTreeMap<u16, Mine> {
         groups.iter().map(|&group| (group, Mine { name: format!("g{group}"), is_alone: false })).collect()
@@ -317,7 +278,7 @@ mod tests {
             others.get_mut(&3).into_iter().for_each(|told| change(&mut told.status.groups[0]));
             is_dispensable(&me(), &BTreeMap::new(), &others)
         };
-        assert_eq!(with_third(&|_| {}), Ok(vec![GroupId(0)]));
+        assert_eq!(with_third(&|_| {}), Ok(()));
         assert!(with_third(&|third| third.incarnation = "77".into()).is_err(), "another disk than the group knows");
         assert!(with_third(&|third| third.ballot_round = 7).is_err(), "it knows of a later primary");
     }
@@ -328,18 +289,18 @@ mod tests {
         assert!(is_dispensable(&me(), &named(&[0]), &others).is_ok());
         let why = is_dispensable(&me(), &named(&[0, 1]), &others).expect_err("the members of group 1 are all down");
         assert!(why.contains("g1"), "{why}");
-        others.get_mut(&2).into_iter().for_each(|told| _ = told.names_me.insert(1));
+        others.get_mut(&2).into_iter().for_each(|told| told.directory.groups.push(members(1, &[1])));
         assert!(is_dispensable(&me(), &BTreeMap::new(), &others).is_err(), "another node knows it as a member");
     }
 
     #[test]
     fn node_that_was_replaced_is_needed_no_more_once_the_group_says_so() {
         let of_others = BTreeMap::from([node(2, "primary", &[2])]);
-        assert_eq!(is_dispensable(&me(), &named(&[0]), &of_others), Ok(Vec::new()));
+        assert_eq!(is_dispensable(&me(), &named(&[0]), &of_others), Ok(()));
         let stopped = BTreeMap::from([node(2, "follower", &[2])]);
         assert!(is_dispensable(&me(), &named(&[0]), &stopped).is_err(), "it may have been taken in again since");
         assert!(is_dispensable(&me(), &BTreeMap::new(), &BTreeMap::new()).is_err(), "nobody to ask");
-        assert_eq!(is_dispensable(&me(), &BTreeMap::new(), &stopped), Ok(Vec::new()), "it hosts nothing");
+        assert_eq!(is_dispensable(&me(), &BTreeMap::new(), &stopped), Ok(()), "it hosts nothing");
     }
 
     #[test]
@@ -368,16 +329,38 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_kept_aside() -> Result<()> {
-        let folder = tempfile::tempdir()?;
-        for name in ["stamp", "lock", "replicas", "members", MARKER] {
-            fs::write(folder.path().join(name), name)?;
+    fn start_goes_on_wherever_beginning_anew_was_interrupted() -> Result<()> {
+        let plan = init::plan_of_one_machine(&["us".into(), "eu".into()], 1).expect("a plan");
+        let runtime = crate::commands::service::runtime()?;
+        let begun = |data: &Path| folder::condemn(data).map(drop);
+        let halfway = |data: &Path| {
+            let aside = data.join(folder::condemn(data)?);
+            fs::create_dir(&aside)?;
+            Ok(fs::rename(data.join("stamp"), aside.join("stamp"))?)
+        };
+        let emptied = |data: &Path| folder::set_aside(data, &folder::condemn(data)?).map(drop);
+        let interrupted: [&dyn Fn(&Path) -> Result; 3] = [&begun, &halfway, &emptied];
+        for (at, interrupt) in interrupted.into_iter().enumerate() {
+            let place = tempfile::tempdir()?;
+            let cluster = Cluster { wan: None, ..init::create(place.path(), &plan).expect("a cluster") };
+            let me = &cluster.nodes[0];
+            let mut config = node_command::config_of(&cluster, me)?;
+            config.listen.set_port(0);
+            // A node of the founding, whose log is damaged.
+            partition_replica::Node::start(config.clone()).map_err(start_failure)?.shutdown();
+            interrupt(&config.data_dir)?;
+            let Started { node, newcomer } = start(&cluster, me, config.clone(), &runtime)?;
+            assert!(newcomer.is_some(), "{at}: nobody has said what it is to its groups");
+            let incarnations = node.status().groups.into_iter().map(|group| group.incarnation).collect::<Vec<_>>();
+            assert!(!incarnations.is_empty() && incarnations.iter().all(|disk| *disk != "0"), "{at}: {incarnations:?}");
+            assert_eq!(folder::step(&config.data_dir)?, Some(Step::NewDisk));
+            node.shutdown();
+            // Killed before the groups have spoken, it asks again, and is on the same disk.
+            let Started { node, newcomer } = start(&cluster, me, config, &runtime)?;
+            let again = node.status().groups.into_iter().map(|group| group.incarnation).collect::<Vec<_>>();
+            assert!(newcomer.is_some() && again == incarnations, "{at}: {again:?}");
+            node.shutdown();
         }
-        fs::create_dir(folder.path().join("log"))?;
-        let aside = set_aside(folder.path())?;
-        assert!(aside.join("stamp").exists() && aside.join("log").exists() && aside.join(MARKER).exists());
-        assert!(aside.join("replicas").exists() && folder.path().join("members").exists());
-        assert!(folder.path().join("lock").exists() && !folder.path().join("stamp").exists());
         Ok(())
     }
 }
