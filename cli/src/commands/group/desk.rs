@@ -203,9 +203,9 @@ impl Desk<'_> {
         }
     }
 
-    /// The node's replica of the group ends, and its data are deleted. False if the node cannot be reached.
-    pub async fn unhost(&self, group: &Group, node: ReplicaId) -> Result<bool> {
-        let members = self.members(group).await?;
+    /// The node's replica of the group ends, and its data are deleted. `members`: the group's, committed, without the node: it has
+    /// not heard of them, as a rule. False if the node cannot be reached.
+    pub async fn unhost(&self, group: &Group, node: ReplicaId, members: Membership) -> Result<bool> {
         match self.client.operate(node, Operation::Unhost { group: group.id, members }).await {
             Ok(Reply::Operated(Operated::Unhosted)) => Ok(true),
             Ok(Reply::Operated(Operated::Refused(refusal))) => {
@@ -255,8 +255,10 @@ impl Desk<'_> {
         };
         let changed = self.change(group, change, is_in).await;
         if changed.is_err() && known.is_none() {
-            // It has begun for nothing.
-            let _ = self.unhost(group, node.id).await;
+            // It has begun for nothing, unless the change came through after all.
+            if let Ok(members) = self.members(group).await {
+                let _ = self.unhost(group, node.id, members).await;
+            }
         }
         let members = changed?;
         let is_learner = members.member(replica).is_some_and(|member| member.role == MemberRole::Learner);
@@ -304,12 +306,13 @@ impl Desk<'_> {
 
     /// The node is no member any more, and its replica has ended: false if that one cannot be reached.
     pub async fn remove(&self, group: &Group, node: ReplicaId) -> Result<bool> {
-        let members = self.members(group).await?;
+        let mut members = self.members(group).await?;
         if members.member(node).is_some() {
             let change = MemberChange::Remove { replica: node };
-            self.change(group, change, |members| members.member(node).is_none()).await?;
+            // Not asked for once more: a primary that has just been elected may still tell older ones.
+            members = self.change(group, change, |members| members.member(node).is_none()).await?;
         }
-        self.unhost(group, node).await
+        self.unhost(group, node, members).await
     }
 }
 
