@@ -241,6 +241,8 @@ fn group_whose_region_is_lost_goes_on_from_its_learner_when_an_operator_says_so(
     assert!(code == 2 && why.contains("What may be lost") && why.contains("--yes"), "{code} {why}");
     let (code, why) = refused(&cluster, &["group", "recover", "us", "--from", "eu-1", "--yes"]);
     assert!(code == 9 && why.contains("no replica"), "{code} {why}");
+    let (code, why) = refused(&cluster, &["group", "recover", "us", "--from", "eu-2", "--keep", "ap-2", "--yes"]);
+    assert!(code == 9 && why.contains("ap-2 is no member"), "{code} {why}");
     cluster.globalfs_ok(&["group", "recover", "us", "--from", "eu-2", "--yes"]);
     assert_eq!(members(&cluster, "us"), roles(&[("eu-2", "voter")]));
     check(&in_eu);

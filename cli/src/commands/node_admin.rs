@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -214,7 +214,7 @@ async fn drain_group(
     let Some(member) = members.member(node.id) else {
         // What an earlier command has left.
         return match desk.replica(group.id, node.id).await {
-            Some(_) => desk.unhost(group, node.id).await.map(|_| Some(format!("{}: deleted", group.name))),
+            Some(_) => desk.unhost(group, node.id, members).await.map(|_| Some(format!("{}: deleted", group.name))),
             None => Ok(None),
         };
     };
@@ -317,14 +317,17 @@ fn check(cluster: &Cluster, text: &str) -> Result<Cluster> {
     Cluster::parse(&cluster.file, text).map_err(|error| Failure::new(Exit::Usage, error))
 }
 
-/// In one step, so that nobody reads half of it.
+/// In one step, so that nobody reads half of it, and durable. Whoever may read it may do so afterwards; a link stays one.
 fn replace(file: &Path, text: &str) -> Result {
-    let unfinished = file.with_extension("toml.new");
     let write = || {
+        let file = fs::canonicalize(file)?;
+        let unfinished = file.with_extension("toml.new");
         let mut new = OpenOptions::new().write(true).create(true).truncate(true).open(&unfinished)?;
         new.write_all(text.as_bytes())?;
+        new.set_permissions(fs::metadata(&file)?.permissions())?;
         new.sync_all()?;
-        fs::rename(&unfinished, file)
+        fs::rename(&unfinished, &file)?;
+        file.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     write().or_exit_with(Exit::Failed, || file.display().to_string())
 }
@@ -361,6 +364,21 @@ mod tests {
         // Another address than that of a node that there is.
         assert_eq!(add(&after, &args("eu-4")).unwrap_err().exit, Exit::Usage);
         assert_eq!(Cluster::load(&cluster.file).unwrap().nodes.len(), 5);
+    }
+
+    #[test]
+    fn configuration_that_is_replaced_keeps_its_permissions_and_its_place() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("real.toml"), folder.path().join("cluster.toml"));
+        fs::write(&file, b"before").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        symlink("real.toml", &link).unwrap();
+        replace(&link, "after").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "after");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
     }
 
     #[test]

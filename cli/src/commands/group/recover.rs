@@ -107,7 +107,16 @@ fn keep<'a>(
     let mut keep = Vec::new();
     if !args.keep.is_empty() {
         for name in &args.keep {
-            keep.push(desk.cluster.node(name)?);
+            let node = desk.cluster.node(name)?;
+            // It would be passed over, and the operator believe that it follows.
+            if survivor.members.iter().all(|member| member.node != node.id.0) {
+                let problem = format!(
+                    "{name} is no member of group {}: it can be added once the group goes on; nothing was changed",
+                    group.name
+                );
+                return Err(Failure::new(Exit::Exists, problem));
+            }
+            keep.push(node);
         }
         return Ok(keep);
     }
