@@ -1,6 +1,6 @@
 //! Everything at once, for minutes or, by option, for hours: nodes and mounts are killed, nodes are paused, stopped and started,
-//! regions are cut off from each other, a disk is lost, and all the while three mounts are worked on. At the end nothing
-//! acknowledged is missing, all mounts show the same tree, the replicas agree, and `globalfs fsck` finds nothing.
+//! regions are cut off from each other, a disk is lost, groups' members change, and all the while three mounts are worked on. At
+//! the end nothing acknowledged is missing, all mounts show the same tree, the replicas agree, and `globalfs fsck` finds nothing.
 //!
 //! `GLOBALFS_CHAOS_SECONDS` says for how long (120), `GLOBALFS_TEST_SEED` repeats a run's choices.
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -23,6 +23,7 @@ use common::files::Random;
 use common::journal::{Expected, Worker, check_all, check_locks, work_while, workers_that_expect};
 use common::tree;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 /// What may become of calls while their group is cut off or has no quorum for longer than they wait.
 const IN_VAIN: &[i32] = &[libc::ETIMEDOUT, libc::EHOSTUNREACH];
@@ -174,6 +175,46 @@ impl Fate<'_> {
         self.shell.run("$GLOBALFS --config $CONFIG wan heal");
     }
 
+    /// An operator changes a group's members, and does not look at what else happens.
+    fn changes_members(&mut self) {
+        let (region, other) = (self.random.below(3) as usize, self.node());
+        let (region, next) = (REGIONS[region], REGIONS[(region + 1) % 3]);
+        let change = match (self.random.below(2), &other[..2] == region) {
+            (0, _) => format!("group replace global {region}-1 {region}-2"),
+            (_, false) => format!("group add-learner {region} {other}"),
+            (_, true) => format!("group add-voter {region} {next}-3"),
+        };
+        self.says(&format!("globalfs {change}"));
+        let log = self.cluster.data().join("log/group.log");
+        let command = format!("timeout 60 $GLOBALFS --config $CONFIG {change} >> {} 2>&1 &", log.display());
+        assert_eq!(self.shell.line_of(&format!("{command} echo begun")), "begun");
+    }
+
+    /// Every group gets back the members with which it was founded, however far the change has come.
+    fn restores_members(&mut self) {
+        assert_eq!(self.shell.line_of("wait; echo ended"), "ended");
+        let cluster = self.cluster;
+        // Whoever is down may have a replica that nobody speaks of.
+        eventually(Duration::from_secs(60), "all nodes to answer", || {
+            let status = cluster.status();
+            status["nodes"].as_array()?.iter().all(|node| node["status"].is_object()).then_some(())
+        });
+        for group in ["global", "us", "eu", "ap"] {
+            let founders = match group {
+                "global" => REGIONS.map(|region| format!("{region}-1")),
+                region => ["1", "2", "3"].map(|number| format!("{region}-{number}")),
+            };
+            eventually(Duration::from_secs(90), &format!("the founders of {group} to be its members again"), || {
+                let members = members(cluster, group)?;
+                let Some((change, node)) = out_of_place(&members, &founders) else { return Some(()) };
+                let output = cluster.globalfs(&["group", change, group, &node, "--timeout", "30s"]);
+                let why = String::from_utf8_lossy(&output.stderr).into_owned();
+                eprintln!("group {change} {group} {node}: {} {why}", output.status);
+                None
+            });
+        }
+    }
+
     /// A node's disk is lost, and replaced by an empty one.
     fn wipes_a_disk(&mut self) {
         let name = self.node();
@@ -193,12 +234,34 @@ impl Fate<'_> {
     fn formats(&mut self, name: &str) {
         let log = self.cluster.data().join(format!("log/{name}.log"));
         let start = format!("$GLOBALFS node --config $CONFIG --name {name} --initialise 2>> {}", log.display());
-        let line = self.shell.line_of(&format!("{start} & wait"));
+        let line = self.shell.line_of(&format!("{start} & wait $!"));
         assert!(line.starts_with("ready"), "{name} on its new disk: {line}");
         let process = self.cluster.process(&Part::Node(name.into()));
         signal(process.pid, Signal::TERM);
         eventually(Duration::from_secs(10), "the new disk's first node to end", || (!process.is_alive()).then_some(()));
     }
+}
+
+/// Node → role of a group's members.
+fn members(cluster: &Cluster, group: &str) -> Option<BTreeMap<String, String>> {
+    let output = cluster.globalfs(&["group", "list", group, "--json"]);
+    let listed: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let word = |value: &Value| value.as_str().map(str::to_owned);
+    listed["groups"][0]["members"]
+        .as_array()?
+        .iter()
+        .map(|one| Some((word(&one["node"])?, word(&one["role"])?)))
+        .collect()
+}
+
+/// What is to be done next so that exactly the founders vote.
+fn out_of_place(members: &BTreeMap<String, String>, founders: &[String; 3]) -> Option<(&'static str, String)> {
+    let role = |node: &String| members.get(node).map(String::as_str);
+    if let Some(founder) = founders.iter().find(|node| role(node) != Some("voter")) {
+        return Some((if role(founder) == Some("learner") { "promote" } else { "add-voter" }, founder.clone()));
+    }
+    let (node, role) = members.iter().find(|(node, _)| !founders.contains(node))?;
+    Some((if role == "voter" { "remove-voter" } else { "remove-learner" }, node.clone()))
 }
 
 fn signal(pid: i32, signal: Signal) {
@@ -250,6 +313,7 @@ fn nothing_acknowledged_is_lost_whatever_happens() {
         let round = Instant::now();
         let time = ROUND.min(left);
         work_while(&mut workers, |one_has_failed| {
+            fate.changes_members();
             if rounds % ROUNDS_PER_LOST_DISK == 0 {
                 fate.strikes();
                 fate.wipes_a_disk();
@@ -260,6 +324,7 @@ fn nothing_acknowledged_is_lost_whatever_happens() {
         });
         left = left.saturating_sub(round.elapsed());
         rounds += 1;
+        fate.restores_members();
         heal_and_check(&cluster, &mut workers);
     }
     check_trees(&cluster);
