@@ -6,6 +6,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 const GLOBALFS: &str = env!("CARGO_BIN_EXE_globalfs");
 
@@ -323,4 +327,29 @@ fn version_and_completion_write_to_stdout() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(stdout(&globalfs(&["completion", shell])).contains("globalfs"));
     }
+}
+
+#[test]
+fn interrupted_sweep_keeps_what_is_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let mut sweep = Command::new(GLOBALFS)
+        .args(["bench", "geo", "--experiment", "small,c", "--out", out, "--quiet"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let report = folder.path().join("report.json");
+    let begun = Instant::now();
+    // Written when the first experiment is done; the second one takes minutes.
+    while !report.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(120) && sweep.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    kill_process(Pid::from_child(&sweep), Signal::INT).unwrap();
+    assert_eq!(sweep.wait().unwrap().code(), Some(130));
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["conditions"]["interrupted"], true);
+    assert_eq!(report["parts"][0]["outcomes"].as_array().unwrap().len(), 8, "the small sweep is whole");
+    assert!(fs::read_to_string(folder.path().join("report.html")).unwrap().contains("<svg"));
 }

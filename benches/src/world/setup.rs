@@ -145,6 +145,8 @@ impl<'a> World<'a> {
                     }
                     config.seed = Random::new(seed, 1_000 + member as u64).next();
                     config.classic = self.point.ordering == Ordering::Classic;
+                    // As nodes have it by default.
+                    (config.timing.election_timeout_ms, config.timing.heartbeat_ms) = (600, 120);
                     // The preferred primary takes over at once, else experiments begin with chance's choice.
                     config.timing.return_ms = 500;
                     self.members.push(Member::new(multicast::Time(EPOCH_NS), config)?);

@@ -12,11 +12,9 @@ use crate::error::Error;
 use crate::spec::{Op, Scope};
 
 /// Pauses between attempts double from the first to the second.
-const PAUSE_NS: (u64, u64) = (10 * MS, 500 * MS);
-/// A connection on which nothing comes is given up, as the transport does.
-const IDLE_NS: u64 = 5_000 * MS;
-/// … and one that is not made.
-const CONNECT_NS: u64 = 1_500 * MS;
+const PAUSE_NS: (u64, u64) = (10 * MS, 200 * MS);
+/// A node that has something to answer and sends nothing at all is not waited for: looked at every 200 ms.
+const SILENCE_NS: u64 = 700 * MS;
 /// An attempt waits so long for an answer.
 const ATTEMPT_NS: u64 = 8_000 * MS;
 /// Outcomes that applications of the lab never cause.
@@ -182,7 +180,7 @@ impl World<'_> {
         known.unwrap_or_else(|| voters[client.failures as usize % voters.len()])
     }
 
-    /// A replica in the region, a different one for each mount; else the primary.
+    /// As mounts choose: the primary if it is near, else a replica that is, else the primary.
     fn reader(&self, at: usize, group: GroupId) -> ReplicaId {
         let client = &self.clients[at];
         let region = self.mounts[client.mount].region;
@@ -193,9 +191,11 @@ impl World<'_> {
             .copied()
             .filter(|id| self.nodes[self.node_of[id]].region == region && self.nodes[self.node_of[id]].up)
             .collect();
+        let primary = self.primary(at, group);
         match near.len() {
-            0 => self.primary(at, group),
-            len => near[(client.mount + client.failures as usize) % len],
+            0 => primary,
+            _ if near.contains(&primary) && client.failures == 0 => primary,
+            len => near[client.failures as usize % len],
         }
     }
 
@@ -353,7 +353,7 @@ impl World<'_> {
         self.after(pause, Event::Begin(at));
     }
 
-    /// Requests to nodes that do not answer are given up, when the transport would.
+    /// Requests to nodes that do not answer are given up, when a mount would.
     pub(crate) fn sweep(&mut self) {
         let now = self.now;
         let mut lost = Vec::new();
@@ -361,11 +361,8 @@ impl World<'_> {
             for (&request, asked) in &mount.requests {
                 let node = &self.nodes[self.node_of[&asked.node]];
                 let unreachable = !node.up || self.is_cut(mount.region, node.region);
-                let patience = if unreachable {
-                    (self.down_since + IDLE_NS).max(asked.at + CONNECT_NS)
-                } else {
-                    asked.at + ATTEMPT_NS
-                };
+                let patience =
+                    if unreachable { self.down_since.max(asked.at) + SILENCE_NS } else { asked.at + ATTEMPT_NS };
                 if now >= patience {
                     lost.push((number, request));
                 }

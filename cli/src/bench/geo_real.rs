@@ -4,7 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -23,6 +24,15 @@ const ONCE: usize = 60;
 const MAKERS: usize = 16;
 /// Applications per region under load.
 const LOADED: usize = 8;
+/// … and what they do.
+const LOADED_WORKS: [(Op, Scope); 6] = [
+    (Op::Create, Scope::Local),
+    (Op::Write, Scope::Local),
+    (Op::Rename, Scope::Local),
+    (Op::Reread, Scope::Local),
+    (Op::Create, Scope::Remote),
+    (Op::Write, Scope::Remote),
+];
 /// A replica in another region may be a moment behind the one that has acknowledged.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -48,13 +58,15 @@ pub struct RealPlan {
     pub progress: bool,
 }
 
-/// Runs all workloads on the mounts and in the simulation.
+/// Runs all workloads on the mounts and in the simulation. Ctrl-C keeps what is done.
 pub fn run(plan: &RealPlan) -> Result<Report> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let _watch = super::run::watch_interrupt(stop.clone())?;
     let regions = plan.mounts.len();
     let begun = Instant::now();
     let mut report = geo::empty(plan.costs.clone(), plan.seed, false);
     let site = Site::prepare(plan)?;
-    let mut works = vec![(Op::Create, Scope::Local, LOADED), (Op::Write, Scope::Local, LOADED)];
+    let mut works: Vec<_> = LOADED_WORKS.into_iter().map(|(op, scope)| (op, scope, LOADED)).collect();
     for scope in [Scope::Local, Scope::Remote, Scope::Global] {
         let alone = regions == 1 && scope == Scope::Remote;
         works.extend(Op::ALL.into_iter().filter(|&op| op != Op::Move && !alone).map(|op| (op, scope, 1)));
@@ -62,14 +74,21 @@ pub fn run(plan: &RealPlan) -> Result<Report> {
     if regions > 1 {
         works.push((Op::Move, Scope::Cross, 1));
     }
-    works.retain(|(op, ..)| plan.ops.is_empty() || plan.ops.contains(op));
+    works.retain(|&(op, scope, _)| {
+        (plan.ops.is_empty() || plan.ops.contains(&op)) && (regions > 1 || scope != Scope::Remote)
+    });
     for (op, scope, clients) in works {
+        if stop.load(Ordering::Relaxed) {
+            report.conditions.interrupted = true;
+            break;
+        }
         if plan.progress {
             tell!("{} {} x{clients}", op.name(), scope.name());
         }
         let (real, per_second) = site.measure(op, scope, clients)?;
         let point = point(plan, op, scope, clients);
-        let played = geo_bench::world::play(&point, &plan.costs, plan.seed, &|| false).or_exit(Exit::Failed)?;
+        let stopped = || stop.load(Ordering::Relaxed);
+        let played = geo_bench::world::play(&point, &plan.costs, plan.seed, &stopped).or_exit(Exit::Failed)?;
         let simulated = played.as_ref().and_then(|outcome| outcome.of(op, scope));
         let Some(simulated) = simulated else { continue };
         report.validation.push(Checked {
@@ -115,16 +134,22 @@ struct Site<'a> {
 
 impl Drop for Site<'_> {
     fn drop(&mut self) {
-        for region in 0..self.names.len() {
-            for group in (0..self.names.len()).map(Some).chain([None]) {
-                let folder = self.folder_of(region, region, group);
-                if let Err(error) = fs::remove_dir_all(&folder)
-                    && error.kind() != io::ErrorKind::NotFound
-                {
-                    tell!("globalfs: {} is left behind: {error}", folder.display());
+        let remove = |folder: PathBuf| {
+            if let Err(error) = fs::remove_dir_all(&folder)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tell!("globalfs: {} is left behind: {error}", folder.display());
+            }
+        };
+        std::thread::scope(|scope| {
+            for region in 0..self.names.len() {
+                for group in (0..self.names.len()).map(Some).chain([None]) {
+                    // Where it is near: file after file at a distance takes minutes.
+                    let folder = self.folder_of(group.unwrap_or(0), region, group);
+                    scope.spawn(move || remove(folder));
                 }
             }
-        }
+        });
     }
 }
 

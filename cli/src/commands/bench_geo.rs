@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use geo_bench::costs::Calibration;
 use geo_bench::experiments;
-use geo_bench::report::{Report, compare};
+use geo_bench::report::{Checked, Report, compare};
 use geo_bench::spec::{Experiment, Figure, Op, Ordering, Point, Scope, Sweep};
 
 use crate::bench::geo::{self, GeoPlan};
@@ -90,8 +90,8 @@ pub struct GeoArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  globalfs bench calibrate --out calibration.toml
 
-Measures the cores, the codecs, messages, disk flushes and, if this machine can mount, a cluster of one node. Takes about \
-half a minute. The machine should be idle.")]
+Measures the cores, the codecs, messages, disk flushes and, if this machine can mount, a cluster of one node, thread by \
+thread. Takes about half a minute. The machine should be idle.")]
 pub struct CalibrateArgs {
     /// Where the figures go
     #[arg(long, value_name = "FILE", default_value = "calibration.toml")]
@@ -243,7 +243,16 @@ fn as_text(report: &Report) -> String {
                 format!("{:.2}", line.throughput_ratio()),
             ]);
         }
-        text.push_str(&format!("Simulator against reality\n{}\n", table.render()));
+        let within = |ratio: fn(&Checked) -> f64, most: f64| {
+            report.validation.iter().filter(|line| (ratio(line) - 1.0).abs() <= most).count()
+        };
+        text.push_str(&format!(
+            "Simulator against reality\n{}\n{} of {} medians agree within 15 %, {} throughputs within 25 %\n",
+            table.render(),
+            within(Checked::median_ratio, 0.15),
+            report.validation.len(),
+            within(Checked::throughput_ratio, 0.25)
+        ));
     }
     text
 }
