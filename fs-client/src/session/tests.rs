@@ -400,9 +400,7 @@ async fn update_of_unknown_fate_is_not_repeated_in_a_new_session() {
         _ => ordinary(&message),
     };
     world.node(1, "here", Box::new(script));
-    // One attempt each: a session that a busy machine opens slowly is not opened twice.
-    let patience = Duration::from_secs(3);
-    let engine = world.client_with(patience, |config| config.timeouts.attempt = patience);
+    let engine = world.client(Duration::from_secs(2));
     let update = Update::new(an_update());
     assert!(matches!(engine.settle(&update).await, Err(Error::Timeout { .. })));
     // Finds out that the session has expired, and opens it again.
