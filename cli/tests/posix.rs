@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -516,6 +516,29 @@ fn exclusive_creation_has_one_winner() {
             if round % 4 == 0 {
                 let content = text(&cluster.path("ap", &directory).join(format!("round-{round}")));
                 assert_eq!(content, **winners[0], "/{directory} round {round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn synchronous_writes_are_seen_everywhere_before_the_file_is_closed() {
+    let cluster = Cluster::up(Options::default());
+    let kinds: [(&str, fn(&mut OpenOptions) -> &mut OpenOptions); 3] = [
+        ("writing", |options| options.write(true).create_new(true)),
+        ("both", |options| options.read(true).write(true).create_new(true)),
+        ("appending", |options| options.append(true).create(true)),
+    ];
+    for (name, kind) in kinds {
+        for (sync, flag) in [("sync", libc::O_SYNC), ("dsync", libc::O_DSYNC)] {
+            let name = format!("us/{name}-{sync}");
+            let mut file = kind(OpenOptions::new().custom_flags(flag)).open(cluster.path("us", &name)).unwrap();
+            for length in [5, 10, 100_005] {
+                let before = file.metadata().unwrap().len() as usize;
+                file.write_all(&vec![b'x'; length - before]).unwrap();
+                eventually(Duration::from_secs(10), &name, || {
+                    (fs::metadata(cluster.path("eu", &name)).ok()?.len() == length as u64).then_some(())
+                });
             }
         }
     }

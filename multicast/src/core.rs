@@ -442,6 +442,7 @@ impl Core {
 
     fn see_time(&mut self, now: Time) {
         self.now = self.now.max(now);
+        self.log.see_time(self.now);
     }
 
     /// Lets the sequencer do something, if there is one.

@@ -21,7 +21,7 @@ use metadata::types::{FileKind, InodeId, NAME_BYTES_MAX};
 use super::answers::{GENERATION, NOT_LENT, give_data, give_empty, give_xattr, lend_attr};
 use super::convert::{file_attr, file_type, lock_kind, lock_number, name as to_name, new_node, permissions, set_time};
 use super::counts::Asked;
-use super::opening::{Caller, Opening, create_or_open, kept_by_kernel};
+use super::opening::{Caller, Opening, create_or_open, is_for_writing_only, kept_by_kernel};
 use super::{Face, REQUEST_BYTES_MAX, configure, errno};
 use crate::errno::Errno;
 use crate::fs::file::OpenFile;
@@ -267,6 +267,7 @@ impl Filesystem for Face {
         let entry = NewEntry { node: NewNode::File, mode: permissions(mode), uid: req.uid(), gid: req.gid() };
         let caller = Caller::of(req);
         let (kept, handle) = (kept_by_kernel(flags, &self.fs), self.next_handle());
+        let kept_if_new = if is_for_writing_only(flags) { FopenFlags::FOPEN_DIRECT_IO } else { kept };
         let work = async move {
             let (attr, is_new) = create_or_open(&fs, dir, &name, &entry, flags, caller).await?;
             let node = metadata::types::NodeRef { ino: attr.ino, kind: attr.kind, home: attr.home };
@@ -279,10 +280,10 @@ impl Filesystem for Face {
             // The kernel looks again and makes a new one.
             settled.map_err(|_| Errno::ESTALE)?;
             fs.table.remember(&attr);
-            Ok::<_, Errno>(file_attr(&fs.show(&attr)))
+            Ok::<_, Errno>((file_attr(&fs.show(&attr)), if is_new { kept_if_new } else { kept }))
         };
         self.answer_to(req, work, move |shown| match shown {
-            Ok(shown) => reply.created(&NOT_LENT, &shown, GENERATION, handle, kept),
+            Ok((shown, kept)) => reply.created(&NOT_LENT, &shown, GENERATION, handle, kept),
             Err(error) => reply.error(errno(error)),
         });
     }
@@ -336,25 +337,30 @@ impl Filesystem for Face {
         let append = flags.0 & libc::O_APPEND != 0 && !mapped;
         let kill_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let write = Write { offset, bytes: data, append, kill_privileges };
-        match self.fs.write(&file, write) {
-            Ok(Written::Done) => reply.written(count),
-            Err(error) => reply.error(errno(error)),
-            Ok(Written::Settle) => {
-                let fs = self.fs.clone();
-                self.answer(async move { fs.settle(&file).await }, move |()| reply.written(count));
-            }
-            Ok(Written::FlushFirst) => {
-                let (fs, data) = (self.fs.clone(), data.to_vec());
-                let work = async move {
+        // Past its page cache the kernel does not ask for that by itself.
+        let is_synchronous = flags.0 & libc::O_DSYNC != 0 && !mapped;
+        let written = match self.fs.write(&file, write) {
+            Ok(Written::Done) if !is_synchronous => return reply.written(count),
+            Ok(written) => written,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let fs = self.fs.clone();
+        let data = if matches!(written, Written::FlushFirst) { data.to_vec() } else { Vec::new() };
+        let work = async move {
+            match written {
+                Written::Done => {}
+                Written::Settle => fs.settle(&file).await,
+                Written::FlushFirst => {
                     let write = Write { offset, bytes: &data, append, kill_privileges };
-                    fs.write_settled(&file, write).await
-                };
-                self.answer(work, move |written| match written {
-                    Ok(()) => reply.written(count),
-                    Err(error) => reply.error(errno(error)),
-                });
+                    fs.write_settled(&file, write).await?;
+                }
             }
-        }
+            if is_synchronous { fs.flush(&file).await } else { Ok(()) }
+        };
+        self.answer(work, move |written| match written {
+            Ok(()) => reply.written(count),
+            Err(error) => reply.error(errno(error)),
+        });
     }
 
     fn flush(&self, req: &Request, ino: INodeNo, _fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {

@@ -77,6 +77,12 @@ pub(super) fn kept_by_kernel(flags: i32, fs: &Fs) -> FopenFlags {
     if is_past_cache { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
 }
 
+/// Such a handle of a new file goes past the page cache, too: nobody has pages of that file, the kernel would drop them when it is
+/// opened again, and before the first write through its cache it asks whether the file has capabilities.
+pub(super) fn is_for_writing_only(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_WRONLY
+}
+
 /// Creates a file (and says so), or opens the one that has appeared since the kernel looked.
 pub(super) async fn create_or_open(
     fs: &Arc<Fs>,

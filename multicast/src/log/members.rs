@@ -78,6 +78,8 @@ impl Replicator {
             };
             primary.followers.push(follower);
         }
+        let own = usize::from(membership.is_voter(me, self.incarnation));
+        primary.choose_spares(membership.quorum_size().saturating_sub(own));
     }
 
     /// Others say who is a member.

@@ -276,6 +276,10 @@ impl Replicator {
         }
     }
 
+    pub(crate) fn see_time(&mut self, now: Time) {
+        self.now = now;
+    }
+
     pub(crate) fn poll_timeout(&self) -> Time {
         match &self.role {
             Role::Follower => self.election_due,

@@ -46,6 +46,12 @@ pub(super) struct Follower {
     unacknowledged: VecDeque<(LogIndex, usize)>,
     unacknowledged_bytes: usize,
     told_committed: LogIndex,
+    /// Commits do not wait for it at present, as enough others are as fast.
+    is_spare: bool,
+    /// When it was last sent entries.
+    served: Option<Time>,
+    /// Until then entries for it are gathered.
+    gathering: Option<Time>,
     /// It lacks what was dropped, and has been told so.
     pub(super) beyond_help: bool,
     /// The copy of the state that it needs then.
@@ -68,6 +74,9 @@ impl Follower {
             unacknowledged: VecDeque::new(),
             unacknowledged_bytes: 0,
             told_committed: LogIndex::ZERO,
+            is_spare: false,
+            served: None,
+            gathering: None,
             beyond_help: false,
             transfer: Transfer::Possible,
             stranger: None,
@@ -104,10 +113,16 @@ impl Follower {
         log.position(before).or(Some(self.anchor).filter(|anchor| anchor.index == before))
     }
 
+    fn gather(&mut self, last: LogIndex, now: Time) {
+        let until = self.served.map(|served| served.after_ms(SPARE_PAUSE_MS));
+        self.gathering = until.filter(|&until| self.is_spare && self.next <= last && until > now);
+    }
+
     fn restart_at(&mut self, next: LogIndex) {
         self.next = next;
         self.unacknowledged.clear();
         self.unacknowledged_bytes = 0;
+        (self.served, self.gathering) = (None, None);
     }
 }
 
@@ -115,7 +130,8 @@ impl Primary {
     /// Followers learn of a commit at once if it is one entry's and nothing else is under way, so that whoever waits there for
     /// it waits no longer. Where more is going on, the news go with the next entries, or alone when that takes too long.
     fn tells_news(&mut self, committed: LogIndex, last: LogIndex, now: Time) -> bool {
-        let waits = |follower: &Follower| follower.stranger.is_none() && follower.told_committed < committed;
+        let is_behind = |follower: &Follower| follower.gathering.is_none() && follower.told_committed < committed;
+        let waits = |follower: &Follower| follower.stranger.is_none() && is_behind(follower);
         if !self.followers.iter().any(|follower| !follower.searching && waits(follower)) {
             self.news_since = None;
             return true;
@@ -134,7 +150,35 @@ impl Primary {
     /// When something is to be done without being asked.
     pub(super) fn due(&self) -> Time {
         let news_due = self.news_since.map(|since| since.after_ms(NEWS_PATIENCE_MS));
-        news_due.into_iter().chain([self.heartbeat_due]).min().unwrap_or(self.heartbeat_due)
+        let gathered = self.followers.iter().filter_map(|follower| follower.gathering);
+        news_due.into_iter().chain(gathered).min().map_or(self.heartbeat_due, |due| due.min(self.heartbeat_due))
+    }
+
+    /// A commit needs so many followers; the other voters are spare. Each portion of entries costs a follower a flush and several
+    /// changes of threads, whether it is long or short, so spare ones get fewer and longer ones.
+    pub(super) fn choose_spares(&mut self, needed: usize) {
+        let voters = self.followers.iter().filter(|follower| follower.member.is_voter());
+        let mut wanted = needed.saturating_sub(voters.filter(|follower| !follower.is_spare).count());
+        let mut left = needed;
+        for follower in &mut self.followers {
+            let is_chosen = follower.member.is_voter() && left > 0 && (!follower.is_spare || wanted > 0);
+            wanted -= usize::from(is_chosen && follower.is_spare);
+            left -= usize::from(is_chosen);
+            follower.is_spare = follower.member.is_voter() && !is_chosen;
+        }
+    }
+
+    /// A commit came about by a spare follower: it changes places with the slowest of the others.
+    fn prefer(&mut self, faster: ReplicaId) {
+        let prompt = |follower: &&mut Follower| follower.member.is_voter() && !follower.is_spare;
+        let slowest = self.followers.iter_mut().filter(prompt).min_by_key(|follower| follower.matched);
+        if let Some(slowest) = slowest {
+            slowest.is_spare = true;
+        }
+        let faster = self.followers.iter_mut().find(|follower| follower.member.replica == faster);
+        if let Some(faster) = faster {
+            (faster.is_spare, faster.gathering) = (false, None);
+        }
     }
 }
 
@@ -155,6 +199,7 @@ impl Told {
             follower.unacknowledged_bytes += bytes;
             follower.next = last.index.next();
             follower.anchor = last.position();
+            follower.served = Some(self.now);
         }
         follower.told_committed = self.committed;
         follower.sent = Some(self.now);
@@ -194,7 +239,14 @@ impl Replicator {
         follower.next = follower.next.max(follower.matched.next());
         let is_matched = follower.matched >= first;
         follower.beyond_help &= !is_matched;
+        let (is_spare, committed) = (follower.is_spare, self.committed);
         self.advance_committed();
+        if let Role::Primary(primary) = &mut self.role
+            && is_spare
+            && self.committed > committed
+        {
+            primary.prefer(from.0);
+        }
     }
 
     pub(super) fn handle_append_refused(
@@ -248,6 +300,11 @@ impl Replicator {
         let Role::Primary(primary) = &mut self.role else { return };
         let told =
             Told { ballot: primary.ballot, committed: self.committed, everywhere: self.everywhere, now: self.now };
+        let is_handing_over = primary.handing_over.is_some();
+        for follower in &mut primary.followers {
+            follower.gather(last, self.now);
+            follower.gathering = follower.gathering.filter(|_| !is_handing_over);
+        }
         let tells_news = primary.tells_news(self.committed, last, self.now);
         let mut read_from: Option<LogIndex> = None;
         for follower in &mut primary.followers {
@@ -270,6 +327,7 @@ impl Replicator {
             }
             while !follower.searching
                 && is_member
+                && follower.gathering.is_none()
                 && follower.next <= last
                 && follower.unacknowledged_bytes < self.limits.append_window_bytes
             {
@@ -286,7 +344,8 @@ impl Replicator {
                 self.outputs.push_back(Output::Send { to, message: told.append(follower, previous, entries) });
                 sent = true;
             }
-            let is_news = !follower.searching && is_member && follower.told_committed < told.committed;
+            let is_behind = follower.gathering.is_none() && follower.told_committed < told.committed;
+            let is_news = !follower.searching && is_member && is_behind;
             if !sent && (follower.sent.is_none() || (is_news && tells_news)) {
                 // Every log agrees on the beginning, which serves as heartbeat for those far behind.
                 let previous = follower.previous(&self.entries);
@@ -427,7 +486,7 @@ impl Replicator {
         let persisted = !would_commit && self.committed <= self.disk.durable() && self.disk.holds_nothing_back();
         let is_quiet = |follower: &Follower| {
             let goes_on = !follower.searching && !follower.beyond_help && follower.stranger.is_none();
-            goes_on && follower.member.is_voter() && follower.next > last
+            goes_on && follower.member.is_voter() && (follower.next > last || follower.gathering.is_some())
         };
         let all_quiet = primary.handing_over.is_none() && primary.followers.iter().all(is_quiet);
         let appended_through = if all_quiet { self.committed } else { LogIndex::ZERO };
@@ -449,6 +508,9 @@ impl Replicator {
         primary.followers.iter().map(status).collect()
     }
 }
+
+/// A spare follower is sent entries this far apart at least.
+const SPARE_PAUSE_MS: u64 = 2;
 
 /// So long news of a commit wait for entries to go with, while more is under way.
 const NEWS_PATIENCE_MS: u64 = 2;
