@@ -1,9 +1,10 @@
 //! Identities that every crate shares. Each is a newtype: an index of one kind never passes for another.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use crate::by_group::ByGroup;
 
 /// A replica group: the replicas that order and hold one part of the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -112,8 +113,8 @@ impl fmt::Display for CommandId {
 /// merely logged there, and executed nowhere yet, holds up no reader.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VectorClock {
-    seen: BTreeMap<GroupId, LogIndex>,
-    effects: BTreeMap<GroupId, LogIndex>,
+    seen: ByGroup<LogIndex>,
+    effects: ByGroup<LogIndex>,
 }
 
 impl VectorClock {
@@ -126,13 +127,13 @@ impl VectorClock {
     /// How far this clock has seen `group`'s log.
     #[must_use]
     pub fn index(&self, group: GroupId) -> LogIndex {
-        self.seen.get(&group).copied().unwrap_or(LogIndex::ZERO)
+        self.seen.get(group).copied().unwrap_or(LogIndex::ZERO)
     }
 
     /// Commands prepared in `group` up to here may have been seen executed elsewhere.
     #[must_use]
     pub fn effects(&self, group: GroupId) -> LogIndex {
-        self.effects.get(&group).copied().unwrap_or(LogIndex::ZERO)
+        self.effects.get(group).copied().unwrap_or(LogIndex::ZERO)
     }
 
     /// Notes that `group`'s log has been seen up to `index`; never goes back. True if that was news.
@@ -148,10 +149,10 @@ impl VectorClock {
 
     /// Takes the larger index of each group.
     pub fn merge(&mut self, other: &VectorClock) {
-        for (&group, &index) in &other.seen {
+        for (group, &index) in other.seen.iter() {
             self.advance(group, index);
         }
-        for (&group, &index) in &other.effects {
+        for (group, &index) in other.effects.iter() {
             self.advance_effects(group, index);
         }
     }
@@ -159,10 +160,10 @@ impl VectorClock {
     /// Takes back what this clock claims of `group` beyond `index`.
     pub(crate) fn clip(&mut self, group: GroupId, index: LogIndex) {
         for components in [&mut self.seen, &mut self.effects] {
-            if let Some(component) = components.get_mut(&group) {
+            if let Some(component) = components.get_mut(group) {
                 *component = index.min(*component);
                 if *component == LogIndex::ZERO {
-                    components.remove(&group);
+                    components.remove(group);
                 }
             }
         }
@@ -176,29 +177,34 @@ impl VectorClock {
     /// True if this clock has seen all that `other` has.
     #[must_use]
     pub fn covers(&self, other: &VectorClock) -> bool {
-        other.seen.iter().all(|(&group, &index)| self.index(group) >= index)
-            && other.effects.iter().all(|(&group, &index)| self.effects(group) >= index)
+        other.seen.iter().all(|(group, &index)| self.index(group) >= index)
+            && other.effects.iter().all(|(group, &index)| self.effects(group) >= index)
     }
 
     /// What was seen of each group's log, by group.
     pub fn iter(&self) -> impl Iterator<Item = (GroupId, LogIndex)> + '_ {
-        self.seen.iter().map(|(&group, &index)| (group, index))
+        self.seen.iter().map(|(group, &index)| (group, index))
     }
 
     /// The newest effects, by group; see [`VectorClock::effects`].
     pub fn iter_effects(&self) -> impl Iterator<Item = (GroupId, LogIndex)> + '_ {
-        self.effects.iter().map(|(&group, &index)| (group, index))
+        self.effects.iter().map(|(group, &index)| (group, index))
     }
 }
 
-fn raise(components: &mut BTreeMap<GroupId, LogIndex>, group: GroupId, index: LogIndex) -> bool {
-    let component = components.entry(group).or_default();
-    let news = index > *component;
-    *component = index.max(*component);
-    if *component == LogIndex::ZERO {
-        components.remove(&group);
+fn raise(components: &mut ByGroup<LogIndex>, group: GroupId, index: LogIndex) -> bool {
+    match components.get_mut(group) {
+        Some(component) => {
+            let news = index > *component;
+            *component = index.max(*component);
+            news
+        }
+        None if index == LogIndex::ZERO => false,
+        None => {
+            components.insert(group, index);
+            true
+        }
     }
-    news
 }
 
 impl FromIterator<(GroupId, LogIndex)> for VectorClock {

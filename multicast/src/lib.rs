@@ -4,6 +4,7 @@
 //! value: `handle_*` puts something in, `poll_output` takes out what the driver must do, `apply_next` executes what is
 //! committed. Everything that decides is here; the driver, or the simulator, only carries.
 
+mod by_group;
 pub mod command;
 pub mod config;
 pub mod core;
@@ -28,6 +29,7 @@ mod subscribers;
 pub mod time;
 
 pub use crate::core::Core;
+pub use by_group::ByGroup;
 pub use config::{Config, Limits, Timing};
 pub use error::{Error, ErrorClass};
 pub use machine::{Context, Inert, Machine};

@@ -34,14 +34,14 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
 use crate::error::Error;
 use crate::ids::{Ballot, CommandId, Incarnation, LogIndex, ReplicaId, Timestamp};
 use crate::membership::Membership;
-use crate::record::{Contribution, Entry, Position, Rejection, decode_versioned, room_for};
+use crate::record::{Contribution, Entry, Position, Rejection, decode_versioned, encode_behind};
 
 /// Version of the encoding of [`Message`], its first byte. Variants and fields are only ever appended with a new version.
 pub const MESSAGE_VERSION: u8 = 3;
@@ -244,13 +244,21 @@ impl Message {
     /// The message as it travels.
     #[must_use]
     pub fn encode(&self) -> Bytes {
+        let mut buffer = BytesMut::new();
+        self.encode_behind(&mut buffer);
+        buffer.freeze()
+    }
+
+    /// Appends the message as it travels.
+    pub fn encode_behind(&self, buffer: &mut BytesMut) {
         let records = match self {
             Message::Append { entries, .. } => entries.iter().map(|entry| entry.record.len() + 32).sum(),
             _ => 0,
         };
-        let buffer = room_for(MESSAGE_VERSION, 128 + records);
-        let buffer = postcard::to_extend(self, buffer).expect("a message of plain data always encodes");
-        Bytes::from(buffer)
+        // Growing step by step is dear.
+        buffer.reserve(128 + records);
+        buffer.put_u8(MESSAGE_VERSION);
+        encode_behind(self, buffer);
     }
 
     /// Reads a message.

@@ -1,11 +1,11 @@
 //! What a group's log holds. Applying the records in order is the only way that replicated state changes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use serde::{Deserialize, Serialize};
 
+use crate::by_group::ByGroup;
 use crate::command::Command;
 use crate::error::Error;
 use crate::ids::{Ballot, CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
@@ -118,7 +118,7 @@ pub enum Record {
         /// The command.
         id: CommandId,
         /// What the other destinations contributed.
-        contributions: BTreeMap<GroupId, Contribution>,
+        contributions: ByGroup<Contribution>,
     },
     /// This group will never prepare the command. Has no effect after its `Prepare`.
     Refuse {
@@ -177,9 +177,10 @@ impl Record {
             Record::Single { command, .. } | Record::Prepare { command, .. } => command.payload.len(),
             _ => 0,
         };
-        let buffer = room_for(RECORD_VERSION, 192 + payload);
-        let buffer = postcard::to_extend(self, buffer).expect("a record of plain data always encodes");
-        Bytes::from(buffer)
+        let mut buffer = room_for(RECORD_VERSION, 192 + payload);
+        encode_behind(self, &mut buffer);
+        // It is kept for long, so in no more room than it needs.
+        Bytes::copy_from_slice(&buffer)
     }
 
     /// Reads a logged record back.
@@ -203,6 +204,32 @@ pub(crate) fn room_for(version: u8, len: usize) -> Vec<u8> {
     let mut room = Vec::with_capacity(1 + len);
     room.push(version);
     room
+}
+
+/// Appends the postcard encoding of plain data.
+pub(crate) fn encode_behind<T: Serialize + ?Sized, B: BufMut>(value: &T, buffer: &mut B) {
+    postcard::serialize_with_flavor(value, Behind(buffer)).expect("plain data always encodes");
+}
+
+/// Where [`encode_behind`] writes.
+struct Behind<'a, B>(&'a mut B);
+
+impl<B: BufMut> postcard::ser_flavors::Flavor for Behind<'_, B> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.put_u8(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.put_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
 }
 
 /// Decodes a postcard value behind a version byte; all of the bytes must be used.

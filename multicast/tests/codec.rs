@@ -58,7 +58,7 @@ fn sample_records() -> Vec<Record> {
         Record::Single { command: Arc::clone(&command), timestamp },
         Record::Prepare { command, timestamp },
         Record::Commit { id, timestamp },
-        Record::Finish { id, contributions: BTreeMap::from([(GroupId(2), sample_contribution())]) },
+        Record::Finish { id, contributions: [(GroupId(2), sample_contribution())].into_iter().collect() },
         Record::Refuse { id, binding: 99, groups: vec![GroupId(0), GroupId(2)], reason: Refusal::UnknownSession },
         Record::Abort { id, rejection },
         Record::Forget { ids: vec![id] },

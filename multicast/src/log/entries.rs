@@ -19,7 +19,8 @@ pub(crate) struct Entries {
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
     pub(crate) entry: Entry,
-    pub(crate) record: Arc<Record>,
+    /// Until it is applied; followers need only the bytes.
+    pub(crate) record: Option<Arc<Record>>,
 }
 
 impl Slot {
@@ -27,7 +28,7 @@ impl Slot {
     /// If the entry's bytes are no record.
     pub(crate) fn decode(entry: Entry) -> Result<Slot, Error> {
         let record = Arc::new(Record::decode(&entry.record)?);
-        Ok(Slot { entry, record })
+        Ok(Slot { entry, record: Some(record) })
     }
 }
 
@@ -63,6 +64,12 @@ impl Entries {
     pub(crate) fn get(&self, index: LogIndex) -> Option<&Slot> {
         let at = index.0.checked_sub(self.before.0 + 1)?;
         self.slots.get(usize::try_from(at).ok()?)
+    }
+
+    /// Takes the record out of the slot, to be applied.
+    pub(crate) fn take_record(&mut self, index: LogIndex) -> Option<Arc<Record>> {
+        let at = index.0.checked_sub(self.before.0 + 1)?;
+        self.slots.get_mut(usize::try_from(at).ok()?)?.record.take()
     }
 
     /// The position at `index`, if it is in memory or the beginning of all logs.

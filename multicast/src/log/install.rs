@@ -71,7 +71,7 @@ impl Replicator {
     pub(super) fn find_memberships(&mut self) {
         let mut index = self.applied.next();
         while let Some(slot) = self.entries.get(index) {
-            if let Record::Config { membership } = &*slot.record {
+            if let Some(Record::Config { membership }) = slot.record.as_deref() {
                 self.memberships.push(index, Arc::clone(membership));
             }
             index = index.next();

@@ -249,7 +249,7 @@ impl Replicator {
         let Role::Primary(primary) = &self.role else { return None };
         let index = self.entries.last().index.next();
         let entry = Entry { index, ballot: primary.ballot, record: record.encode() };
-        self.push(Slot { entry, record: Arc::new(record) });
+        self.push(Slot { entry, record: Some(Arc::new(record)) });
         Some(index)
     }
 
@@ -311,7 +311,7 @@ impl Replicator {
         if index > self.committed.min(self.disk.durable()) {
             return None;
         }
-        let record = Arc::clone(&self.entries.get(index).expect("what is not applied is in memory").record);
+        let record = self.entries.take_record(index).expect("what is not applied is in memory");
         self.applied = index;
         self.memberships.applied(index);
         self.entries.trim(index, self.limits.log_tail_bytes);
@@ -353,10 +353,13 @@ impl Replicator {
     fn push(&mut self, slot: Slot) {
         self.disk.append(slot.entry.clone());
         self.extent.push(slot.entry.index, slot.entry.len_bytes());
-        let (index, record) = (slot.entry.index, Arc::clone(&slot.record));
+        let members = match slot.record.as_deref() {
+            Some(Record::Config { membership }) => Some((slot.entry.index, Arc::clone(membership))),
+            _ => None,
+        };
         self.entries.push(slot);
-        if let Record::Config { membership } = &*record {
-            self.memberships.push(index, Arc::clone(membership));
+        if let Some((index, membership)) = members {
+            self.memberships.push(index, membership);
             self.follow_membership();
         }
     }

@@ -8,53 +8,44 @@ use crate::ids::{CommandId, LogIndex};
 /// Which unfinished commands touch which keys. Several may share a key: a `Prepare` never waits.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Locks {
-    by_key: BTreeMap<Key, Vec<Lock>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Lock {
-    id: CommandId,
-    /// The `Prepare`.
-    index: LogIndex,
-    mode: Mode,
+    /// By key, then by the index of the `Prepare`.
+    locks: BTreeMap<(Key, LogIndex), (CommandId, Mode)>,
 }
 
 impl Locks {
     pub(crate) fn lock(&mut self, id: CommandId, index: LogIndex, footprint: &[(Key, Mode)]) {
         for &(key, mode) in footprint {
-            self.by_key.entry(key).or_default().push(Lock { id, index, mode });
+            self.locks.insert((key, index), (id, mode));
         }
     }
 
-    pub(crate) fn unlock(&mut self, id: CommandId, footprint: &[(Key, Mode)]) {
-        for (key, _) in footprint {
-            if let Some(locks) = self.by_key.get_mut(key) {
-                locks.retain(|lock| lock.id != id);
-                if locks.is_empty() {
-                    self.by_key.remove(key);
-                }
-            }
+    pub(crate) fn unlock(&mut self, index: LogIndex, footprint: &[(Key, Mode)]) {
+        for &(key, _) in footprint {
+            self.locks.remove(&(key, index));
         }
+    }
+
+    /// Those that will change the key and were prepared up to `last`, in the order of their `Prepare`s.
+    fn changing_up_to(&self, key: Key, last: LogIndex) -> impl Iterator<Item = CommandId> + '_ {
+        let locks = self.locks.range((key, LogIndex::ZERO)..=(key, last));
+        locks.filter(|(_, (_, mode))| mode.changes()).map(|(_, &(id, _))| id)
     }
 
     pub(crate) fn blocking(&self, key: Key, client_index: LogIndex) -> Option<CommandId> {
-        let locks = self.by_key.get(&key)?;
-        locks.iter().find(|lock| lock.index <= client_index && lock.mode.changes()).map(|lock| lock.id)
+        self.changing_up_to(key, client_index).next()
     }
 
     pub(crate) fn is_changing(&self, key: Key) -> bool {
-        self.by_key.get(&key).is_some_and(|locks| locks.iter().any(|lock| lock.mode.changes()))
+        self.changing_up_to(key, LogIndex(u64::MAX)).next().is_some()
     }
 
     /// True if a command other than `id` will change the key.
     pub(crate) fn is_changing_beside(&self, key: Key, id: CommandId) -> bool {
-        let is_other = |lock: &Lock| lock.id != id && lock.mode.changes();
-        self.by_key.get(&key).is_some_and(|locks| locks.iter().any(is_other))
+        self.changing_up_to(key, LogIndex(u64::MAX)).any(|other| other != id)
     }
 
     pub(crate) fn changing(&self) -> impl Iterator<Item = (Key, LogIndex, CommandId)> + '_ {
-        self.by_key.iter().flat_map(|(&key, locks)| {
-            locks.iter().filter(|lock| lock.mode.changes()).map(move |lock| (key, lock.index, lock.id))
-        })
+        let changing = self.locks.iter().filter(|(_, (_, mode))| mode.changes());
+        changing.map(|(&(key, index), &(id, _))| (key, index, id))
     }
 }

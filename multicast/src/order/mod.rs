@@ -6,12 +6,13 @@ mod locks;
 mod rows;
 mod sessions;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::by_group::ByGroup;
 use crate::command::{Command, Key};
 use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
 use crate::machine::{CONTRIBUTION_BYTES_MAX, Context, Machine};
@@ -20,7 +21,7 @@ use crate::output::{Applied, Change, Elsewhere, Reply};
 use crate::record::{Contribution, Record, Refusal, Rejection};
 use crate::snapshot::{InstallRefused, Snapshot};
 use locks::Locks;
-use rows::RowKey;
+use rows::{Dirty, RowKey};
 use sessions::{Ended, Session};
 
 /// How many replies a group keeps for a session until its client acknowledges them. A primary takes no more commands of a
@@ -45,7 +46,7 @@ pub struct OrderState {
     /// Where the state came from, if it was another replica's.
     copied: Option<Arc<Snapshot>>,
     /// Rows that differ from what was last drained.
-    dirty: BTreeSet<RowKey>,
+    dirty: Dirty,
 }
 
 /// A command of several groups between its `Prepare` and its `Finish` or `Abort`.
@@ -118,7 +119,7 @@ impl OrderState {
             locks: Locks::default(),
             membership: None,
             copied: None,
-            dirty: BTreeSet::new(),
+            dirty: Dirty::default(),
         }
     }
 
@@ -234,13 +235,13 @@ impl OrderState {
     fn apply_finish(
         &mut self,
         id: CommandId,
-        foreign: &BTreeMap<GroupId, Contribution>,
+        foreign: &ByGroup<Contribution>,
         machine: &mut dyn Machine,
     ) -> (Change, Option<Reply>) {
         let own = self.group;
         let complete = self.prepared.get(&id).is_some_and(|prepared| {
             prepared.committed.is_some()
-                && prepared.command.groups().all(|group| group == own || foreign.contains_key(&group))
+                && prepared.command.groups().all(|group| group == own || foreign.get(group).is_some())
         });
         let Some(prepared) = complete.then(|| self.remove_prepared(id)).flatten() else {
             return (Change::Skipped(id), None);
@@ -252,7 +253,7 @@ impl OrderState {
         let mut values: BTreeMap<GroupId, Bytes> = BTreeMap::new();
         values.insert(own, contribution.value.clone());
         self.merge_dependencies(&command.clock);
-        let others = || foreign.iter().filter(|(group, _)| **group != own).map(|(&group, theirs)| (group, theirs));
+        let others = || foreign.iter().filter(|(group, _)| *group != own);
         for (group, theirs) in others() {
             values.insert(group, theirs.value.clone());
             self.merge_dependencies(&theirs.depends_on);
@@ -373,7 +374,7 @@ impl OrderState {
 
     fn remove_prepared(&mut self, id: CommandId) -> Option<Prepared> {
         let prepared = self.prepared.remove(&id)?;
-        self.locks.unlock(id, prepared.command.footprint(self.group).unwrap_or(&[]));
+        self.locks.unlock(prepared.index, prepared.command.footprint(self.group).unwrap_or(&[]));
         self.dirty.insert(RowKey::Prepared(id));
         Some(prepared)
     }

@@ -35,6 +35,45 @@ pub(super) enum RowKey {
     Session(SessionId),
 }
 
+/// Rows that differ from what was last drained.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Dirty {
+    /// Some perhaps more than once.
+    keys: Vec<RowKey>,
+    /// So many of them differ from each other; they come first.
+    known: usize,
+}
+
+impl Dirty {
+    pub(super) fn insert(&mut self, key: RowKey) {
+        if self.keys.last() == Some(&key) {
+            return;
+        }
+        self.keys.push(key);
+        // Where nobody drains, rows that change often must not fill the memory.
+        if self.keys.len() > 2 * self.known + DIRTY_ROOM {
+            self.tidy();
+        }
+    }
+
+    fn tidy(&mut self) {
+        self.keys.sort_unstable();
+        self.keys.dedup();
+        self.known = self.keys.len();
+    }
+
+    /// By key, each once.
+    fn take(&mut self) -> Vec<RowKey> {
+        self.tidy();
+        self.known = 0;
+        let room = Vec::with_capacity(self.keys.len());
+        std::mem::replace(&mut self.keys, room)
+    }
+}
+
+/// So many keys are not looked through.
+const DIRTY_ROOM: usize = 1024;
+
 #[derive(Serialize, Deserialize)]
 struct Meta {
     applied: LogIndex,
@@ -144,8 +183,13 @@ impl OrderState {
     /// The rows changed since the last call, by key: the new value, or none for a row that is gone. Write them in the same
     /// batch as the machine's, whose state then has the same applied index.
     pub fn drain_changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        let dirty = std::mem::take(&mut self.dirty);
+        let dirty = self.dirty.take();
         dirty.into_iter().map(|key| (key.encode(), self.row(key))).collect()
+    }
+
+    /// For a replica that keeps no rows: they are not made.
+    pub fn discard_changes(&mut self) {
+        self.dirty = Dirty::default();
     }
 
     /// A hash of the whole state, the same on all replicas that have applied the same prefix. Costs a walk over all rows.
@@ -188,8 +232,9 @@ impl OrderState {
 }
 
 fn encode_value<T: Serialize>(value: &T) -> Vec<u8> {
-    let room = crate::record::room_for(ROW_VERSION, 64);
-    postcard::to_extend(value, room).expect("a row of plain data always encodes")
+    let mut row = crate::record::room_for(ROW_VERSION, 160);
+    crate::record::encode_behind(value, &mut row);
+    row
 }
 
 fn decode_value<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, Error> {

@@ -29,13 +29,49 @@ pub(super) struct Conflicts {
 /// What waits at one key, by mode: many that commute with each other cost no more than one.
 #[derive(Clone, Debug, Default)]
 struct Queue {
-    reads: BTreeSet<Place>,
-    adds: BTreeSet<Place>,
-    writes: BTreeSet<Place>,
+    reads: Places,
+    adds: Places,
+    writes: Places,
+}
+
+/// Places in order. As a rule there is one, which needs no memory of its own.
+#[derive(Clone, Debug, Default)]
+struct Places {
+    first: Option<Place>,
+    rest: BTreeSet<Place>,
+}
+
+impl Places {
+    fn first(&self) -> Option<Place> {
+        self.first
+    }
+
+    fn insert(&mut self, place: Place) {
+        match self.first {
+            Some(first) if first < place => _ = self.rest.insert(place),
+            Some(first) if first > place => {
+                self.rest.insert(first);
+                self.first = Some(place);
+            }
+            _ => self.first = Some(place),
+        }
+    }
+
+    fn remove(&mut self, place: Place) {
+        if self.first == Some(place) {
+            self.first = self.rest.pop_first();
+        } else {
+            self.rest.remove(&place);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Place> + '_ {
+        self.first.iter().chain(&self.rest).copied()
+    }
 }
 
 impl Queue {
-    fn of(&mut self, mode: Mode) -> &mut BTreeSet<Place> {
+    fn of(&mut self, mode: Mode) -> &mut Places {
         match mode {
             Mode::Read => &mut self.reads,
             Mode::Add => &mut self.adds,
@@ -46,7 +82,7 @@ impl Queue {
     /// The first of each mode that there is.
     fn firsts(&self) -> impl Iterator<Item = (Place, Mode)> + '_ {
         let by_mode = [(&self.reads, Mode::Read), (&self.adds, Mode::Add), (&self.writes, Mode::Write)];
-        by_mode.into_iter().filter_map(|(places, mode)| places.first().map(|&place| (place, mode)))
+        by_mode.into_iter().filter_map(|(places, mode)| places.first().map(|place| (place, mode)))
     }
 
     fn is_empty(&self) -> bool {
@@ -72,7 +108,7 @@ impl Queue {
             Mode::Write => return wake.push_back(head),
         };
         let others = self.firsts().filter(|(_, theirs)| theirs.conflicts(head_mode)).map(|(place, _)| place).min();
-        wake.extend(alike.iter().take_while(|place| others.is_none_or(|other| **place < other)).map(|(_, id)| *id));
+        wake.extend(alike.iter().take_while(|place| others.is_none_or(|other| *place < other)).map(|(_, id)| id));
     }
 }
 
@@ -104,7 +140,7 @@ impl Conflicts {
         let Some((timestamp, command)) = self.waiting.remove(&id) else { return };
         for &(key, mode) in footprint(self.group, self.classic, &command) {
             let Some(queue) = self.by_key.get_mut(&key) else { continue };
-            queue.of(mode).remove(&(timestamp, id));
+            queue.of(mode).remove((timestamp, id));
             if queue.is_empty() {
                 self.by_key.remove(&key);
             } else {
@@ -122,7 +158,7 @@ impl Conflicts {
         }
         for &(key, mode) in footprint(self.group, self.classic, command) {
             let Some(queue) = self.by_key.get_mut(&key) else { continue };
-            queue.of(mode).remove(&(before, id));
+            queue.of(mode).remove((before, id));
             queue.of(mode).insert((timestamp, id));
             queue.wake_heads(mode, wake);
         }

@@ -140,7 +140,7 @@ impl Sequencer {
         let Some(multi) = self.multis.get_mut(&id).filter(|multi| multi.binding == binding) else {
             return self.handle_facts_of_unknown(turn, from, &facts);
         };
-        let Some(told) = multi.others.get_mut(&from.0) else {
+        let Some(told) = multi.others.get_mut(from.0) else {
             return ignore(turn, from, "facts from a group that is no destination");
         };
         told.closed |= facts.closed;
@@ -239,7 +239,7 @@ impl Sequencer {
         let Some(multi) = self.multis.get(&id) else { return };
         let after_ms = multi.resend_after_ms;
         let lacking: Vec<GroupId> =
-            multi.others.iter().filter(|(_, told)| multi.lacks(told)).map(|(&group, _)| group).collect();
+            multi.others.iter().filter(|(_, told)| multi.lacks(told)).map(|(group, _)| group).collect();
         for group in lacking {
             self.ask_about(turn, id, group);
         }
@@ -252,7 +252,7 @@ impl Sequencer {
 
     /// Asks a group again for everything that is lacking of it.
     pub(super) fn ask_again(&mut self, turn: &mut Turn<'_>, group: GroupId) {
-        let lacks = |multi: &super::Multi| multi.others.get(&group).is_some_and(|told| multi.lacks(told));
+        let lacks = |multi: &super::Multi| multi.others.get(group).is_some_and(|told| multi.lacks(told));
         let ids: Vec<CommandId> = self.multis.iter().filter(|(_, multi)| lacks(multi)).map(|(&id, _)| id).collect();
         for id in ids {
             self.ask_about(turn, id, group);
@@ -290,18 +290,18 @@ impl Sequencer {
             // They have the rest already, or will ask for it.
             (facts.timestamp, facts.contribution) = (None, None);
         }
-        for group in multi.others.keys() {
-            if let Some(peer) = self.peers.get(group) {
-                turn.send((*group, peer.target()), Message::Facts(facts.clone()));
+        for group in multi.others.groups() {
+            if let Some(peer) = self.peers.get(&group) {
+                turn.send((group, peer.target()), Message::Facts(facts.clone()));
             }
         }
     }
 
     pub(super) fn tell_rejection(&mut self, turn: &mut Turn<'_>, id: CommandId, rejection: Rejection) {
         let Some(multi) = self.multis.get(&id) else { return };
-        for group in multi.others.keys() {
-            if let Some(peer) = self.peers.get(group) {
-                answer_rejected(turn, (*group, peer.target()), id, multi.binding, rejection);
+        for group in multi.others.groups() {
+            if let Some(peer) = self.peers.get(&group) {
+                answer_rejected(turn, (group, peer.target()), id, multi.binding, rejection);
             }
         }
     }

@@ -73,7 +73,7 @@ impl Sequencer {
             if !matches!(multi.stage, Stage::Settled | Stage::Refusing | Stage::Aborting) {
                 multi.bound.hash(state);
             }
-            for (group, told) in &multi.others {
+            for (group, told) in multi.others.iter() {
                 (group, told.closed).hash(state);
                 if multi.stage == Stage::Preparing {
                     told.timestamp.is_some().hash(state);

@@ -268,7 +268,9 @@ impl Sequencer {
                 break;
             }
             self.timers.remove(&(due, id));
-            self.resend(turn, id);
+            if self.is_due(id, turn.now) {
+                self.resend(turn, id);
+            }
         }
         if self.forget_due.is_some_and(|due| due <= turn.now) {
             self.forget(turn);

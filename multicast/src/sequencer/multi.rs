@@ -1,10 +1,10 @@
 //! One command of several groups on its way through this group.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::conflicts::Conflicts;
 use super::{Sequencer, Turn, len_bytes};
+use crate::by_group::ByGroup;
 use crate::command::Command;
 use crate::core::{Unfinished, Wait};
 use crate::ids::{CommandId, GroupId, Timestamp};
@@ -28,9 +28,11 @@ pub(super) struct Multi {
     /// The largest timestamp known: a lower bound of the final one.
     pub(super) bound: Timestamp,
     /// What the other destinations have told.
-    pub(super) others: BTreeMap<GroupId, Told>,
+    pub(super) others: ByGroup<Told>,
     since: Time,
     pub(super) resend_due: Time,
+    /// When [`Sequencer::timers`] will look at it: not later than that.
+    looked_at: Option<Time>,
     pub(super) resend_after_ms: u64,
     /// How long it last waited for a group without room.
     pub(super) busy_after_ms: u64,
@@ -75,6 +77,7 @@ impl Multi {
             others: others.map(|group| (group, Told::default())).collect(),
             since: now,
             resend_due: now,
+            looked_at: None,
             resend_after_ms: 0,
             busy_after_ms: 0,
             load_bytes: 0,
@@ -92,7 +95,7 @@ impl Multi {
     }
 
     fn lacks_nothing(&self) -> bool {
-        !self.others.values().any(|told| self.lacks(told))
+        !self.others.iter().any(|(_, told)| self.lacks(told))
     }
 
     pub(super) fn describe(
@@ -102,11 +105,11 @@ impl Multi {
         conflicts: &Conflicts,
         order: &OrderState,
     ) -> Unfinished {
-        let mut groups: Vec<GroupId> = self.others.keys().copied().chain([own]).collect();
+        let mut groups: Vec<GroupId> = self.others.groups().chain([own]).collect();
         groups.sort_unstable();
         let lacking = |wait: fn(GroupId) -> Wait| {
             let lacking = self.others.iter().filter(|(_, told)| self.lacks(told));
-            lacking.map(|(&group, _)| wait(group)).collect::<Vec<Wait>>()
+            lacking.map(|(group, _)| wait(group)).collect::<Vec<Wait>>()
         };
         let waits_for = match self.stage {
             Stage::Preparing => lacking(Wait::Timestamp),
@@ -205,8 +208,8 @@ impl Sequencer {
     ) {
         let own = self.group;
         let multi = Multi::new(now, binding, stage, groups.filter(|&group| group != own));
-        for group in multi.others.keys() {
-            if let Some(peer) = self.peers.get_mut(group) {
+        for group in multi.others.groups() {
+            if let Some(peer) = self.peers.get_mut(&group) {
                 peer.unfinished += 1;
             }
         }
@@ -225,7 +228,7 @@ impl Sequencer {
 
     pub(super) fn learn_timestamp(&mut self, id: CommandId, group: GroupId, timestamp: Timestamp) {
         let Some(multi) = self.multis.get_mut(&id) else { return };
-        let Some(told) = multi.others.get_mut(&group) else { return };
+        let Some(told) = multi.others.get_mut(group) else { return };
         if multi.stage != Stage::Preparing || told.timestamp.is_some() {
             return;
         }
@@ -261,11 +264,11 @@ impl Sequencer {
         }
         #[cfg(feature = "explore")]
         if multi.stage == Stage::Committing && self.mistake.planted == Some(Planted::FinishEarly) {
-            multi.others.values_mut().for_each(Told::assume_contribution);
+            multi.others.iter_mut().for_each(|(_, told)| told.assume_contribution());
         }
         if multi.stage == Stage::Committing && multi.lacks_nothing() {
             multi.stage = Stage::Finishing;
-            let take = |(&group, told): (&GroupId, &mut Told)| told.contribution.take().map(|taken| (group, taken));
+            let take = |(group, told): (GroupId, &mut Told)| told.contribution.take().map(|taken| (group, taken));
             let contributions = multi.others.iter_mut().filter_map(take).collect();
             turn.append(Record::Finish { id, contributions });
             self.conflicts.remove(id, &mut self.awake);
@@ -374,9 +377,11 @@ impl Sequencer {
     fn remove_multi(&mut self, id: CommandId) {
         self.release_load(id);
         let Some(multi) = self.multis.remove(&id) else { return };
-        self.timers.remove(&(multi.resend_due, id));
-        for group in multi.others.keys() {
-            if let Some(peer) = self.peers.get_mut(group) {
+        if let Some(at) = multi.looked_at {
+            self.timers.remove(&(at, id));
+        }
+        for group in multi.others.groups() {
+            if let Some(peer) = self.peers.get_mut(&group) {
                 peer.release();
             }
         }
@@ -385,9 +390,32 @@ impl Sequencer {
     /// Sets the time when what is missing is asked for.
     pub(super) fn rearm(&mut self, id: CommandId, now: Time, after_ms: u64) {
         let Some(multi) = self.multis.get_mut(&id) else { return };
-        self.timers.remove(&(multi.resend_due, id));
         multi.resend_after_ms = after_ms.max(self.timing.resend_ms);
         multi.resend_due = now.after_ms(after_ms);
-        self.timers.insert((multi.resend_due, id));
+        self.look_at_when_due(id);
+    }
+
+    /// What is put off, as it is at each step, keeps its place among the timers until that has come.
+    fn look_at_when_due(&mut self, id: CommandId) {
+        let Some(multi) = self.multis.get_mut(&id) else { return };
+        let due = multi.resend_due;
+        match multi.looked_at {
+            Some(at) if at <= due => return,
+            Some(at) => _ = self.timers.remove(&(at, id)),
+            None => {}
+        }
+        multi.looked_at = Some(due);
+        self.timers.insert((due, id));
+    }
+
+    /// The timers have come to this one. True if it is due; else they will come back.
+    pub(super) fn is_due(&mut self, id: CommandId, now: Time) -> bool {
+        let Some(multi) = self.multis.get_mut(&id) else { return false };
+        multi.looked_at = None;
+        let is_due = multi.resend_due <= now;
+        if !is_due {
+            self.look_at_when_due(id);
+        }
+        is_due
     }
 }

@@ -23,6 +23,8 @@ const FRAME_VERSION: u8 = 1;
 const MESSAGE_HEADER_LEN: usize = 8;
 /// A frame is sent when it has grown so long, even in the middle of a turn.
 const FRAME_BYTES_ENOUGH: usize = 1 << 20;
+/// A frame begins with so much room, as it rarely is one message's.
+const FRAME_ROOM: usize = 2 << 10;
 /// What a message between replicas of one node counts for; its length is not known.
 const LOCAL_MESSAGE_BYTES: usize = 256;
 const RECEIVE_FRAMES_MAX: usize = 256;
@@ -97,13 +99,16 @@ impl Router {
         }
         let frame = outbox.frames.entry(replica).or_default();
         if frame.is_empty() {
+            frame.reserve(FRAME_ROOM);
             frame.put_u8(FRAME_VERSION);
         }
-        let encoded = message.encode();
         frame.put_u16_le(group.0);
         frame.put_u16_le(outbox.from.0);
-        frame.put_u32_le(u32::try_from(encoded.len()).expect("a message is shorter than 4 GiB"));
-        frame.put_slice(&encoded);
+        frame.put_u32_le(0);
+        let start = frame.len();
+        message.encode_behind(frame);
+        let len = u32::try_from(frame.len() - start).expect("a message is shorter than 4 GiB");
+        frame[start - 4..start].copy_from_slice(&len.to_le_bytes());
         if frame.len() > FRAME_BYTES_ENOUGH {
             self.send(replica, frame.split().freeze());
         }
