@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::by_group::ByGroup;
@@ -173,14 +173,20 @@ impl Record {
     /// The record as it is logged.
     #[must_use]
     pub fn encode(&self) -> Bytes {
+        self.encode_in(&mut BytesMut::new())
+    }
+
+    /// The record as it is logged, in memory that it shares with others.
+    pub(crate) fn encode_in(&self, room: &mut BytesMut) -> Bytes {
         let payload = match self {
             Record::Single { command, .. } | Record::Prepare { command, .. } => command.payload.len(),
             _ => 0,
         };
-        let mut buffer = room_for(RECORD_VERSION, 192 + payload);
-        encode_behind(self, &mut buffer);
-        // It is kept for long, so in no more room than it needs.
-        Bytes::copy_from_slice(&buffer)
+        // Growing step by step is dear.
+        room.reserve(192 + payload);
+        room.put_u8(RECORD_VERSION);
+        encode_behind(self, room);
+        room.split().freeze()
     }
 
     /// Reads a logged record back.

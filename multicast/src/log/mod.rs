@@ -18,6 +18,8 @@ mod primary;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::BytesMut;
+
 use crate::config::{Config, Limits, Timing};
 use crate::core::Durable;
 use crate::error::Error;
@@ -41,6 +43,10 @@ use primary::Primary;
 /// No honest ballot gets here in the life of a universe; one beyond would break arithmetic.
 pub(crate) const ROUND_MAX: u64 = u64::MAX / 2;
 
+/// One piece of memory for records, and how much must be left of it for the next.
+const RECORD_ROOM: usize = 16 << 10;
+const RECORD_ROOM_MIN: usize = 512;
+
 /// A voter's log and its role in replicating it.
 #[derive(Clone, Debug)]
 pub(crate) struct Replicator {
@@ -61,6 +67,8 @@ pub(crate) struct Replicator {
     /// The highest round that anybody has told of.
     round_seen: u64,
     entries: Entries,
+    /// Where a primary's next records go, many to one piece of memory: they are made together and dropped together.
+    room: BytesMut,
     disk: Disk<HeldBack>,
     first_on_disk: LogIndex,
     extent: Extent,
@@ -154,6 +162,7 @@ impl Replicator {
             promised: durable.promised.max(last.ballot),
             round_seen: 0,
             entries,
+            room: BytesMut::new(),
             disk: Disk::new(last.index),
             first_on_disk,
             extent,
@@ -248,7 +257,10 @@ impl Replicator {
     pub(crate) fn append(&mut self, record: Record) -> Option<LogIndex> {
         let Role::Primary(primary) = &self.role else { return None };
         let index = self.entries.last().index.next();
-        let entry = Entry { index, ballot: primary.ballot, record: record.encode() };
+        if self.room.capacity() < RECORD_ROOM_MIN {
+            self.room = BytesMut::with_capacity(RECORD_ROOM);
+        }
+        let entry = Entry { index, ballot: primary.ballot, record: record.encode_in(&mut self.room) };
         self.push(Slot { entry, record: Some(Arc::new(record)) });
         Some(index)
     }

@@ -23,6 +23,11 @@ const WAITING_MAX: usize = 64;
 /// again at about the same time. Waiting for the end of the batch under way instead makes larger batches, but leaves
 /// processors idle while the disks flush.
 const COLLECT_PATIENCE: Duration = Duration::from_micros(400);
+/// What other groups' primaries tell waits up to so long, once so much of it comes together that the work per batch is what
+/// counts: each of a command's steps is a batch of every replica.
+const TOLD_PATIENCE: Duration = Duration::from_millis(1);
+const TOLD_WORTH_WAITING: usize = 16;
+const TOLD_MAX: usize = 512;
 
 /// One thing for a replica's thread.
 pub enum Input {
@@ -115,6 +120,16 @@ pub enum Input {
 }
 
 impl Input {
+    /// True if it comes from another group's primary and is about one command of both.
+    fn is_told(&self) -> bool {
+        matches!(self, Input::Message { message: Message::Facts(_) | Message::Propose { .. }, .. })
+    }
+
+    /// What it counts for; zero if it is no message.
+    fn message_bytes(&self) -> usize {
+        if let Input::Message { bytes, .. } = self { *bytes } else { 0 }
+    }
+
     fn is_request(&self) -> bool {
         matches!(
             self,
@@ -171,57 +186,93 @@ pub struct Mailbox {
     message_bytes_max: usize,
 }
 
-#[derive(Default)]
 struct Queue {
-    /// All but updates.
+    /// What is not gathered.
     inputs: Vec<Input>,
-    /// Updates, which are taken together.
-    updates: Updates,
+    updates: Gathered,
+    /// Facts and proposals of other groups.
+    told: Gathered,
     requests: usize,
     message_bytes: usize,
-    /// The thread sleeps, and this would not be worth waking it for.
-    sleeping: Option<Unhurried>,
+    sleeping: Option<Sleeping>,
     closed: bool,
 }
 
-/// Updates that wait to be taken together.
-#[derive(Default)]
-struct Updates {
+/// The replica's thread sleeps.
+#[derive(Clone, Copy)]
+struct Sleeping {
+    /// This would not be worth waking it for.
+    unhurried: Unhurried,
+    /// It wakes by itself.
+    until: Instant,
+}
+
+/// What waits to be taken together.
+struct Gathered {
     inputs: Vec<Input>,
     /// When the first of them came.
     since: Option<Instant>,
     /// How many come together, lately; in quarters.
     expected: usize,
+    /// So long the first waits for the others, …
+    patience: Duration,
+    /// … if so many come together, lately, …
+    worth_waiting: usize,
+    /// … and there are not so many already.
+    enough: usize,
 }
 
-impl Updates {
-    /// True if they are to be taken at another time than before.
-    fn push(&mut self, input: Input) -> bool {
-        let before = self.due();
+impl Gathered {
+    fn updates() -> Gathered {
+        let (patience, worth_waiting, enough) = (COLLECT_PATIENCE, 0, WAITING_MAX);
+        Gathered { inputs: Vec::new(), since: None, expected: 0, patience, worth_waiting, enough }
+    }
+
+    fn told() -> Gathered {
+        let (patience, worth_waiting, enough) = (TOLD_PATIENCE, TOLD_WORTH_WAITING, TOLD_MAX);
+        Gathered { inputs: Vec::new(), since: None, expected: 0, patience, worth_waiting, enough }
+    }
+
+    fn push(&mut self, input: Input) {
         self.since.get_or_insert_with(Instant::now);
         self.inputs.push(input);
-        self.due() != before
     }
 
     /// When they are to be taken; none if there are none.
     fn due(&self) -> Option<Instant> {
         let since = self.since?;
         let (count, is_few) = (self.inputs.len(), 16 * self.inputs.len() < 3 * self.expected);
-        Some(if is_few && count < WAITING_MAX { since + COLLECT_PATIENCE } else { since })
+        Some(if is_few && self.is_worth_waiting() && count < self.enough { since + self.patience } else { since })
+    }
+
+    fn is_worth_waiting(&self) -> bool {
+        self.expected >= 4 * self.worth_waiting
     }
 
     fn take(&mut self, inputs: &mut Vec<Input>) {
-        let count = 4 * self.inputs.len();
-        self.expected = count.max((3 * self.expected + count) / 4);
+        self.expect(4 * self.inputs.len());
         self.since = None;
         inputs.append(&mut self.inputs);
+    }
+
+    fn expect(&mut self, count: usize) {
+        self.expected = count.max((3 * self.expected + count) / 4);
     }
 }
 
 impl Mailbox {
     /// Empty.
     pub fn new(group: GroupId, requests_max: usize, message_bytes_max: usize) -> Mailbox {
-        Mailbox { group, queue: Mutex::default(), work: Condvar::new(), requests_max, message_bytes_max }
+        let queue = Queue {
+            inputs: Vec::new(),
+            updates: Gathered::updates(),
+            told: Gathered::told(),
+            requests: 0,
+            message_bytes: 0,
+            sleeping: None,
+            closed: false,
+        };
+        Mailbox { group, queue: Mutex::new(queue), work: Condvar::new(), requests_max, message_bytes_max }
     }
 
     /// Queues. At its bound a request is answered `Unavailable`; a message is dropped (its sender repeats it). Everything
@@ -246,19 +297,22 @@ impl Mailbox {
             }
             queue.requests += 1;
         }
-        if let Input::Message { bytes, .. } = &input {
+        let bytes = input.message_bytes();
+        if bytes > 0 {
             if queue.message_bytes + bytes > self.message_bytes_max && queue.message_bytes > 0 {
                 return false;
             }
             queue.message_bytes += bytes;
         }
         let sleeping = queue.sleeping;
-        let wake = if matches!(input, Input::Submit { .. }) {
+        let wake = if matches!(input, Input::Submit { .. }) || input.is_told() {
+            let gathered = if input.is_told() { &mut queue.told } else { &mut queue.updates };
+            gathered.push(input);
             // The thread may have to sleep for a shorter time.
-            queue.updates.push(input) && sleeping.is_some()
+            gathered.due().zip(sleeping).is_some_and(|(due, sleeping)| due < sleeping.until)
         } else {
             let can_wait = |unhurried| queue.inputs.len() < WAITING_MAX && input.can_wait(unhurried);
-            let wake = sleeping.is_some_and(|unhurried| !can_wait(unhurried));
+            let wake = sleeping.is_some_and(|sleeping| !can_wait(sleeping.unhurried));
             queue.inputs.push(input);
             wake
         };
@@ -274,22 +328,35 @@ impl Mailbox {
         let mut queue = self.queue.lock();
         loop {
             let now = Instant::now();
-            let due = queue.updates.due();
-            let is_due = due.is_some_and(|due| due <= now);
+            let Queue { updates, told, .. } = &mut *queue;
+            let (updates_due, told_due) = (updates.due(), told.due());
+            let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
             let is_hurried =
                 queue.inputs.len() >= WAITING_MAX || !queue.inputs.iter().all(|input| input.can_wait(unhurried));
-            if is_hurried || is_due || now >= end {
+            if is_hurried || is_due(updates_due) || is_due(told_due) || now >= end {
                 std::mem::swap(&mut queue.inputs, inputs);
-                if is_due {
+                if is_due(updates_due) {
                     queue.updates.take(inputs);
                 }
+                if is_due(told_due) {
+                    queue.told.take(inputs);
+                }
                 queue.requests = queue.updates.inputs.len();
-                queue.message_bytes = 0;
+                queue.message_bytes = queue.told.inputs.iter().map(Input::message_bytes).sum();
                 queue.sleeping = None;
                 return;
             }
-            queue.sleeping = Some(unhurried);
-            self.work.wait_until(&mut queue, due.map_or(end, |due| due.min(end)));
+            let mut until = updates_due.into_iter().chain(told_due).fold(end, Instant::min);
+            let is_watch = queue.told.is_worth_waiting() && queue.told.since.is_none();
+            if is_watch {
+                // Whoever tells something need not wake it only to make it sleep for a shorter time.
+                until = until.min(now + queue.told.patience);
+            }
+            queue.sleeping = Some(Sleeping { unhurried, until });
+            let is_silent = self.work.wait_until(&mut queue, until).timed_out() && queue.told.since.is_none();
+            if is_watch && is_silent {
+                queue.told.expect(0);
+            }
         }
     }
 
@@ -298,7 +365,8 @@ impl Mailbox {
         let mut queue = self.queue.lock();
         queue.closed = true;
         queue.inputs.clear();
-        queue.updates = Updates::default();
+        queue.updates = Gathered::updates();
+        queue.told = Gathered::told();
     }
 }
 
@@ -422,6 +490,60 @@ mod tests {
         (0..12).for_each(|_| _ = taken(1));
         mailbox.push(submission());
         assert!(mailbox.queue.lock().updates.due().is_some_and(|due| due <= Instant::now()));
+    }
+
+    fn told() -> Input {
+        let id = CommandId { session: SessionId(1), sequence: 1 };
+        let facts = multicast::message::Facts {
+            id,
+            binding: 0,
+            timestamp: None,
+            contribution: None,
+            refused: None,
+            closed: true,
+            ask: false,
+        };
+        Input::Message { from: (GroupId(2), ReplicaId(7)), message: Message::Facts(facts), bytes: 10 }
+    }
+
+    #[test]
+    fn facts_wait_for_others_only_where_many_come_together() {
+        let mailbox = Mailbox::new(GroupId(1), 100, 1 << 20);
+        let taken = |count: usize| {
+            let (mut inputs, begun) = (Vec::new(), Instant::now());
+            (0..count).for_each(|_| mailbox.push(told()));
+            mailbox.take(&mut inputs, Duration::from_secs(60), UNHURRIED);
+            (inputs.len(), begun.elapsed() >= TOLD_PATIENCE)
+        };
+        assert_eq!(taken(8).0, 8);
+        assert!(mailbox.queue.lock().told.due().is_none());
+        mailbox.push(told());
+        assert!(mailbox.queue.lock().told.due().is_some_and(|due| due <= Instant::now()));
+        assert_eq!(taken(40).0, 41);
+        assert_eq!(taken(1), (1, true));
+        // Something else is not kept waiting, and they are not taken with it.
+        mailbox.push(told());
+        mailbox.push(Input::Housekeep);
+        let mut inputs = Vec::new();
+        mailbox.take(&mut inputs, Duration::from_secs(60), UNHURRIED);
+        assert!(matches!(inputs[..], [Input::Housekeep]));
+        assert_eq!(mailbox.queue.lock().message_bytes, 10);
+    }
+
+    #[test]
+    fn thread_that_watches_for_facts_is_not_woken_by_the_first() {
+        let mailbox = Arc::new(Mailbox::new(GroupId(1), 100, 1 << 20));
+        mailbox.queue.lock().told.expected = 400;
+        let until = Instant::now() + Duration::from_secs(1);
+        mailbox.queue.lock().sleeping = Some(Sleeping { unhurried: UNHURRIED, until: Instant::now() });
+        assert!(!mailbox.put(told()));
+        mailbox.queue.lock().sleeping = Some(Sleeping { unhurried: UNHURRIED, until });
+        assert!(mailbox.put(told()));
+        // It gives up watching when nothing comes.
+        let idle = Mailbox::new(GroupId(1), 100, 1 << 20);
+        idle.queue.lock().told.expected = 400;
+        idle.take(&mut Vec::new(), Duration::from_millis(60), UNHURRIED);
+        assert!(!idle.queue.lock().told.is_worth_waiting());
     }
 
     #[test]

@@ -145,6 +145,8 @@ impl Router {
                     tracing::warn!(node = %from, "ignored a frame that makes no sense");
                 }
             }
+            // What has come from other nodes by now goes into the same turn.
+            tokio::task::yield_now().await;
         }
     }
 
