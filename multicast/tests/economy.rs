@@ -82,31 +82,31 @@ fn appends(sent: &[(ReplicaId, Message)]) -> Vec<(ReplicaId, usize, u64)> {
 #[test]
 fn news_of_a_commit_goes_with_the_next_entries_or_alone_after_a_moment_but_at_once_if_nothing_else_is_under_way() {
     let mut core = primary();
-    core.handle_tick(ms(2));
-    core.handle_tick(ms(2));
+    core.handle_tick(ms(5));
+    core.handle_tick(ms(5));
     let (sent, token) = drain(&mut core);
     assert_eq!(appends(&sent), [(SECOND, 2, 1), (THIRD, 2, 1)]);
-    core.handle_persisted(ms(3), token.unwrap());
-    appended(&mut core, ms(3), SECOND, 2);
+    core.handle_persisted(ms(6), token.unwrap());
+    appended(&mut core, ms(6), SECOND, 2);
     assert_eq!(drain(&mut core).0, []);
     assert_eq!(core.status().committed, LogIndex(2));
-    assert_eq!(core.poll_timeout(), Some(ms(5)));
-    core.handle_timeout(ms(5));
+    assert_eq!(core.poll_timeout(), Some(ms(8)));
+    core.handle_timeout(ms(8));
     assert_eq!(appends(&drain(&mut core).0), [(SECOND, 0, 2), (THIRD, 0, 2)]);
-    appended(&mut core, ms(5), SECOND, 3);
+    appended(&mut core, ms(8), SECOND, 3);
     assert_eq!(appends(&drain(&mut core).0), [(SECOND, 0, 3), (THIRD, 0, 3)], "nothing else is under way");
 
-    core.handle_tick(ms(5));
-    core.handle_tick(ms(5));
+    core.handle_tick(ms(10));
+    core.handle_tick(ms(10));
     let (_, token) = drain(&mut core);
-    core.handle_persisted(ms(5), token.unwrap());
-    appended(&mut core, ms(5), SECOND, 4);
+    core.handle_persisted(ms(10), token.unwrap());
+    appended(&mut core, ms(10), SECOND, 4);
     assert_eq!(drain(&mut core).0, []);
-    core.handle_tick(ms(6));
+    core.handle_tick(ms(11));
     assert_eq!(appends(&drain(&mut core).0), [(SECOND, 1, 4)]);
-    core.handle_timeout(ms(7));
+    core.handle_timeout(ms(15));
     assert_eq!(appends(&drain(&mut core).0), [(THIRD, 1, 4)]);
-    assert!(core.poll_timeout().unwrap() > ms(10), "all have been told");
+    assert!(core.poll_timeout().unwrap() > ms(15), "all have been told");
 }
 
 #[test]
@@ -120,21 +120,21 @@ fn voters_that_no_commit_waits_for_get_fewer_portions_and_are_those_that_were_sl
         let (sent, token) = drain(core);
         (to(&sent), token.unwrap())
     };
-    assert_eq!(tick_at(&mut core, 2).0, [(SECOND, 1), (THIRD, 1)], "nothing was sent lately");
-    assert_eq!(tick_at(&mut core, 2).0, [(SECOND, 1)]);
-    let (sent, token) = tick_at(&mut core, 3);
+    assert_eq!(tick_at(&mut core, 5).0, [(SECOND, 1), (THIRD, 1)], "nothing was sent lately");
+    assert_eq!(tick_at(&mut core, 5).0, [(SECOND, 1)]);
+    let (sent, token) = tick_at(&mut core, 6);
     assert_eq!(sent, [(SECOND, 1)]);
-    assert_eq!(core.poll_timeout(), Some(ms(4)));
-    core.handle_timeout(ms(4));
+    assert_eq!(core.poll_timeout(), Some(ms(10)));
+    core.handle_timeout(ms(10));
     assert_eq!(to(&drain(&mut core).0), [(THIRD, 2)]);
-    core.handle_persisted(ms(4), token);
+    core.handle_persisted(ms(10), token);
     // The second is silent, so a commit comes by the third.
-    appended(&mut core, ms(5), THIRD, 4);
+    appended(&mut core, ms(11), THIRD, 4);
     assert_eq!(core.status().committed, LogIndex(4));
     drain(&mut core);
-    assert_eq!(tick_at(&mut core, 5).0, [(SECOND, 1), (THIRD, 1)]);
-    assert_eq!(tick_at(&mut core, 6).0, [(THIRD, 1)]);
-    core.handle_timeout(ms(7));
+    assert_eq!(tick_at(&mut core, 11).0, [(SECOND, 1), (THIRD, 1)]);
+    assert_eq!(tick_at(&mut core, 12).0, [(THIRD, 1)]);
+    core.handle_timeout(ms(16));
     assert_eq!(to(&drain(&mut core).0), [(SECOND, 1)]);
 }
 

@@ -510,7 +510,7 @@ impl Replicator {
 }
 
 /// A spare follower is sent entries this far apart at least.
-const SPARE_PAUSE_MS: u64 = 2;
+const SPARE_PAUSE_MS: u64 = 5;
 
 /// So long news of a commit wait for entries to go with, while more is under way.
 const NEWS_PATIENCE_MS: u64 = 2;
