@@ -521,10 +521,13 @@ fn exclusive_creation_has_one_winner() {
     }
 }
 
+/// Which handles.
+type Kind = fn(&mut OpenOptions) -> &mut OpenOptions;
+
 #[test]
 fn synchronous_writes_are_seen_everywhere_before_the_file_is_closed() {
     let cluster = Cluster::up(Options::default());
-    let kinds: [(&str, fn(&mut OpenOptions) -> &mut OpenOptions); 3] = [
+    let kinds: [(&str, Kind); 3] = [
         ("writing", |options| options.write(true).create_new(true)),
         ("both", |options| options.read(true).write(true).create_new(true)),
         ("appending", |options| options.append(true).create(true)),
