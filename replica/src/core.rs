@@ -438,6 +438,11 @@ impl<T: Ticket> ReplicaCore<T> {
         if changes_locks(&entries) {
             front.locked = Arc::new(locked_keys(order));
         }
+        for (applied, _) in &entries {
+            if let Change::Locked(command) = &applied.change {
+                interest.expect(command.id.session);
+            }
+        }
         let waiting = &mut self.waiting;
         let learned = waiting.learned(&entries, &changed, (front, interest));
         interest.publish(front, changed.all(), &orphans, learned, &mut |client, event| waiting.tell(client, event));

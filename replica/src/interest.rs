@@ -137,6 +137,14 @@ impl<C: Connection> Interest<C> {
         true
     }
 
+    /// An update of the session that another group answers has got its place in this group's log: what the answer says of this
+    /// group counts once the session knows that the state has come so far.
+    pub fn expect(&mut self, session: SessionId) {
+        if let Some(subscriber) = self.subscribers.get_mut(&session) {
+            subscriber.is_active = true;
+        }
+    }
+
     /// True if the session has a stream.
     #[must_use]
     pub fn has_stream(&self, session: SessionId) -> bool {
@@ -299,6 +307,17 @@ mod tests {
         interest.note(SessionId(2), &TWO, &[Key(8)], LogIndex(4), &mut teller(&mut told));
         assert_eq!(told, [(2, 4, vec![], false)]);
         assert_eq!(publish(&mut interest, 5, &[]), [(2, 5, vec![], false)]);
+    }
+
+    #[test]
+    fn session_whose_update_has_its_place_here_is_told_of_that_at_once() {
+        let mut interest = Interest::new(GROUP, 100);
+        interest.subscribe(SessionId(1), ONE);
+        interest.subscribe(SessionId(2), TWO);
+        let front = Front { applied: LogIndex(1), ..Front::default() };
+        interest.tell_progress(&front, &mut |_, _| {});
+        interest.expect(SessionId(2));
+        assert_eq!(publish(&mut interest, 2, &[]), [(2, 2, vec![], false)]);
     }
 
     #[test]

@@ -397,6 +397,8 @@ async fn update_of_unknown_fate_is_not_repeated_in_a_new_session() {
                 vec![updated(message.request, 5)]
             }
         }),
+        // Somebody looks whether the group is there, as the first update is not answered.
+        Request::Read { .. } => Some(vec![usage(message.request, 5)]),
         _ => ordinary(&message),
     };
     world.node(1, "here", Box::new(script));
