@@ -359,6 +359,8 @@ async fn update_without_an_answer_keeps_its_id_however_late_it_is_asked_for_agai
             let swallow = silent.load(Ordering::Relaxed) && command.id.sequence == 1;
             Some(if swallow { Vec::new() } else { vec![updated(message.request, 5)] })
         }
+        // Somebody looks whether the group is there, as the first update is not answered.
+        Request::Read { .. } => Some(vec![usage(message.request, 5)]),
         _ => ordinary(&message),
     };
     world.node(1, "here", Box::new(script));
