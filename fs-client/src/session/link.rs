@@ -423,6 +423,8 @@ async fn listen<H: Handler>(link: &Arc<Link<H>>, handler: &Arc<H>, connection: &
             since = Instant::now();
         } else if since.elapsed() >= SILENCE + 4 * connection.rtt() {
             link.note_silence(true);
+            // Who asks it nevertheless, as there is nobody else, has as long.
+            since = Instant::now();
         } else {
             handler.handle_silence(link);
         }

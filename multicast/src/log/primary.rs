@@ -151,7 +151,7 @@ impl Primary {
     pub(super) fn due(&self) -> Time {
         let news_due = self.news_since.map(|since| since.after_ms(NEWS_PATIENCE_MS));
         let gathered = self.followers.iter().filter_map(|follower| follower.gathering);
-        news_due.into_iter().chain(gathered).min().map_or(self.heartbeat_due, |due| due.min(self.heartbeat_due))
+        news_due.into_iter().chain(gathered).fold(self.heartbeat_due, Time::min)
     }
 
     /// A commit needs so many followers; the other voters are spare. Each portion of entries costs a follower a flush and several
