@@ -95,6 +95,8 @@ struct Shared {
     dropped: AtomicU64,
     /// Wakes the [`LinkReceiver`] for a new connection.
     next: Notify,
+    /// Ends an attempt to connect, or the pause after one: a new one is to be made.
+    redial: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -172,6 +174,12 @@ impl PeerLink {
         dropped == 0
     }
 
+    /// The peer is known to be there, as of now: a link that dials and is not connected begins anew at once. An attempt that
+    /// met a dead peer would go on in vain for seconds.
+    pub fn redial(&self) {
+        self.shared.redial.notify_waiters();
+    }
+
     /// The node at the other end.
     pub fn node(&self) -> &str {
         &self.shared.node
@@ -200,8 +208,8 @@ impl PeerLink {
 
     fn new(node: String, config: LinkConfig) -> (PeerLink, LinkReceiver, watch::Receiver<()>) {
         let (alive, ended) = watch::channel(());
-        let (state, dropped, next) = (Mutex::default(), AtomicU64::new(0), Notify::new());
-        let shared = Arc::new(Shared { node, config, state, dropped, next });
+        let (state, dropped, next, redial) = (Mutex::default(), AtomicU64::new(0), Notify::new(), Notify::new());
+        let shared = Arc::new(Shared { node, config, state, dropped, next, redial });
         let receiver = LinkReceiver { shared: shared.clone(), current: None, ended: ended.clone() };
         (PeerLink { shared, _alive: alive }, receiver, ended)
     }
@@ -327,6 +335,7 @@ async fn run(
                 }
                 Err(error) => error,
             },
+            () = shared.redial.notified() => continue,
             _ = ended.changed() => return,
         };
         failures += 1;
@@ -337,6 +346,7 @@ async fn run(
         let pause = pause(&shared.config, failures, seed);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = shared.redial.notified() => {}
             _ = ended.changed() => return,
         }
     }

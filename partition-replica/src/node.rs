@@ -29,7 +29,7 @@ use crate::recovery;
 use crate::replicas::{Group, Replicas};
 use crate::server::accept;
 use crate::server::client::Clients;
-use crate::server::peers::{PEER_CHANNEL, Router};
+use crate::server::peers::{KNOCK_CHANNEL, PEER_CHANNEL, Router};
 use crate::status::{CollectorStatus, GroupStatus, NodeStatus, PeerStatus, StorageStatus, why_kept};
 use crate::storage::folder::DataFolder;
 use crate::storage::hosting::Hosting;
@@ -45,6 +45,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 const ALARM_PAUSE: Duration = Duration::from_secs(600);
 /// A node that stops waits so long for others to take over what it leads.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(300);
+/// A node that does not answer for so long is not there.
+const KNOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// What telling peers and clients of a shutdown may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 /// What a shutdown may take for flushing; what is not flushed is replayed from the log.
@@ -204,6 +206,9 @@ impl Node {
             let number = node.number;
             if number == shared.config.number || !shared.nodes.add(node.clone()) {
                 continue;
+            }
+            if dials(&node.name, &shared.name) {
+                runtime.spawn(knock(self.endpoint.clone(), node.clone()));
             }
             let (link, receiver) = peer_link(&self.endpoint, &shared.name, node);
             shared.router.connect(number, link);
@@ -519,11 +524,28 @@ pub(crate) fn endpoint_config(config: &NodeConfig, me: &NodeInfo) -> Result<Endp
     Ok(endpoint)
 }
 
+/// Which of two nodes opens the connection between them.
+fn dials(name: &str, other: &str) -> bool {
+    name < other
+}
+
+/// Tells a node that dials this one that it can do so now. If it is not there it will dial once it is.
+async fn knock(endpoint: Endpoint, node: NodeInfo) {
+    let heard = async {
+        let address = tokio::net::lookup_host(node.address.as_str()).await.ok()?.next()?;
+        let connection = endpoint.connect(address, &node.name).await.ok()?;
+        let _channel = connection.open(KNOCK_CHANNEL).await.ok()?;
+        connection.closed().await;
+        Some(())
+    };
+    let _ = tokio::time::timeout(KNOCK_PATIENCE, heard).await;
+}
+
 /// The way to another node, and what comes from there. One of the two dials.
 pub(crate) fn peer_link(endpoint: &Endpoint, own_name: &str, node: NodeInfo) -> (PeerLink, LinkReceiver) {
     // A message that waited long is worth nothing: its sender has repeated it.
     let backlog = LinkConfig { backlog_frames_max: 64, ..LinkConfig::default() };
-    if own_name < node.name.as_str() {
+    if dials(own_name, &node.name) {
         PeerLink::dial(endpoint, node.address, node.name, PEER_CHANNEL, backlog)
     } else {
         PeerLink::passive(node.name, backlog)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use metadata::operate::{Directory, GroupMembers, NodeAddress};
 use metadata::protocol::{Reply, Request};
-use multicast::ids::{GroupId, ReplicaId};
+use multicast::ids::{GroupId, ReplicaId, VectorClock};
 use net::Endpoint;
 use parking_lot::RwLock;
 
@@ -67,7 +67,10 @@ impl Engine {
         let (weak, shared) = (Arc::downgrade(self), self.shared.clone());
         tokio::spawn(async move {
             loop {
-                let in_doubt = tokio::time::timeout(INTERVAL, shared.doubt.notified()).await.is_ok();
+                // Nobody reads a voter that lags, near as it may be, until it is known to have caught up.
+                let is_lagging = shared.groups.values().any(|group| !group.route.lock().lagging().is_empty());
+                let interval = if is_lagging { PAUSE } else { INTERVAL };
+                let in_doubt = tokio::time::timeout(interval, shared.doubt.notified()).await.is_ok();
                 if !ask_around(&weak, in_doubt).await {
                     return;
                 }
@@ -76,13 +79,15 @@ impl Engine {
         });
     }
 
-    /// Who is to be asked: somebody; the learners nearby, whether they are ready; in doubt all whom one is connected to, and
+    /// Who is to be asked: somebody; the learners nearby and the voters that lag, whether they are ready; in doubt all whom one is connected to, and
     /// every node there is if no voter of a group can be reached.
     fn informants(&self, in_doubt: bool) -> BTreeSet<ReplicaId> {
         let routes = || self.shared.groups.values().map(|group| group.route.lock());
         let mut asked: BTreeSet<ReplicaId> = routes().flat_map(|route| route.near_learners()).collect();
         let links = self.links.all();
         let connected = || links.iter().filter(|link| link.generation().is_some()).map(|link| link.node.number);
+        let lagging: BTreeSet<ReplicaId> = routes().flat_map(|route| route.lagging()).collect();
+        asked.extend(connected().filter(|id| lagging.contains(id)));
         if !in_doubt {
             asked.extend(connected().next());
             return asked;
@@ -95,8 +100,8 @@ impl Engine {
         asked
     }
 
-    /// What a node says counts as far as it is newer than what is known.
-    pub(super) fn learn_directory(&self, from: ReplicaId, directory: &Directory) {
+    /// What a node says counts as far as it is newer than what is known. When it was asked, so much had been seen.
+    pub(super) fn learn_directory(&self, from: ReplicaId, directory: &Directory, seen_before: &VectorClock) {
         for NodeAddress { number, name, region, address } in &directory.nodes {
             let (name, region, address) = (name.clone(), region.clone(), address.clone());
             self.links.add(NodeInfo { number: *number, name, region, address });
@@ -112,7 +117,12 @@ impl Engine {
             if is_news {
                 tracing::info!(%group, version = members.version, "the group has other members");
             }
-            let needed = self.shared.progress.seen(*group).0.saturating_sub(LAG_MAX);
+            let is_lagging = known.route.lock().is_lagging(from);
+            let needed = match is_lagging {
+                // A read would have to wait there else, and that is how it came to be one of these.
+                true => seen_before.index(*group).0,
+                false => self.shared.progress.seen(*group).0.saturating_sub(LAG_MAX),
+            };
             self.note_ready(*group, from, applied.is_some_and(|applied| applied.0 >= needed));
             let has_stream = known.stream.lock().asked.is_some();
             if has_stream {
@@ -139,12 +149,13 @@ impl Engine {
 async fn ask_around(weak: &Weak<Engine>, in_doubt: bool) -> bool {
     let Some(engine) = weak.upgrade() else { return false };
     let mut asking = Vec::new();
+    let seen = engine.clock();
     for link in engine.informants(in_doubt).into_iter().filter_map(|id| engine.links.get(id)) {
-        let weak = weak.clone();
+        let (weak, seen) = (weak.clone(), seen.clone());
         asking.push(tokio::spawn(async move {
             let answer = link.call(Request::Members, Expect::Other, Instant::now() + PATIENCE).await;
             if let (Ok(Reply::Members(directory)), Some(engine)) = (answer, weak.upgrade()) {
-                engine.learn_directory(link.node.number, &directory);
+                engine.learn_directory(link.node.number, &directory, &seen);
             }
         }));
     }

@@ -50,9 +50,11 @@ use route::{Route, Seen};
 use shared::{Expect, Group, Shared, Stream};
 use window::Turn;
 
-/// Pause between attempts; doubles up to the second. While a group elects a primary many ask, but nobody shall be late for it.
+/// Pause between attempts; doubles up to the second, after some. While a group elects a primary many ask, but nobody shall be
+/// late for it: one that is handed over takes some dozens of milliseconds.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+const SHORT_PAUSES: u32 = 6;
 /// Attempts in a row that news may cause without a pause. Replicas that name each other would else be asked all the time.
 const EAGER_MAX: u32 = 2;
 /// A replica that takes nothing says so at once.
@@ -190,7 +192,7 @@ impl Engine {
         let started = Instant::now();
         let deadline = started + patience;
         let mut pause = PAUSE_MIN;
-        let (mut tries, mut eager) = (0, 0);
+        let (mut tries, mut eager, mut pauses) = (0, 0, 0);
         loop {
             let until = deadline.min(Instant::now() + self.config.timeouts.attempt);
             let (why, at_once) = match attempt(tries, until).await? {
@@ -207,7 +209,8 @@ impl Engine {
             if eager == 0 || eager > EAGER_MAX {
                 // Many may wait for the same thing: they need not all come back at once.
                 tokio::time::sleep(pause.mul_f64(1.0 - jitter() / 2.0)).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                pauses += 1;
+                pause = if pauses < SHORT_PAUSES { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
             }
         }
     }

@@ -22,6 +22,8 @@ pub struct Route {
     learners: Vec<Seen>,
     /// Those of them that have lately shown to be about as far as the group.
     ready: BTreeSet<ReplicaId>,
+    /// Voters that were away, or have said that they are behind, and have not shown since that they are not.
+    lagging: BTreeSet<ReplicaId>,
     primary: Option<ReplicaId>,
 }
 
@@ -29,7 +31,8 @@ impl Route {
     /// The voters in the configuration's order, the preferred primary first.
     #[must_use]
     pub fn new(voters: Vec<Seen>) -> Route {
-        Route { version: 0, voters, learners: Vec::new(), ready: BTreeSet::new(), primary: None }
+        let (ready, lagging) = (BTreeSet::new(), BTreeSet::new());
+        Route { version: 0, voters, learners: Vec::new(), ready, lagging, primary: None }
     }
 
     /// Learns who the members are; true if that was news.
@@ -39,18 +42,36 @@ impl Route {
             return false;
         }
         self.ready.retain(|ready| learners.iter().any(|learner| learner.id == *ready));
+        self.lagging.retain(|lagging| voters.iter().any(|voter| voter.id == *lagging));
         self.primary = self.primary.filter(|primary| voters.iter().any(|voter| voter.id == *primary));
         (self.version, self.voters, self.learners) = (version, voters, learners);
         true
     }
 
-    /// Whether a learner is about as far as the group, or not.
+    /// Whether a member is about as far as the group, or not.
     pub fn note_ready(&mut self, id: ReplicaId, is_ready: bool) {
         if is_ready && self.learners.iter().any(|learner| learner.id == id) {
             self.ready.insert(id);
         } else {
             self.ready.remove(&id);
         }
+        if !is_ready && self.voters.iter().any(|voter| voter.id == id) {
+            self.lagging.insert(id);
+        } else {
+            self.lagging.remove(&id);
+        }
+    }
+
+    /// True if others are read as long as it has not shown that it is as far as they are.
+    #[must_use]
+    pub fn is_lagging(&self, id: ReplicaId) -> bool {
+        self.lagging.contains(&id)
+    }
+
+    /// The voters of which that is so.
+    #[must_use]
+    pub fn lagging(&self) -> Vec<ReplicaId> {
+        self.lagging.iter().copied().collect()
     }
 
     /// All voters.
@@ -87,18 +108,22 @@ impl Route {
         true
     }
 
-    /// The replica to read from and to subscribe to: one that is up; near; the primary, whose state is newest; the first.
+    /// The replica to read from and to subscribe to: one that is up; not behind; near; the primary, whose state is newest; the
+    /// first.
     #[must_use]
     pub fn reader(&self, is_up: impl Fn(ReplicaId) -> bool) -> Option<ReplicaId> {
         let guess = self.primary.or_else(|| self.voters.first().map(|voter| voter.id));
-        let rank = |member: &&Seen| (is_up(member.id), member.local, Some(member.id) == guess);
+        let rank =
+            |member: &&Seen| (is_up(member.id), !self.is_lagging(member.id), member.local, Some(member.id) == guess);
         self.readers().max_by_key(rank).map(|member| member.id)
     }
 
     /// Another replica than `instead`, for a read that it could not serve.
     #[must_use]
     pub fn other_reader(&self, instead: ReplicaId, is_up: impl Fn(ReplicaId) -> bool) -> Option<ReplicaId> {
-        let rank = |member: &&Seen| (is_up(member.id), Some(member.id) == self.primary, member.local);
+        let is_primary = |id| Some(id) == self.primary;
+        let rank =
+            |member: &&Seen| (is_up(member.id), !self.is_lagging(member.id), is_primary(member.id), member.local);
         self.readers().filter(|member| member.id != instead).max_by_key(rank).map(|member| member.id)
     }
 
@@ -158,6 +183,20 @@ mod tests {
         assert!(!route.is_local() && !route.learn_primary(ReplicaId(8)));
         route.note_ready(ReplicaId(8), false);
         assert_eq!(route.reader(|_| true), Some(ReplicaId(1)));
+    }
+
+    #[test]
+    fn voter_that_is_behind_is_read_only_if_there_is_no_other_until_it_shows_that_it_is_not() {
+        let mut route = route(&[(1, true), (2, false), (3, false)]);
+        route.note_ready(ReplicaId(1), false);
+        assert_eq!((route.reader(|_| true), route.lagging()), (Some(ReplicaId(2)), vec![ReplicaId(1)]));
+        assert_eq!(route.other_reader(ReplicaId(2), |_| true), Some(ReplicaId(3)));
+        assert_eq!(route.reader(|id| id == ReplicaId(1)), Some(ReplicaId(1)), "late is better than never");
+        assert_eq!(route.target(0, |_| true), Some(ReplicaId(1)), "it may lead nevertheless");
+        route.note_ready(ReplicaId(1), true);
+        assert_eq!((route.reader(|_| true), route.lagging()), (Some(ReplicaId(1)), Vec::new()));
+        route.note_ready(ReplicaId(7), false);
+        assert_eq!(route.lagging(), Vec::new(), "a stranger");
     }
 
     #[test]

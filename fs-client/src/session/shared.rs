@@ -138,6 +138,10 @@ impl Handler for Shared {
     type Expect = Expect;
 
     fn handle_connected(&self, link: &Arc<Link<Shared>>, generation: Generation) {
+        if generation.0 > 1 {
+            // It was away, and its replicas may have missed what has been seen elsewhere since.
+            self.groups.values().for_each(|group| group.route.lock().note_ready(link.node.number, false));
+        }
         self.doubt.notify_one();
         // Streams of groups that read here begin again; others are chosen at the next read.
         for (&id, group) in &self.groups {

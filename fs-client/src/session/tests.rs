@@ -7,11 +7,12 @@ use std::net::{Ipv4Addr, UdpSocket};
 
 use metadata::codec::{decode_op, decode_to_node, encode_to_client};
 use metadata::footprint::key_dirent;
-use metadata::operate::Directory;
+use metadata::operate::{Directory, GroupMembers};
 use metadata::outcome::Done;
 use metadata::protocol::{CLIENT_CHANNEL_KIND, CLIENT_PROTOCOL_VERSION, Event, Position, ToClient, ToNode};
 use metadata::read::ReadAnswer;
 use metadata::types::{FileKind, InodeId, NodeRef};
+use multicast::Membership;
 use multicast::ids::LogIndex;
 use net::{ChannelKind, ClusterCa, EndpointConfig, Role};
 use tokio::sync::mpsc;
@@ -308,6 +309,46 @@ async fn read_goes_elsewhere_when_the_near_replica_is_behind() {
     assert_eq!(engine.clock().index(G), LogIndex(9));
     let cached = engine.cache().dirent(G, DIR.ino, b"x");
     assert_eq!(cached, None, "no stream of ours keeps right what another replica has said");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn near_replica_that_was_away_is_not_read_before_it_says_that_it_has_caught_up() {
+    let mut world = World::new();
+    let (reads, applied) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(1)));
+    let (counted, now) = (reads.clone(), applied.clone());
+    let near = move |message: ToNode| match message.body {
+        Request::Read { .. } if counted.fetch_add(1, Ordering::Relaxed) == 0 => None,
+        Request::Read { .. } => Some(vec![nothing_found(message.request, 9)]),
+        Request::Members => {
+            let members = Membership::genesis(&[ReplicaId(1), ReplicaId(2)]);
+            let applied = Some(LogIndex(now.load(Ordering::Relaxed)));
+            let groups = vec![GroupMembers { group: G, members, applied }];
+            Some(vec![reply(message.request, Reply::Members(Directory { groups, nodes: Vec::new() }))])
+        }
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(near));
+    let far = |message: ToNode| ordinary(&message).or_else(|| Some(vec![nothing_found(message.request, 9)]));
+    world.node(2, "there", Box::new(far));
+    let engine = world.client(PATIENT);
+    engine.read(G, lookup()).await.unwrap().unwrap();
+    assert_eq!((engine.clock().index(G), reads.load(Ordering::Relaxed)), (LogIndex(9), 1));
+    let link = engine.link(ReplicaId(1)).unwrap();
+    while link.generation() != Some(link::Generation(2)) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..5 {
+        engine.read(G, ReadOp::Usage).await.unwrap().unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(reads.load(Ordering::Relaxed), 1, "it lacks what has been seen elsewhere");
+    applied.store(9, Ordering::Relaxed);
+    let begun = Instant::now();
+    while reads.load(Ordering::Relaxed) == 1 {
+        assert!(begun.elapsed() < PATIENT);
+        engine.read(G, ReadOp::Usage).await.unwrap().unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

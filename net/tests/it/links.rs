@@ -1,5 +1,5 @@
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -79,6 +79,32 @@ async fn link_without_peer_drops_the_oldest_and_counts() {
     serve_echo(restart(&cluster, "us-2", address).await);
     for expected in ["c", "d", "e"] {
         assert_eq!(timeout(SOON, receiver.recv()).await.unwrap().unwrap(), frame(expected));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn link_that_is_told_that_its_peer_is_there_dials_at_once() {
+    let cluster = Cluster::new();
+    let own = cluster.node("us-1");
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let hour = Duration::from_secs(3600);
+    let config = LinkConfig {
+        connect_timeout: Duration::from_millis(100),
+        pause_min: hour,
+        pause_max: hour,
+        ..LinkConfig::default()
+    };
+    let (link, _receiver) = PeerLink::dial(&own, address.to_string(), "us-2", ECHO, config);
+    until("an attempt fails", || link.status().last_error.is_some()).await;
+    drop(silent);
+    serve_echo(restart(&cluster, "us-2", address).await);
+    // One attempt may be too short on a busy machine.
+    let begun = Instant::now();
+    while !link.is_connected() {
+        assert!(begun.elapsed() < SOON);
+        link.redial();
+        sleep(Duration::from_millis(50)).await;
     }
 }
 

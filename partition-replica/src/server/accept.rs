@@ -7,7 +7,7 @@ use metadata::protocol::{CLIENT_CHANNEL_KIND, CLIENT_PROTOCOL_VERSION};
 use net::{Endpoint, Incoming, Role};
 
 use super::client::Client;
-use super::peers::PEER_CHANNEL;
+use super::peers::{KNOCK_CHANNEL, PEER_CHANNEL};
 use super::requests;
 use crate::copy::{self, COPY_CHANNEL};
 use crate::inspect::{self, INSPECT_CHANNEL};
@@ -19,6 +19,8 @@ pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
         let (role, kind) = (incoming.peer.role, incoming.kind);
         if role == Role::Node && kind == PEER_CHANNEL {
             accept_peer(incoming, &shared);
+        } else if role == Role::Node && kind == KNOCK_CHANNEL {
+            hear_knock(&incoming, &shared);
         } else if role == Role::Node && kind == COPY_CHANNEL {
             accept_copy(incoming, &shared);
         } else if kind == INSPECT_CHANNEL {
@@ -42,6 +44,14 @@ fn accept_peer(incoming: Incoming, shared: &Shared) {
         Some(_) => refuse(&incoming, "this node dials, not its peer"),
         None => refuse(&incoming, "not a node of this cluster's configuration"),
     }
+}
+
+/// That node is there again.
+fn hear_knock(incoming: &Incoming, shared: &Shared) {
+    if let Some(link) = shared.nodes.named(&incoming.peer.name).and_then(|node| shared.router.link(node.number)) {
+        link.redial();
+    }
+    incoming.connection.close("heard");
 }
 
 fn accept_copy(incoming: Incoming, shared: &Arc<Shared>) {

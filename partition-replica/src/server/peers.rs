@@ -18,6 +18,8 @@ use crate::members::Members;
 
 /// The channel between nodes.
 pub const PEER_CHANNEL: ChannelKind = ChannelKind::new(2, 1);
+/// Opened, and nothing more, by a node that has just started, to those that dial it: they need not find out by and by.
+pub const KNOCK_CHANNEL: ChannelKind = ChannelKind::new(5, 1);
 
 const FRAME_VERSION: u8 = 1;
 const MESSAGE_HEADER_LEN: usize = 8;
