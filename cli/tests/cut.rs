@@ -103,11 +103,24 @@ fn only_conflicts_wait_while_a_region_is_cut_off() {
     };
     assert!(waiting.iter().any(waits), "{waiting:?}");
     let shown = cluster.globalfs_ok(&["status"]);
-    assert!(shown.contains("eu") || shown.contains("us"), "{shown}");
+    let mount = format!(":{} pid", cluster.mount("us").display());
+    assert!(shown.contains("us (") && shown.contains(&mount), "{shown}");
+    // Also what waits behind it, and for whom, in figures.
+    let same_name = beside.join(old.file_name().unwrap());
+    let behind = thread::spawn(move || fs::remove_file(same_name));
+    eventually(Duration::from_secs(10), "a command that waits for the rename to be shown", || {
+        let figures = cluster.globalfs_ok(&["status", "--metrics"]);
+        let begin = "globalfs_commands_waiting{group=\"us\",waits_for=\"eu\",client=\"us\"";
+        figures.lines().any(|line| line.starts_with(begin) && line.contains("second-us")).then_some(())
+    });
+    let held = cluster.status()["groups"].as_array().unwrap().iter().find(|group| group["name"] == "us").cloned();
+    assert_eq!(held.map(|group| group["held_count"].clone()), Some(Value::from(1)));
 
     cluster.heal();
     let healed = Instant::now();
     rename.join().unwrap();
+    let missing = behind.join().unwrap().unwrap_err();
+    assert_eq!(missing.kind(), std::io::ErrorKind::NotFound, "the rename came first");
     eprintln!("finished {:?} after the healing", healed.elapsed());
     eventually(Duration::from_secs(20), "all commands to finish", || unfinished(&cluster).is_empty().then_some(()));
     cluster.sync_all();

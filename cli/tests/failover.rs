@@ -24,6 +24,10 @@ use serde_json::json;
 const MISSED: u64 = 2000;
 /// Files in the group whose voter loses its disk.
 const FILES: u64 = 10_000;
+/// The same where the rate is looked at meanwhile, which takes a while.
+const FILES_MANY: u64 = 60_000;
+/// So long the normal rate is measured.
+const NORMAL: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -114,8 +118,48 @@ fn catch_up(cluster: &Cluster) -> Duration {
     began.elapsed()
 }
 
+/// Creates in a second, 16 at once, until that is so.
+fn rate(cluster: &Cluster, what: &str, mut until: impl FnMut() -> bool) -> f64 {
+    let (stop, began, before) = (AtomicBool::new(false), Instant::now(), NUMBER.load(Ordering::Relaxed));
+    thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    create_one(cluster, "us");
+                }
+            });
+        }
+        // Asking costs something, too: as often in all cases.
+        while !until() {
+            assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+            thread::sleep(Duration::from_millis(200));
+        }
+        (NUMBER.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64()
+    })
+}
+
+/// What part of its normal rate the group serves while one of its voters is rebuilt.
+fn rate_while_rebuilding(cluster: &Cluster) -> (f64, f64, Duration) {
+    let began = Instant::now();
+    let is_whole = || cluster.is_whole().and_then(|()| primary(cluster)).is_some();
+    let normal = rate(cluster, "time to pass", || {
+        let _as_often = is_whole();
+        began.elapsed() >= NORMAL
+    });
+    let mut meanwhile = 0.0;
+    let took = rebuild_while(cluster, || meanwhile = rate(cluster, "the voter to be rebuilt", is_whole));
+    (normal, meanwhile, took)
+}
+
 /// From the start of a node on a new disk until all its groups have it as a voter that has everything.
 fn rebuild(cluster: &Cluster) -> Duration {
+    rebuild_while(cluster, || {
+        eventually(PATIENCE, "the voter to be rebuilt", || cluster.is_whole().and_then(|()| primary(cluster)));
+    })
+}
+
+fn rebuild_while(cluster: &Cluster, wait: impl FnOnce()) -> Duration {
     let name = follower(cluster);
     let up = cluster.process(&Part::Up);
     send(&up, Signal::STOP);
@@ -127,7 +171,7 @@ fn rebuild(cluster: &Cluster) -> Duration {
     command.args(["--name", &name, "--initialise"]);
     let mut node = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     let began = Instant::now();
-    eventually(PATIENCE, "the voter to be rebuilt", || cluster.is_whole().and_then(|()| primary(cluster)));
+    wait();
     let took = began.elapsed();
     kill_process(Pid::from_child(&node), Signal::TERM).unwrap();
     node.wait().unwrap();
@@ -178,4 +222,21 @@ fn rebuilding() {
     let cluster = up();
     create_many(&cluster, FILES);
     measure(&format!("a voter is rebuilt, {FILES} files"), || rebuild(&cluster));
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn serving_while_rebuilding() {
+    let cluster = up();
+    create_many(&cluster, FILES_MANY);
+    let runs: usize = std::env::var("GLOBALFS_RUNS").map_or(5, |text| text.parse().unwrap());
+    let mut parts = Vec::new();
+    for _ in 0..runs {
+        eventually(PATIENCE, "a whole cluster", || cluster.is_whole().and_then(|()| primary(&cluster)));
+        let (normal, meanwhile, took) = rate_while_rebuilding(&cluster);
+        println!("{normal:.0} creates/s, while a voter is rebuilt in {took:?} {meanwhile:.0}");
+        parts.push(meanwhile / normal);
+    }
+    parts.sort_by(f64::total_cmp);
+    println!("the part of the normal rate, {runs} runs: least {:.2}, median {:.2}", parts[0], parts[runs / 2]);
 }

@@ -531,6 +531,12 @@ impl Core {
         self.sequencer.as_ref().map_or_else(Vec::new, |sequencer| sequencer.unfinished(&self.order))
     }
 
+    /// Commands of this group alone that wait for one of those, the oldest first. Empty on followers.
+    #[must_use]
+    pub fn held(&self) -> Vec<Unfinished> {
+        self.sequencer.as_ref().map_or_else(Vec::new, Sequencer::held)
+    }
+
     /// Who is primary, if this replica is sure.
     #[must_use]
     pub fn primary(&self) -> Option<ReplicaId> {
@@ -641,7 +647,7 @@ pub enum RoleName {
     Primary,
 }
 
-/// A command of several groups that is not through.
+/// A command that is not through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfinished {
     /// The command.

@@ -31,7 +31,8 @@ pub use error::{Error, ErrorClass, Result, STATE_IS_DAMAGED};
 pub use evidence::Evidence;
 pub use node::Node;
 pub use status::{
-    CollectorStatus, CopyStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, StorageStatus, UnfinishedStatus,
+    CollectorStatus, CopyStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, SilentGroup, StorageStatus,
+    UnfinishedStatus,
 };
 pub use storage::folder::{FolderLock, INITIALISE_MARKER};
 

@@ -30,6 +30,7 @@ use crate::replicas::{Group, Replicas};
 use crate::server::accept;
 use crate::server::client::Clients;
 use crate::server::peers::{KNOCK_CHANNEL, PEER_CHANNEL, Router};
+use crate::server::whom::Whom;
 use crate::status::{CollectorStatus, GroupStatus, NodeStatus, PeerStatus, StorageStatus, why_kept};
 use crate::storage::folder::DataFolder;
 use crate::storage::hosting::Hosting;
@@ -39,7 +40,7 @@ use crate::storage::wal::Wal;
 /// Longest frame between nodes: the longest message and what is around it.
 const FRAME_BYTES_MAX: usize = multicast::message::MESSAGE_BYTES_MAX + (1 << 20);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// A replica's thread that does not say within this time how it is, is left out.
+/// A replica's thread that does not say within this time how it is, is late.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A log that is too long is told of so often.
 const ALARM_PAUSE: Duration = Duration::from_secs(600);
@@ -86,6 +87,8 @@ pub(crate) struct Shared {
     pub hosting: Mutex<Hosting>,
     /// When sessions were last heard of, for whichever replicas are primaries.
     pub leases: Arc<Mutex<Leases>>,
+    /// Whose the sessions are.
+    pub whom: Whom,
     pub wal: Arc<Wal>,
     pub state: StateDb,
     pub clock: Clock,
@@ -154,6 +157,7 @@ impl Node {
             copy_way,
             hosting: Mutex::new(hosting),
             leases: Arc::new(Mutex::new(Leases::default())),
+            whom: Whom::default(),
             wal,
             state,
             clock: Clock::start(),
@@ -335,12 +339,21 @@ impl std::fmt::Debug for Node {
 
 impl Shared {
     pub(crate) fn status(&self) -> NodeStatus {
-        let reports: Vec<_> = self.replicas.all().iter().map(|group| group.report()).collect();
+        let replicas = self.replicas.all();
+        let reports: Vec<_> = replicas.iter().map(|group| group.report()).collect();
         let deadline = Instant::now() + REPORT_TIMEOUT;
         let timely = |report: mpsc::Receiver<GroupStatus>| {
             report.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
         };
-        let groups: Vec<GroupStatus> = reports.into_iter().filter_map(timely).collect();
+        let mut groups: Vec<GroupStatus> = reports.into_iter().filter_map(timely).collect();
+        for group in &mut groups {
+            self.whom.name(&mut group.unfinished);
+            self.whom.name(&mut group.held);
+        }
+        let storage = self.storage_status(&groups);
+        let is_late = |replica: &&Arc<Group>| groups.iter().all(|group| group.group != replica.id.0);
+        let late: Vec<GroupStatus> = replicas.iter().filter(is_late).map(|replica| self.late(replica.id)).collect();
+        groups.extend(late);
         NodeStatus {
             node: self.config.number.0,
             name: self.name.clone(),
@@ -350,7 +363,7 @@ impl Shared {
             uptime_ms: self.clock.uptime_ms(),
             failure: self.ending.state.0.lock().failure.clone(),
             clients: self.clients.connected(),
-            storage: self.storage_status(&groups),
+            storage,
             peers: self
                 .nodes
                 .all()
@@ -360,6 +373,13 @@ impl Shared {
             collector: self.collector.lock().clone(),
             groups,
         }
+    }
+
+    /// What is known of a replica whose thread has not said how it is.
+    fn late(&self, group: GroupId) -> GroupStatus {
+        let info = self.config.groups.iter().find(|info| info.id == group);
+        let name = info.map(|info| info.name.clone()).unwrap_or_default();
+        GroupStatus { group: group.0, name, role: "late".into(), ..GroupStatus::default() }
     }
 
     /// Waits, at most so long; true if the node is to end.

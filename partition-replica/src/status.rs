@@ -103,7 +103,8 @@ pub struct GroupStatus {
     pub group: u16,
     /// The group's name.
     pub name: String,
-    /// `primary`, `recovering` (primary, not up to date yet), `follower`, `candidate` or `quarantined`.
+    /// `primary`, `recovering` (primary, not up to date yet), `follower`, `candidate` or `quarantined`; `late` if its thread
+    /// has not said in time, and then nothing else is known.
     pub role: String,
     /// The primary as far as known: its node's number.
     pub primary: Option<u32>,
@@ -140,6 +141,15 @@ pub struct GroupStatus {
     pub digests: BTreeMap<u64, String>,
     /// Unfinished multi-group commands.
     pub unfinished: Vec<UnfinishedStatus>,
+    /// On the primary: commands of this group alone that wait for one of those, the oldest …
+    #[serde(default)]
+    pub held: Vec<UnfinishedStatus>,
+    /// … of so many.
+    #[serde(default)]
+    pub held_count: usize,
+    /// On the primary: groups that do not answer. New commands with them are refused, so they wait where they come from.
+    #[serde(default)]
+    pub silent_groups: Vec<SilentGroup>,
     /// Registered sessions.
     pub sessions: usize,
     /// Subscribed sessions.
@@ -156,6 +166,15 @@ pub struct GroupStatus {
     /// Its state is not its group's, so it does nothing any more: why.
     #[serde(default)]
     pub quarantine: Option<String>,
+}
+
+/// A group that does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SilentGroup {
+    /// Its number.
+    pub group: u16,
+    /// For how long, in ms.
+    pub elapsed_ms: u64,
 }
 
 /// A member of a group.
@@ -184,7 +203,7 @@ pub struct CopyStatus {
     pub percent: u64,
 }
 
-/// A multi-group command that is under way.
+/// A command that is under way.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct UnfinishedStatus {
     /// Session and sequence.
@@ -199,7 +218,19 @@ pub struct UnfinishedStatus {
     pub locks_keys: bool,
     /// Since when, in ms.
     pub elapsed_ms: u64,
+    /// Whose it is: the session …
+    #[serde(default)]
+    pub session: String,
+    /// … the client by its certificate (a mount's is its region's), if it was heard of here …
+    #[serde(default)]
+    pub client: Option<String>,
+    /// … and what it says of itself: the machine, the mount point, the process.
+    #[serde(default)]
+    pub label: Option<String>,
 }
+
+/// A replica tells of so many commands that wait for others.
+const HELD_MAX: usize = 256;
 
 /// What a replica's core says about itself.
 pub(crate) fn of_core(core: &multicast::Core, now: multicast::Time) -> GroupStatus {
@@ -217,6 +248,8 @@ pub(crate) fn of_core(core: &multicast::Core, now: multicast::Time) -> GroupStat
         role: role_of(member.role).into(),
         incarnation: member.incarnation.to_string(),
     });
+    let unfinished = core.unfinished();
+    let held = core.held();
     GroupStatus {
         voters: status.membership.voters().map(|voter| voter.replica.0).collect(),
         members: members.collect(),
@@ -230,7 +263,14 @@ pub(crate) fn of_core(core: &multicast::Core, now: multicast::Time) -> GroupStat
         committed_index: status.committed.0,
         applied_index: status.applied.0,
         lag: lag.collect(),
-        unfinished: core.unfinished().iter().map(|unfinished| of_unfinished(unfinished, now)).collect(),
+        held_count: held.len(),
+        held: held.iter().take(HELD_MAX).map(|held| of_held(held, &unfinished, now)).collect(),
+        unfinished: unfinished.iter().map(|unfinished| of_unfinished(unfinished, now)).collect(),
+        silent_groups: status
+            .silent_groups
+            .iter()
+            .map(|&(group, since)| SilentGroup { group: group.0, elapsed_ms: now.ms_since(since) })
+            .collect(),
         sessions: core.order().sessions().count(),
         ..GroupStatus::default()
     }
@@ -242,6 +282,16 @@ fn role_of(role: MemberRole) -> &'static str {
         MemberRole::Learner => "learner",
         MemberRole::Joining => "joining",
     }
+}
+
+/// It waits for those groups that the one before it waits for.
+fn of_held(held: &Unfinished, unfinished: &[Unfinished], now: multicast::Time) -> UnfinishedStatus {
+    let before = held.waits_for.iter().find_map(|wait| match wait {
+        Wait::Conflict(id) => unfinished.iter().find(|unfinished| unfinished.id == *id),
+        _ => None,
+    });
+    let waiting_for = before.map(|before| of_unfinished(before, now).waiting_for).unwrap_or_default();
+    UnfinishedStatus { waiting_for, ..of_unfinished(held, now) }
 }
 
 fn of_unfinished(unfinished: &Unfinished, now: multicast::Time) -> UnfinishedStatus {
@@ -267,6 +317,9 @@ fn of_unfinished(unfinished: &Unfinished, now: multicast::Time) -> UnfinishedSta
         waiting_for,
         locks_keys: unfinished.locks_keys,
         elapsed_ms: now.ms_since(unfinished.since),
+        session: unfinished.id.session.to_string(),
+        client: None,
+        label: None,
     }
 }
 

@@ -1,10 +1,13 @@
 //! `globalfs status`: what every node says, and what can be seen from that.
 
+mod metrics;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
 use fs_client::{Client, Error};
+use multicast::ids::GroupId;
 use partition_replica::status::{GroupStatus, MemberStatus, NodeStatus, UnfinishedStatus};
 use serde_json::json;
 
@@ -21,12 +24,16 @@ use crate::units::{ByteSize, TimeSpan};
 #[command(after_help = "Examples:
   globalfs status
   globalfs status --json | jq '.groups[] | {name, primary, lag}'
+  globalfs status --metrics >/var/lib/node_exporter/globalfs.prom
 
 Exit code 0 if all is well, 5 if a node is down or a group has no primary, 4 if no node answers.")]
 pub struct StatusArgs {
     /// One JSON object: `nodes` with all that each says, `groups` as their primaries see them
     #[arg(long)]
     json: bool,
+    /// Figures for a monitoring system, in the text format of Prometheus
+    #[arg(long, conflicts_with = "json")]
+    metrics: bool,
     /// How long to wait for a node
     #[arg(long, value_name = "TIME", default_value = "3s")]
     timeout: TimeSpan,
@@ -86,9 +93,10 @@ pub fn run(globals: &Globals, args: &StatusArgs) -> Result<Exit> {
     runtime.block_on(place::with_client(&cluster, &wishes, async |client| {
         let nodes = ask(client, &cluster, args.timeout.0).await;
         let groups: Vec<View> = cluster.groups.iter().map(|group| view(&cluster, group, &nodes)).collect();
-        match args.json {
-            true => say!("{}", as_json(&cluster, &nodes, &groups)),
-            false => say_all(&as_tables(&cluster, &nodes, &groups)),
+        match (args.json, args.metrics) {
+            (true, _) => say!("{}", as_json(&cluster, &nodes, &groups)),
+            (false, true) => say_all(&metrics::render(&cluster, &nodes, &groups)),
+            (false, false) => say_all(&as_tables(&cluster, &nodes, &groups)),
         }
         Ok(verdict(&nodes, &groups))
     }))
@@ -192,6 +200,8 @@ fn as_json(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> serde_
                 "committed": best.map(|best| best.committed_index), "executed": best.map(|best| best.applied_index),
                 "lag": lag(cluster, view), "voters_up": view.voters_up, "digests_agree": view.digests_agree,
                 "unfinished": best.map(|best| &best.unfinished),
+                "held": best.map(|best| &best.held), "held_count": best.map(|best| best.held_count),
+                "silent_groups": best.map(|best| &best.silent_groups),
             })
         })
         .collect();
@@ -204,17 +214,36 @@ fn as_tables(cluster: &Cluster, nodes: &[Seen<'_>], groups: &[View<'_>]) -> Stri
     text.push_str(&groups_table(cluster, groups).render());
     let unfinished: Vec<_> = groups
         .iter()
-        .filter_map(|view| view.best.map(|best| (view, &best.unfinished)))
-        .flat_map(|(view, commands)| commands.iter().map(move |command| (view, command)))
+        .filter_map(|view| Some((view, view.best?)))
+        .flat_map(|(view, best)| best.unfinished.iter().chain(&best.held).map(move |command| (view, command)))
         .collect();
     if !unfinished.is_empty() {
-        text.push_str(&format!("\n{}\n", bold("unfinished multi-group commands")));
+        text.push_str(&format!("\n{}\n", bold("unfinished multi-group commands, and what waits for them")));
         text.push_str(&unfinished_table(cluster, &unfinished).render());
     }
+    text.push_str(&silences(cluster, groups));
     text.push_str(&copies(cluster, nodes));
     text.push_str(&remarks(nodes));
     for view in groups.iter().filter(|view| !view.digests_agree) {
         text.push_str(&red(&format!("group {}: the voters' states differ\n", view.group.name)));
+    }
+    text
+}
+
+/// Commands that are held and not listed, and groups that do not answer others.
+fn silences(cluster: &Cluster, groups: &[View<'_>]) -> String {
+    let mut text = String::new();
+    for (view, best) in groups.iter().filter_map(|view| Some((view, view.best?))) {
+        let name = &view.group.name;
+        if best.held_count > best.held.len() {
+            let more = best.held_count - best.held.len();
+            text.push_str(&format!("\ngroup {name}: {more} more commands wait for unfinished ones\n"));
+        }
+        for silent in &best.silent_groups {
+            let (other, since) = (cluster.group_name(GroupId(silent.group)), since(silent.elapsed_ms));
+            let refused = "new commands with it are refused, and their clients ask again";
+            text.push_str(&yellow(&format!("\ngroup {name}: group {other} has not answered for {since}: {refused}\n")));
+        }
     }
     text
 }
@@ -247,6 +276,14 @@ fn copies(cluster: &Cluster, nodes: &[Seen<'_>]) -> String {
 fn remarks(nodes: &[Seen<'_>]) -> String {
     let mut text = String::new();
     for node in nodes {
+        let late = node.answer.iter().flat_map(|status| &status.groups).filter(|group| group.role == "late");
+        for group in late {
+            let name = &group.name;
+            text.push_str(&yellow(&format!(
+                "\n{}: its replica of group {name} has not said in time how it is\n",
+                node.name
+            )));
+        }
         for (group, why) in quarantined(node) {
             text.push_str(&red(&format!("\n{}: its replica of group {group} is quarantined: {why}\n", node.name)));
         }
@@ -334,10 +371,8 @@ fn groups_table(cluster: &Cluster, groups: &[View<'_>]) -> Table {
 }
 
 fn unfinished_table(cluster: &Cluster, unfinished: &[(&View<'_>, &UnfinishedStatus)]) -> Table {
-    let mut table = Table::new(["group", "command", "of groups", "stage", "waits for", "since"]).right(&[5]);
-    let names = |groups: &[u16]| {
-        groups.iter().map(|id| cluster.group_name(multicast::ids::GroupId(*id))).collect::<Vec<_>>().join(",")
-    };
+    let mut table = Table::new(["group", "command", "of groups", "stage", "waits for", "since", "for"]).right(&[5]);
+    let names = |groups: &[u16]| groups.iter().map(|id| cluster.group_name(GroupId(*id))).collect::<Vec<_>>().join(",");
     for (view, command) in unfinished {
         table.row(vec![
             view.group.name.clone(),
@@ -345,10 +380,24 @@ fn unfinished_table(cluster: &Cluster, unfinished: &[(&View<'_>, &UnfinishedStat
             names(&command.destinations),
             command.stage.clone(),
             names(&command.waiting_for),
-            TimeSpan(Duration::from_millis(command.elapsed_ms)).to_string(),
+            since(command.elapsed_ms),
+            for_whom(command),
         ]);
     }
     table
+}
+
+fn since(elapsed_ms: u64) -> String {
+    TimeSpan(Duration::from_millis(elapsed_ms)).to_string()
+}
+
+/// The client whose command it is, with what it says of itself; else its session.
+fn for_whom(command: &UnfinishedStatus) -> String {
+    match (&command.client, &command.label) {
+        (Some(client), Some(label)) => format!("{client} ({label})"),
+        (Some(client), None) => client.clone(),
+        (None, _) => format!("session {}", command.session),
+    }
 }
 
 fn primary_name(cluster: &Cluster, view: &View<'_>) -> Option<String> {

@@ -64,8 +64,8 @@ impl Sequencer {
         singles.sort_unstable();
         singles.hash(state);
         self.held.len().hash(state);
-        for (id, (timestamp, _)) in &self.held {
-            (id, timestamp).hash(state);
+        for (id, held) in &self.held {
+            (id, held.timestamp).hash(state);
         }
         self.multis.len().hash(state);
         for (id, multi) in &self.multis {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::command::Command;
 use crate::config::{COMMAND_BYTES_MAX, Config, Limits, Timing};
-use crate::core::{SessionChange, Unfinished};
+use crate::core::{SessionChange, Unfinished, Wait};
 use crate::hash::BuildWordHasher;
 use crate::ids::{CommandId, GroupId, LogIndex, ReplicaId, Timestamp};
 use crate::log::Replicator;
@@ -52,7 +52,7 @@ pub(crate) struct Sequencer {
     /// Commands of this group alone that are logged or held, with their bytes.
     singles: HashMap<CommandId, usize, BuildWordHasher>,
     /// Those of them that wait for a conflicting command, with their timestamps. Not logged.
-    held: BTreeMap<CommandId, (Timestamp, Arc<Command>)>,
+    held: BTreeMap<CommandId, Held>,
     /// Commands whose clients claim to have seen more of another group than is known here.
     unproven: BTreeMap<CommandId, Unproven>,
     proof_due: Option<Time>,
@@ -74,6 +74,14 @@ pub(crate) struct Sequencer {
     closing: VecDeque<Closing>,
     #[cfg(feature = "explore")]
     mistake: explore::Mistake,
+}
+
+/// A command of this group alone that waits for one that comes first.
+#[derive(Clone, Debug)]
+struct Held {
+    timestamp: Timestamp,
+    command: Arc<Command>,
+    since: Time,
 }
 
 /// To be answered once it is sure that this was the primary when it was asked.
@@ -311,6 +319,17 @@ impl Sequencer {
         unfinished
     }
 
+    /// Commands of this group alone that wait, the oldest first.
+    pub(crate) fn held(&self) -> Vec<Unfinished> {
+        let describe = |(&id, held): (&CommandId, &Held)| {
+            let waits_for = self.conflicts.blocker_of(id).map(Wait::Conflict).into_iter().collect();
+            Unfinished { id, groups: vec![self.group], since: held.since, locks_keys: false, waits_for }
+        };
+        let mut held: Vec<Unfinished> = self.held.iter().map(describe).collect();
+        held.sort_by_key(|held| (held.since, held.id));
+        held
+    }
+
     fn take_single(&mut self, turn: &mut Turn<'_>, command: Arc<Command>) {
         let timestamp = self.next_timestamp(turn);
         let bytes = len_bytes(&command);
@@ -321,7 +340,7 @@ impl Sequencer {
         let is_blocked = is_blocked && !self.has(Planted::SinglesOvertake);
         if is_blocked {
             self.conflicts.insert(&command, timestamp);
-            self.held.insert(command.id, (timestamp, command));
+            self.held.insert(command.id, Held { timestamp, command, since: turn.now });
         } else {
             turn.append(Record::Single { command, timestamp });
         }
@@ -341,7 +360,7 @@ impl Sequencer {
             if self.multis.contains_key(&id) {
                 self.advance_multi(turn, id);
             } else if self.held.contains_key(&id) && self.conflicts.blocker_of(id).is_none() {
-                if let Some((timestamp, command)) = self.held.remove(&id) {
+                if let Some(Held { timestamp, command, .. }) = self.held.remove(&id) {
                     turn.append(Record::Single { command, timestamp });
                 }
                 self.conflicts.remove(id, &mut self.awake);

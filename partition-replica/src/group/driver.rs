@@ -83,7 +83,7 @@ pub struct Driver {
     is_outsider: bool,
     /// The version of the applied membership that was last looked at.
     members_seen: Option<u64>,
-    /// Dropped when this replica is primary no more, for somebody waits for that.
+    /// Dropped when this replica hears another primary, for somebody waits for that.
     leaving: Option<mpsc::Sender<()>>,
 }
 
@@ -216,7 +216,8 @@ impl Driver {
                 Output::Note(note) => {
                     self.log_note(&note);
                     self.follow_members(&note);
-                    if matches!(note, Note::Ordering(Event::BecameFollower { .. })) {
+                    // Until the next primary is heard it may need the end of this log.
+                    if matches!(note, Note::Ordering(Event::BecameFollower { primary: Some(_) })) {
                         self.leaving = None;
                     }
                 }

@@ -5,3 +5,4 @@ pub mod client;
 mod operate;
 pub mod peers;
 mod requests;
+pub mod whom;

@@ -33,8 +33,6 @@ const ENTRY_BYTES: usize = 64;
 const ATTR_BYTES: usize = 100;
 /// A file's attributes with inline bytes or some dozens of extents.
 const CONTENT_BYTES: usize = 4096;
-/// What is kept of the label of a session.
-const LABEL_CHARS_MAX: usize = 200;
 
 /// Serves a client until it goes, or breaks the protocol.
 pub async fn serve(shared: &Arc<Shared>, client: &Arc<Client>, mut receiver: FrameReceiver) {
@@ -138,7 +136,7 @@ fn crowded(group: GroupId, why: &str) -> Reply {
 fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket, burst: &mut Burst) {
     match request {
         Request::OpenSession { group, session, label } => {
-            let label: String = label.chars().take(LABEL_CHARS_MAX).collect();
+            let label = shared.whom.opens(session, ticket.client().name(), &label);
             tracing::info!(%group, %session, label, client = ticket.client().name(), "session opens");
             shared.leases.lock().note(session, shared.clock.now());
             to_thread(shared, group, ticket, burst, |ticket| Input::Session {
@@ -147,12 +145,14 @@ fn handle(shared: &Arc<Shared>, request: Request, ticket: Ticket, burst: &mut Bu
             });
         }
         Request::CloseSession { group, session } => {
+            shared.whom.ends(session);
             to_thread(shared, group, ticket, burst, |ticket| Input::Session {
                 change: SessionChange::Close(session),
                 ticket,
             });
         }
         Request::KeepAlive { session } => {
+            shared.whom.lives(session, ticket.client().name());
             shared.leases.lock().note(session, shared.clock.now());
             ticket.reply(Reply::Alive);
         }
