@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use common::cluster::{Cluster, Options, REGIONS};
+use common::cluster::{Cluster, Options, REGIONS, eventually};
 use common::disk;
 use common::files::{Random, StopAtEnd, create};
 use serde_json::Value;
@@ -187,6 +187,38 @@ fn planted_damage_is_found_and_told_by_path() {
     let (code, said) = fsck(&cluster, &["--online"]);
     assert_eq!(code, 5, "{said}");
     check(&said);
+}
+
+#[test]
+fn replica_with_a_wrong_row_is_rebuilt_from_its_group_when_told_to() {
+    let mut cluster = Cluster::up(Options::default().nodes_per_region(3));
+    let path = cluster.path("us", "us/hurt");
+    fs::write(&path, "inline").unwrap();
+    let key = [&[4][..], &fs::metadata(&path).unwrap().ino().to_be_bytes()].concat();
+    // One that follows, and the one that leads.
+    for name in ["us-2", "us-1"] {
+        cluster.stop();
+        let node = cluster.data().join("nodes").join(name);
+        assert_eq!(disk::rows(&node, 1, &key).len(), 1);
+        disk::set_row(&node, 1, &key, None);
+        cluster.start();
+        eventually(Duration::from_secs(30), "a whole cluster", || cluster.is_whole());
+        let is_wrong = |said: &Value| problems(said).iter().any(|(what, _)| what.contains(&format!("(on {name})")));
+        let (code, said) = fsck(&cluster, &["--online", "--repair"]);
+        assert!(code == 5 && is_wrong(&said), "{said}");
+        assert!(said["repairs"].to_string().contains("would have the replica of group us on"), "{said}");
+        let (code, said) = fsck(&cluster, &["--online"]);
+        assert!(code == 5 && is_wrong(&said), "nothing is changed without --yes: {said}");
+        let (code, said) = fsck(&cluster, &["--online", "--repair", "--yes"]);
+        assert_eq!(code, 5, "it says what it found: {said}");
+        let done = format!("the replica of group us on {name} was rebuilt from its group");
+        assert!(said["repairs"].to_string().contains(&done), "{said}");
+        eventually(Duration::from_secs(30), "a whole cluster", || cluster.is_whole());
+        let (code, said) = fsck(&cluster, &["--online"]);
+        assert_eq!((code, problems(&said)), (0, vec![]), "{said}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "inline");
+    }
+    cluster.check_digests();
 }
 
 #[test]

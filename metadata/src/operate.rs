@@ -75,6 +75,16 @@ pub enum Operation {
         /// Members that may follow it.
         keep: Vec<ReplicaId>,
     },
+    /// The node's replica has rows that are not its group's: it gives its state up, and gets a copy of the group's. Only if the
+    /// group goes on without it.
+    Rebuild {
+        /// The group.
+        group: GroupId,
+        /// The replica that is meant.
+        replica: ReplicaId,
+        /// On which disk.
+        incarnation: Incarnation,
+    },
 }
 
 impl Operation {
@@ -85,7 +95,8 @@ impl Operation {
             Operation::Host { group }
             | Operation::Unhost { group, .. }
             | Operation::Change { group, .. }
-            | Operation::Force { group, .. } => group,
+            | Operation::Force { group, .. }
+            | Operation::Rebuild { group, .. } => group,
         }
     }
 }
@@ -101,6 +112,8 @@ pub enum Operated {
     Logged(LogIndex),
     /// Nothing was done.
     Refused(Refusal),
+    /// The replica has given its state up, and waits for a copy.
+    Rebuilding,
 }
 
 /// Why nothing was done.

@@ -221,6 +221,7 @@ fn operations() -> Vec<Operation> {
         Operation::Host { group },
         Operation::Unhost { group, members: members() },
         Operation::Force { group, replica, incarnation, keep: vec![ReplicaId(3)] },
+        Operation::Rebuild { group, replica, incarnation },
     ];
     operations.extend(changes.map(|change| Operation::Change { group, change }));
     operations
@@ -307,7 +308,8 @@ fn replies() -> Vec<Reply> {
     replies.extend(answers().into_iter().map(|answer| Reply::Read { result: Ok(answer), position: position() }));
     replies.push(Reply::Members(directory()));
     let operated =
-        [Operated::Hosted(Incarnation(300)), Operated::Unhosted, Operated::Logged(LogIndex(300))].into_iter();
+        [Operated::Hosted(Incarnation(300)), Operated::Unhosted, Operated::Logged(LogIndex(300)), Operated::Rebuilding]
+            .into_iter();
     let refused = refusals().into_iter().map(Operated::Refused);
     replies.extend(operated.chain(refused).map(Reply::Operated));
     replies

@@ -515,6 +515,7 @@ impl Core {
             primary: self.primary(),
             promised: self.log.promised(),
             last: self.log.last().index,
+            last_ballot: self.log.last().ballot,
             durable: self.log.durable(),
             committed: self.log.committed(),
             applied: self.order.applied(),
@@ -595,8 +596,10 @@ pub struct Status {
     pub primary: Option<ReplicaId>,
     /// The highest ballot it promised.
     pub promised: Ballot,
-    /// The end of its log.
+    /// The end of its log …
     pub last: LogIndex,
+    /// … and the ballot of the entry there: of two logs that with the higher one is ahead, whichever is longer.
+    pub last_ballot: Ballot,
     /// … on its disk.
     pub durable: LogIndex,
     /// … on a quorum.

@@ -276,6 +276,12 @@ impl Membership {
         }
     }
 
+    /// True if nobody else can become a voter.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.voters_to_be() >= VOTERS_MAX
+    }
+
     /// The membership that an operator forces upon what is left of a group: one voter, and those of `keep` that are members
     /// now, who join again.
     #[must_use]

@@ -125,6 +125,12 @@ pub struct GroupStatus {
     pub incarnation: String,
     /// Last log entry here.
     pub last_index: u64,
+    /// The round of its ballot.
+    #[serde(default)]
+    pub last_ballot_round: u64,
+    /// The owner of its ballot.
+    #[serde(default)]
+    pub last_ballot_owner: Option<u32>,
     /// Committed as far as known here.
     pub committed_index: u64,
     /// Applied here.
@@ -260,6 +266,8 @@ pub(crate) fn of_core(core: &multicast::Core, now: multicast::Time) -> GroupStat
         ballot_round: status.promised.round,
         ballot_owner: status.promised.owner.map(|owner| owner.0),
         last_index: status.last.0,
+        last_ballot_round: status.last_ballot.round,
+        last_ballot_owner: status.last_ballot.owner.map(|owner| owner.0),
         committed_index: status.committed.0,
         applied_index: status.applied.0,
         lag: lag.collect(),

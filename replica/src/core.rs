@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use metadata::operate::Refusal;
 use metadata::protocol::Reply;
 use metadata::{Error, Namespace, Overlay, Store};
 use multicast::command::{Command, Key};
@@ -545,6 +546,39 @@ impl<T: Ticket> ReplicaCore<T> {
         let Some(found) = self.digests.divergence(membership.quorum_size()) else { return false };
         let Divergence { index, own, others } = found;
         let why = format!("at index {index} its state is {own:032x}, that of a quorum of its group is {others:032x}");
+        self.give_up_state(now, why);
+        true
+    }
+
+    /// An operator has seen that this replica's rows are not its group's: it gives them up, and gets a copy. One that leads lets
+    /// another do so first. That the others are a quorum without this one is for the operator to see.
+    ///
+    /// # Errors
+    /// If nothing was done, or not yet.
+    pub fn rebuild(&mut self, now: Time, named: (ReplicaId, Incarnation)) -> Result<(), Refusal> {
+        if self.quarantine.is_some() {
+            return Ok(());
+        }
+        let status = self.ordering.status();
+        if named != (status.replica, status.incarnation) {
+            return Err(Refusal::Failed("another replica is meant".into()));
+        }
+        if !self.ordering.is_member() {
+            return Err(Refusal::Failed("it is no member of its group".into()));
+        }
+        match status.primary {
+            Some(primary) if primary != status.replica => {
+                self.give_up_state(now, "an operator has found rows in it that are not what was written".into());
+                Ok(())
+            }
+            Some(_) if self.ordering.hand_over(now).is_none() => {
+                Err(Refusal::Failed("it leads its group, and nobody else can".into()))
+            }
+            Some(_) | None => Err(Refusal::Change(ChangeRefused::NotReady)),
+        }
+    }
+
+    fn give_up_state(&mut self, now: Time, why: String) {
         self.quarantine = Some(why.clone());
         // Others lead from now on, and a copy from them must not be refused.
         self.ordering.step_down(now);
@@ -555,7 +589,6 @@ impl<T: Ticket> ReplicaCore<T> {
             self.waiting.reply(read.ticket, Reply::UnknownGroup { group });
         }
         self.outputs.push_back(Output::Quarantine(why));
-        true
     }
 
     /// The members' primary is asked; who else hears it takes no notice.

@@ -13,7 +13,7 @@ use net::{ClusterCa, Role};
 use serde_json::json;
 
 use super::client::Wishes;
-use super::group::desk::{Desk, Wanted};
+use super::group::desk::Desk;
 use super::{place, service};
 use crate::args::Globals;
 use crate::config::{Cluster, Group, Node, find};
@@ -127,6 +127,9 @@ fn with_desk(
 
 /// The certificate first: an entry without one would be of no use.
 fn add(cluster: &Cluster, args: &AddArgs) -> Result<Exit> {
+    // Another may have added one since this command read the file, and whoever comes next waits.
+    let _lock = lock(&cluster.file)?;
+    let cluster = &check(cluster, &read(&cluster.file)?)?;
     let all = || cluster.nodes.iter().chain(&cluster.removed);
     if all().any(|node| node.name == args.node) {
         let problem = format!("{}: there is a node {:?} already, or was", cluster.file.display(), args.node);
@@ -235,9 +238,7 @@ async fn drain_group(
         );
         return Err(Failure::new(Exit::Unavailable, problem));
     };
-    desk.add(group, target, Wanted::Voter).await?;
-    desk.await_member(group, target, Wanted::Voter).await?;
-    desk.remove(group, node.id).await?;
+    desk.replace(group, node.id, target).await?;
     Ok(Some(format!("{}: {} votes in place of {}", group.name, target.name, node.name)))
 }
 
@@ -277,6 +278,7 @@ async fn remove(desk: &Desk<'_>, args: &RemoveArgs) -> Result<Exit> {
             return Err(Failure::new(Exit::Unavailable, problem));
         }
     }
+    let _lock = lock(&desk.cluster.file)?;
     let text = marked(&read(&desk.cluster.file)?, &node.name);
     let text = text.filter(|text| check(desk.cluster, text).is_ok_and(|after| after.node(&node.name).is_err()));
     let Some(text) = text else {
@@ -306,6 +308,18 @@ fn marked(text: &str, name: &str) -> Option<String> {
         }
     }
     is_marked.then_some(out)
+}
+
+/// Held while the configuration is changed: changes are made one after the other. It is the folder that is locked, as the file
+/// gets replaced.
+fn lock(file: &Path) -> Result<File> {
+    let lock = || {
+        let file = fs::canonicalize(file)?;
+        let folder = File::open(file.parent().unwrap_or(Path::new("/")))?;
+        rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok::<_, std::io::Error>(folder)
+    };
+    lock().or_exit_with(Exit::Failed, || file.display().to_string())
 }
 
 fn read(file: &Path) -> Result<String> {
@@ -364,6 +378,21 @@ mod tests {
         // Another address than that of a node that there is.
         assert_eq!(add(&after, &args("eu-4")).unwrap_err().exit, Exit::Usage);
         assert_eq!(Cluster::load(&cluster.file).unwrap().nodes.len(), 5);
+    }
+
+    #[test]
+    fn nodes_that_are_added_at_once_have_numbers_of_their_own() {
+        let (_folder, cluster) = cluster();
+        std::thread::scope(|scope| {
+            for number in 3..9 {
+                let cluster = &cluster;
+                let (node, address) = (format!("eu-{number}"), format!("127.0.0.1:2000{number}"));
+                scope.spawn(move || add(cluster, &AddArgs { address, ..args(&node) }).unwrap());
+            }
+        });
+        let after = Cluster::load(&cluster.file).unwrap();
+        let numbers: BTreeSet<u32> = after.nodes.iter().map(|node| node.id.0).collect();
+        assert_eq!((after.nodes.len(), numbers), (10, (1..=10).collect()));
     }
 
     #[test]

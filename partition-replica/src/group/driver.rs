@@ -162,6 +162,11 @@ impl Driver {
                     self.unless_quarantined(|core| core.force_membership(now, named, &keep).map_err(Refusal::Force));
                 ticket.reply(Reply::Operated(forced.map_or_else(Operated::Refused, Operated::Logged)));
             }
+            Input::Rebuild { named, ticket } => {
+                let rebuilt = core.rebuild(now, named);
+                let done = rebuilt.map_or_else(Operated::Refused, |()| Operated::Rebuilding);
+                ticket.reply(Reply::Operated(done));
+            }
             Input::Members { group, members } => core.learn_members(now, group, members),
             Input::Leave { members, reply } => {
                 core.hear_removal(now, &members);

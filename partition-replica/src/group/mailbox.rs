@@ -101,6 +101,13 @@ pub enum Input {
         /// Whom to answer.
         ticket: Ticket,
     },
+    /// An operator wants this replica's state to be replaced by a copy of its group's.
+    Rebuild {
+        /// The replica that is meant.
+        named: (ReplicaId, Incarnation),
+        /// Whom to answer.
+        ticket: Ticket,
+    },
     /// Another replica of this node has learned who belongs to a group.
     Members {
         /// Which group.
@@ -138,6 +145,7 @@ impl Input {
                 | Input::Linearize(_)
                 | Input::Change { .. }
                 | Input::Force { .. }
+                | Input::Rebuild { .. }
         )
     }
 
@@ -158,6 +166,7 @@ impl Input {
             | Input::HandOver(_)
             | Input::Change { .. }
             | Input::Force { .. }
+            | Input::Rebuild { .. }
             | Input::Members { .. }
             | Input::Leave { .. }
             | Input::Stop => false,
@@ -169,7 +178,8 @@ impl Input {
             Input::Submit { ticket, .. }
             | Input::Session { ticket, .. }
             | Input::Change { ticket, .. }
-            | Input::Force { ticket, .. } => ticket,
+            | Input::Force { ticket, .. }
+            | Input::Rebuild { ticket, .. } => ticket,
             Input::Linearize(read) => read.ticket,
             _ => return,
         };

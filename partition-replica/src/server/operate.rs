@@ -48,7 +48,13 @@ pub fn handle(shared: &Arc<Shared>, operation: Operation, ticket: Ticket) {
         (Operation::Force { replica: named, incarnation, keep, .. }, Some(replica)) => {
             replica.mailbox.push(Input::Force { named: (named, incarnation), keep, ticket });
         }
-        (Operation::Change { .. } | Operation::Force { .. }, None) => ticket.reply(Reply::UnknownGroup { group }),
+        (Operation::Rebuild { replica: named, incarnation, .. }, Some(replica)) => {
+            tracing::warn!(%group, "an operator has this replica rebuilt");
+            replica.mailbox.push(Input::Rebuild { named: (named, incarnation), ticket });
+        }
+        (Operation::Change { .. } | Operation::Force { .. } | Operation::Rebuild { .. }, None) => {
+            ticket.reply(Reply::UnknownGroup { group })
+        }
         (operation @ (Operation::Host { .. } | Operation::Unhost { .. }), _) => {
             let Some(turn) = shared.clients.report() else {
                 return refuse(ticket, Refusal::Failed("the node is busy".into()));

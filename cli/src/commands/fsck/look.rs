@@ -105,10 +105,7 @@ impl<'c> Look<'c> {
             };
             let name = cluster.group_name(group);
             let on = if nodes.is_empty() { String::new() } else { format!(" (on {})", nodes.join(", ")) };
-            (
-                (group, about),
-                Problem { group: Some(name), what: format!("{what}{on}"), path, is_of_one_replica: !nodes.is_empty() },
-            )
+            ((group, about), Problem { group: Some(name), what: format!("{what}{on}"), path, on: nodes })
         };
         for orphan in self.cross.orphans() {
             if let Some(stored) = self.stored.iter_mut().find(|stored| stored.number == orphan.blob.origin) {

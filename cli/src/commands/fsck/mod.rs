@@ -4,6 +4,7 @@ mod buckets;
 mod look;
 mod offline;
 mod online;
+mod rebuild;
 mod report;
 mod spill;
 
@@ -42,7 +43,8 @@ pub struct FsckArgs {
     /// Only this node's folder; may be given several times [default: every node whose folder is on this machine]
     #[arg(long, value_name = "NAME", conflicts_with = "online")]
     node: Vec<String>,
-    /// Mend what can be mended while the cluster runs: delete blobs that nothing refers to
+    /// Mend what can be mended while the cluster runs: delete blobs that nothing refers to, have replicas with wrong rows rebuilt
+    /// from their groups
     #[arg(long, requires = "online")]
     repair: bool,
     /// Do it, and not only say what would be done

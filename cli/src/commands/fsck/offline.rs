@@ -101,7 +101,7 @@ fn look(cluster: &Cluster, replicas: &[(&str, StoppedReplica)], report: &mut Rep
     (report.groups, report.buckets) = (looked.groups, looked.buckets);
     // Within one replica nothing is half done. Between groups it may be: their states are of different moments.
     for ((_, _), problem) in looked.found {
-        let list = if is_certain || problem.is_of_one_replica { &mut report.problems } else { &mut report.uncertain };
+        let list = if is_certain || !problem.on.is_empty() { &mut report.problems } else { &mut report.uncertain };
         list.push(problem);
     }
     Ok(())

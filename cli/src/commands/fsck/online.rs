@@ -52,11 +52,11 @@ pub fn run(cluster: &Cluster, region: Option<&str>, args: &FsckArgs) -> Result<R
     Ok(report)
 }
 
-struct Check<'a> {
-    cluster: &'a Cluster,
+pub(super) struct Check<'a> {
+    pub(super) cluster: &'a Cluster,
     wishes: &'a Wishes,
-    args: &'a FsckArgs,
-    client: &'a Client,
+    pub(super) args: &'a FsckArgs,
+    pub(super) client: &'a Client,
 }
 
 /// A replica to be looked through.
@@ -105,7 +105,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn statuses(&self, report: &mut Report) -> BTreeMap<u32, NodeStatus> {
+    pub(super) async fn statuses(&self, report: &mut Report) -> BTreeMap<u32, NodeStatus> {
         let mut statuses = BTreeMap::new();
         let ask = |node: &Node| {
             let (client, id) = (self.client.clone(), node.id);
@@ -144,9 +144,11 @@ impl Check<'_> {
                 }
             }
             if let Some((index, differ)) = digests.into_iter().find(|(_, at)| at.len() > 1) {
+                let voters = replicas().map(|(_, replica)| replica.voters.len()).max().unwrap_or_default();
+                let on = outvoted(differ.values(), voters);
                 let sides: Vec<String> = differ.into_values().map(|nodes| nodes.join(", ")).collect();
                 let what = format!("the states at index {index} differ: {}", sides.join(" from "));
-                report.problems.push(Problem::of(&group.name, what));
+                report.problems.push(Problem { on, ..Problem::of(&group.name, what) });
             }
             let unfinished: BTreeMap<&str, u64> = replicas()
                 .flat_map(|(_, replica)| &replica.unfinished)
@@ -174,7 +176,7 @@ impl Check<'_> {
         for (job, done) in jobs.iter().zip(join_all(inspections).await) {
             let (node, group) = (&job.node.name, self.cluster.group_name(job.group));
             match done {
-                Ok(()) => {}
+                Ok(()) => drop(report.inspected.insert((group, node.clone()))),
                 Err(failure) if failure.is_damage => {
                     let what = format!(
                         "the replica of {node} cannot be read: {}; see \"A node whose disk is lost or damaged\" in docs/operations.md",
@@ -250,10 +252,13 @@ impl Check<'_> {
         if !self.args.repair {
             return Ok(());
         }
+        self.rebuild(report).await;
         let orphans: Vec<BlobId> = report.buckets.iter().flat_map(|bucket| bucket.orphans.clone()).collect();
-        if orphans.len() < report.problems.len() || orphans.is_empty() {
-            let others = "only blobs that nothing refers to can be mended from here; docs/operations.md tells what to do about \
-                          the rest, if there is any";
+        let with_orphans = report.buckets.iter().filter(|bucket| !bucket.orphans.is_empty()).count();
+        let of_replicas = report.problems.iter().filter(|problem| !problem.on.is_empty()).count();
+        if with_orphans + of_replicas < report.problems.len() {
+            let others = "only blobs that nothing refers to, and replicas that differ from their groups, can be mended from here; \
+                          docs/operations.md tells what to do about the rest";
             report.repairs.push(others.to_owned());
         }
         if !self.args.yes {
@@ -277,9 +282,21 @@ impl Check<'_> {
 }
 
 /// The group's replicas that answered, with what their nodes say.
-fn replicas(statuses: &BTreeMap<u32, NodeStatus>, group: GroupId) -> impl Iterator<Item = (&NodeStatus, &GroupStatus)> {
+pub(super) fn replicas(
+    statuses: &BTreeMap<u32, NodeStatus>,
+    group: GroupId,
+) -> impl Iterator<Item = (&NodeStatus, &GroupStatus)> {
     let of_node = move |status: &'_ NodeStatus| status.groups.iter().position(|replica| replica.group == group.0);
     statuses.values().filter_map(move |status| Some((status, &status.groups[of_node(status)?])))
+}
+
+/// Whose state is another than that of most voters. Without a majority nobody knows who is right.
+fn outvoted<'a>(sides: impl Iterator<Item = &'a Vec<&'a str>> + Clone, voters: usize) -> Vec<String> {
+    let has_majority = |side: &&Vec<&str>| side.len() > voters / 2;
+    match sides.clone().any(|side| has_majority(&side)) {
+        true => sides.filter(|side| !has_majority(side)).flatten().map(|node| (*node).to_owned()).collect(),
+        false => Vec::new(),
+    }
 }
 
 /// The later look, without what was not wrong in the earlier one.

@@ -1,5 +1,7 @@
 //! What was found, for people and for programs.
 
+use std::collections::BTreeSet;
+
 use metadata::check::{About, Orphan};
 use metadata::types::BlobId;
 use multicast::ids::GroupId;
@@ -21,14 +23,14 @@ pub struct Problem {
     pub what: String,
     /// Of which file or directory, if one is concerned and has a path.
     pub path: Option<String>,
-    /// One replica's rows contradict each other.
-    pub is_of_one_replica: bool,
+    /// The nodes whose replicas of the group are wrong, if it is of them that this is said.
+    pub on: Vec<String>,
 }
 
 impl Problem {
     /// Of no particular group.
     pub fn new(what: impl Into<String>) -> Problem {
-        Problem { group: None, what: what.into(), path: None, is_of_one_replica: false }
+        Problem { group: None, what: what.into(), path: None, on: Vec::new() }
     }
 
     /// Of a group.
@@ -99,6 +101,8 @@ pub struct Report {
     pub groups: Vec<(String, String, u64, u64)>,
     /// The buckets.
     pub buckets: Vec<Stored>,
+    /// Group and node of each replica of which all rows were looked at.
+    pub inspected: BTreeSet<(String, String)>,
     /// What is wrong.
     pub problems: Vec<Problem>,
     /// What may be wrong, but may as well be an update on its way.

@@ -304,6 +304,33 @@ impl Desk<'_> {
         }
     }
 
+    /// A node votes in the place of another. Gives whether the other's replica could be ended.
+    ///
+    /// In a group that has as many voters as there can be the new one follows at first, and votes when the other has gone. There
+    /// is a voter less in between, no longer than it takes to promote one that has caught up; the group's primary does not let
+    /// the other go unless a quorum of those that are left answers.
+    pub async fn replace(&self, group: &Group, old: ReplicaId, new: &Node) -> Result<bool> {
+        let members = self.members(group).await?;
+        let known = members.member(new.id);
+        let is_full = members.is_full() && known.is_none_or(|known| known.role == MemberRole::Learner);
+        let mut is_deleted = None;
+        if is_full && members.member(old).is_some_and(|old| old.role != MemberRole::Learner) {
+            if known.is_none() {
+                self.add(group, new, Wanted::Learner).await?;
+            }
+            self.await_member(group, new, Wanted::Learner).await?;
+            is_deleted = Some(self.remove(group, old).await?);
+        }
+        if known.is_none_or(|known| !known.is_voter()) {
+            self.add(group, new, Wanted::Voter).await?;
+        }
+        self.await_member(group, new, Wanted::Voter).await?;
+        match is_deleted {
+            Some(is_deleted) => Ok(is_deleted),
+            None => self.remove(group, old).await,
+        }
+    }
+
     /// The node is no member any more, and its replica has ended: false if that one cannot be reached.
     pub async fn remove(&self, group: &Group, node: ReplicaId) -> Result<bool> {
         let mut members = self.members(group).await?;

@@ -209,23 +209,30 @@ async fn replace(desk: &Desk<'_>, cluster: &Cluster, (group, old, new): (&str, &
         return Err(Failure::new(Exit::Usage, "a node cannot take its own place"));
     }
     let members = desk.members(group).await?;
-    let is_voter = |node: &Node| members.member(node.id).is_some_and(|member| member.is_voter());
     // Given again after it was interrupted, it may be half done.
-    if members.member(old.id).is_none() && !is_voter(new) {
+    let known = members.member(new.id);
+    if members.member(old.id).is_none() && known.is_none() {
         return Err(Failure::new(Exit::Exists, format!("{} is no member of group {}", old.name, group.name)));
     }
-    if !is_voter(new) {
-        desk.add(group, new, Wanted::Voter).await?;
+    if how.no_wait && members.is_full() && known.is_none_or(|known| !known.is_voter()) {
+        let problem = format!(
+            "group {} has as many voters as there can be: {} has to go before {} can vote, so this cannot be begun and left; nothing \
+             was changed",
+            group.name, old.name, new.name
+        );
+        return Err(Failure::new(Exit::Exists, problem));
     }
     if how.no_wait {
+        if known.is_none_or(|known| !known.is_voter()) {
+            desk.add(group, new, Wanted::Voter).await?;
+        }
         let said = format!(
             "{} is to be a voter of group {}; when it is: globalfs group remove-voter {} {}",
             new.name, group.name, group.name, old.name
         );
         return conclude(desk, group, how, &said).await;
     }
-    desk.await_member(group, new, Wanted::Voter).await?;
-    let is_deleted = desk.remove(group, old.id).await?;
+    let is_deleted = desk.replace(group, old.id, new).await?;
     note_left(desk, group, old, is_deleted);
     conclude(desk, group, how, &format!("{} votes in group {} in place of {}", new.name, group.name, old.name)).await
 }

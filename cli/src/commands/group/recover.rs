@@ -138,6 +138,7 @@ fn warning(
     statuses: &[(ReplicaId, NodeStatus)],
 ) -> String {
     let GroupStatus { last_index, committed_index, .. } = survivor;
+    let own_end = log_end(survivor);
     let names = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let voters = survivor.members.iter().filter(|member| member.role == "voter");
     let given_up = voters
@@ -147,8 +148,9 @@ fn warning(
     let given_up = names(given_up.map(|voter| desk.name(voter)).collect());
     let further = statuses.iter().filter_map(|(id, status)| {
         let replica = status.groups.iter().find(|found| found.group == group.id.0)?;
-        (*id != from.id && replica.last_index > *last_index).then(|| {
-            format!("\n  {} has a log up to {}: it loses less, name it instead.", desk.name(*id), replica.last_index)
+        (*id != from.id && log_end(replica) > own_end).then(|| {
+            let (name, end) = (desk.name(*id), replica.last_index);
+            format!("\n  {name} has a log up to {end}, of a later ballot or longer: it loses less, name it instead.")
         })
     });
     let further: String = further.collect();
@@ -164,6 +166,12 @@ What may be lost:
 Members that follow: {kept}. Voters that are given up: {given_up}. Those must never run again with their old disks;
 what they have on them and {from} has not is lost to the group."
     )
+}
+
+/// Of two logs the one whose end is greater has everything that is committed in the other. A longer one of an earlier ballot may
+/// end in what was given up.
+fn log_end(replica: &GroupStatus) -> (u64, Option<u32>, u64) {
+    (replica.last_ballot_round, replica.last_ballot_owner, replica.last_index)
 }
 
 fn confirm(group: &Group, yes: bool) -> Result {
@@ -194,4 +202,18 @@ async fn await_primary(desk: &Desk<'_>, group: &Group, from: &Node) -> Result {
     }
     let problem = format!("group {} was told to go on from {}, but has no primary yet", group.name, from.name);
     Err(Failure::new(Exit::Unavailable, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_of_a_later_ballot_is_ahead_of_a_longer_one() {
+        let end = |last_ballot_round, last_index| {
+            log_end(&GroupStatus { last_ballot_round, last_index, ..GroupStatus::default() })
+        };
+        assert!(end(3, 90) > end(2, 100));
+        assert!(end(3, 91) > end(3, 90));
+    }
 }

@@ -97,6 +97,14 @@ pub fn finish(data: &Path) -> Result {
     Ok(())
 }
 
+/// Durable on return: whoever starts the node next must know, also after a power loss.
+pub fn mark(data: &Path, failure: &str) -> std::io::Result<()> {
+    let mut file = File::create(data.join(MARKER))?;
+    file.write_all(failure.as_bytes())?;
+    file.sync_all()?;
+    sync(data)
+}
+
 /// Durable on return; a crash leaves the old one or the new one.
 fn note(data: &Path, step: &Step) -> Result {
     let (path, unfinished) = (data.join(NAME), data.join("anew.new"));

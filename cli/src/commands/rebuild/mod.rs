@@ -113,7 +113,7 @@ fn begin_anew(
 /// The node has ended by itself: if its files are damaged, the next start must know.
 pub fn note_failure(data: &Path, failure: &str) {
     if failure.contains(partition_replica::STATE_IS_DAMAGED)
-        && let Err(error) = fs::write(data.join(MARKER), failure)
+        && let Err(error) = folder::mark(data, failure)
     {
         tracing::error!(%error, "that the state is damaged could not be noted");
     }
