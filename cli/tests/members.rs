@@ -405,3 +405,27 @@ fn node_is_added_to_a_running_cluster_drained_and_removed() {
     assert!(code == 3 && why.contains("no node"), "{code} {why}");
     check_digests(&cluster);
 }
+
+#[test]
+fn voter_is_replaced_in_a_group_that_cannot_have_more() {
+    let cluster = Cluster::up(Options::default().nodes_per_region(3).limit(240));
+    let writer = Writer::start(cluster.path("us", "us/full"));
+    for node in ["eu-1", "eu-2", "ap-1", "ap-2"] {
+        cluster.globalfs_ok(&["group", "add-voter", "us", node]);
+    }
+    let voters = |nodes: [&str; 7]| roles(&nodes.map(|node| (node, "voter")));
+    assert_eq!(members(&cluster, "us"), voters(["us-1", "us-2", "us-3", "eu-1", "eu-2", "ap-1", "ap-2"]));
+    let (code, said) = refused(&cluster, &["group", "add-voter", "us", "ap-3"]);
+    assert_eq!(code, 9, "{said}");
+    let (code, said) = refused(&cluster, &["group", "replace", "us", "ap-2", "ap-3", "--no-wait"]);
+    assert!(code == 9 && said.contains("nothing was changed"), "{code}: {said}");
+    cluster.globalfs_ok(&["group", "replace", "us", "ap-2", "ap-3"]);
+    assert_eq!(members(&cluster, "us"), voters(["us-1", "us-2", "us-3", "eu-1", "eu-2", "ap-1", "ap-3"]));
+    // Half done: the old one has gone, the new one only follows.
+    cluster.globalfs_ok(&["group", "remove-voter", "us", "eu-2"]);
+    cluster.globalfs_ok(&["group", "add-learner", "us", "ap-2"]);
+    cluster.globalfs_ok(&["group", "replace", "us", "eu-2", "ap-2"]);
+    assert_eq!(members(&cluster, "us"), voters(["us-1", "us-2", "us-3", "eu-1", "ap-1", "ap-2", "ap-3"]));
+    check(&writer.end());
+    check_digests(&cluster);
+}
