@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 
 pub use crate::answer::read;
 use crate::error::Error;
+use crate::footprint::key_inode;
 use crate::op::FsOp;
-use crate::outcome::{Errno, Fact, OpError, Outcome};
+use crate::outcome::{Done, Errno, Fact, OpError, Outcome};
 use crate::rows::{Counters, InodeRow, Volume};
 use crate::store::{Store, StoreMut};
 use crate::types::{Attr, FileKind, InodeId, NodeRef, TimeNs};
@@ -104,9 +105,30 @@ impl<S: StoreMut> Namespace<S> {
         contributions: &BTreeMap<GroupId, Bytes>,
     ) -> Bytes {
         let outcome = self.run(now, is_contended, command, contributions);
+        let own = self.changes.keys.len();
         let drained = self.drain();
         self.settle(drained);
+        let outcome = outcome.and_then(|outcome| match command.is_multi_group() {
+            // All its groups give the same one.
+            true => Ok(outcome),
+            false => self.behind_steps(outcome, own),
+        });
         self.settle(outcome.map(|outcome| codec::encode_outcome(&outcome)))
+    }
+
+    /// The outcome with the blocks that the steps behind it have left: its client keeps that, and is not told of them. `own`: so
+    /// many of the changes are not those steps'.
+    fn behind_steps(&self, outcome: Outcome, own: usize) -> Result<Outcome, Error> {
+        let mut outcome = outcome;
+        let stepped = &self.changes.keys[own..];
+        for attr in outcome.iter_mut().flat_map(Done::inodes_mut).filter(|_| !stepped.is_empty()) {
+            if stepped.contains(&key_inode(attr.ino))
+                && let Some(row) = self.inode(attr.ino)?
+            {
+                attr.allocated = row.attr.allocated;
+            }
+        }
+        Ok(outcome)
     }
 
     /// A session was registered in this group.

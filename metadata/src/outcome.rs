@@ -171,6 +171,16 @@ impl Done {
         }
     }
 
+    /// The inodes that it is about.
+    pub(crate) fn inodes_mut(&mut self) -> impl Iterator<Item = &mut Attr> {
+        let (attr, target) = match self {
+            Done::Nothing | Done::Staged { .. } => (None, None),
+            Done::Node { attr, .. } | Done::Removed { attr, .. } => (Some(attr), None),
+            Done::Renamed { attr, target, .. } => (Some(attr), target.as_mut()),
+        };
+        attr.into_iter().chain(target).map(|attr| &mut **attr)
+    }
+
     pub(crate) fn with_directories(mut self, exact: Vec<Attr>) -> Self {
         match &mut self {
             Done::Nothing | Done::Staged { .. } => {}

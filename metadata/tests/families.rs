@@ -642,6 +642,18 @@ mod contents {
         cluster.check();
     }
 
+    /// Its client keeps what it is told, and hears nothing of steps in the same entry.
+    #[test]
+    fn outcome_tells_the_blocks_that_its_own_steps_have_left() {
+        let mut cluster = cluster(1);
+        cluster.step_rows = 4;
+        let file = cluster.mkfile(S, ROOT, "f");
+        cluster.write(S, file, (0..6).map(|at| put_blob(at * 20, 10, at)).collect()).unwrap();
+        let cut = FsOp::SetAttr { node: file, set: SetAttr { size: Some(15), ..SetAttr::default() } };
+        let told = node_of(&cluster.submit(S, &cut));
+        assert_eq!(told.allocated, cluster.attr(file).allocated);
+    }
+
     #[test]
     fn split_extents_count_their_blob_and_lose_it_once() {
         let mut cluster = cluster(1);

@@ -135,6 +135,12 @@ fn reductions_lose_no_order_of_two_commands_with_disks_of_any_speed() {
 
 #[test]
 #[ignore = "minutes"]
+fn reductions_lose_no_order_of_three_groups() {
+    reductions_lose_nothing(&Pattern::all(3, 2, BOTH), Flush::Eager);
+}
+
+#[test]
+#[ignore = "minutes"]
 fn reductions_lose_no_order_of_three_commands() {
     reductions_lose_nothing(&Pattern::all(2, 3, BOTH), Flush::Eager);
 }
@@ -248,7 +254,7 @@ fn planted_mistakes_of_the_log_are_found() {
     }
 }
 
-/// Larger scopes. An hour or so; `EXHAUSTIVE_STATES` limits each pattern.
+/// Larger scopes, hours of them; `EXHAUSTIVE_STATES` limits each pattern.
 #[test]
 #[ignore = "long"]
 fn two_groups_three_commands_with_every_order_of_ids_and_clocks_apart() {
@@ -269,7 +275,29 @@ fn three_groups_every_pattern_of_three_commands() {
     all("3 groups", &Pattern::all(3, 3, BOTH), limited);
 }
 
+/// How large the larger scopes are: every so many patterns, `EXHAUSTIVE_EACH`, from `EXHAUSTIVE_FROM` on, of scopes with
+/// `EXHAUSTIVE_GROUPS`; with 1 all of them, one by one.
+#[test]
+#[ignore = "for estimates"]
+fn sample_of_larger_scopes() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<usize>().ok());
+    let (each, from) = (number("EXHAUSTIVE_EACH").unwrap_or(100), number("EXHAUSTIVE_FROM").unwrap_or(0));
+    let only = number("EXHAUSTIVE_GROUPS");
+    for (groups, commands) in [(2, 4), (3, 3)] {
+        if only.is_some_and(|only| only != usize::from(groups)) {
+            continue;
+        }
+        for pattern in Pattern::all(groups, commands, BOTH).into_iter().skip(from).step_by(each) {
+            let shapes: Vec<(u8, u8)> = pattern.shapes.iter().map(|shape| (shape.groups, shape.home)).collect();
+            all(&format!("{shapes:?} {:?}", pattern.conflicts), &[pattern], limited);
+        }
+    }
+}
+
 fn limited(scope: &mut Scope) {
     let limit = std::env::var("EXHAUSTIVE_STATES").ok().and_then(|limit| limit.parse().ok());
-    scope.states_max = limit.unwrap_or(20_000_000);
+    scope.states_max = limit.unwrap_or(100_000_000);
+    if std::env::var("EXHAUSTIVE_MOST").is_ok() {
+        scope.reduction = Reduction::Most;
+    }
 }

@@ -44,7 +44,9 @@ pub fn keys(group: GroupId, op: &FsOp, done: &Done) -> Vec<Key> {
     let is_kept = |attr: &Attr| attr.home == group && attr.nlink > 0;
     let kept = match done {
         Done::Nothing | Done::Staged { .. } => None,
-        Done::Node { attr, .. } | Done::Removed { attr, .. } => Some(attr).filter(|attr| is_kept(attr)),
+        // Also of what has no name any more: whoever holds it open reads and writes it, and so do others.
+        Done::Node { attr, .. } => Some(attr).filter(|attr| attr.home == group),
+        Done::Removed { attr, .. } => Some(attr).filter(|attr| is_kept(attr)),
         // Of a renamed directory this is not the last word.
         Done::Renamed { attr, .. } => Some(attr).filter(|attr| is_kept(attr) && attr.kind != FileKind::Directory),
     };
@@ -100,7 +102,28 @@ impl BatchKeys {
 
 #[cfg(test)]
 mod tests {
+    use metadata::op::WriteAt;
+    use metadata::types::InodeId;
+
     use super::*;
+
+    /// Its client caches what it becomes, and another one that has it open may change it.
+    #[test]
+    fn what_a_write_to_an_open_file_without_a_name_tells_is_noted() {
+        let node = NodeRef { ino: InodeId(7), kind: FileKind::File, home: GroupId(1) };
+        let attr = Attr { nlink: 0, ..Attr::blank(node) };
+        let done = Done::Node { attr: Box::new(attr), appended_at: None, directories: Vec::new() };
+        let op = FsOp::Write {
+            node,
+            at: WriteAt::Offsets,
+            changes: Vec::new(),
+            size_min: 1,
+            mtime: None,
+            kill_privileges: false,
+        };
+        assert_eq!(keys(GroupId(1), &op, &done), [key_inode(InodeId(7))]);
+        assert!(keys(GroupId(2), &op, &done).is_empty());
+    }
 
     #[test]
     fn key_is_changed_behind_an_entry_only_by_later_ones() {

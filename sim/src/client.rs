@@ -12,8 +12,9 @@ use metadata::op::FsOp;
 use multicast::command::{Command, Destination};
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 
-use crate::cache::Cache;
 use crate::desk::{Ask, AskId, Desk, Hands};
+use crate::kept::Kept;
+use crate::planted::Bug;
 use crate::rng::Rnd;
 use crate::workload::Application;
 
@@ -68,7 +69,7 @@ impl Pending {
     pub fn update(&self) -> Option<&FsOp> {
         match &self.ask {
             Ask::Update(op) => Some(op),
-            Ask::Read { .. } | Ask::Upload | Ask::Delete(_) => None,
+            Ask::Read { .. } | Ask::Upload | Ask::Delete(_) | Ask::Listed(_) => None,
         }
     }
 }
@@ -92,7 +93,7 @@ pub struct Client {
     /// A group has forgotten its session at least once.
     pub was_expired: bool,
     /// What it may answer by itself.
-    pub cache: Cache,
+    pub kept: Kept,
     /// Who is primary, as far as it knows.
     pub primaries: BTreeMap<GroupId, ReplicaId>,
     /// Where it reads.
@@ -124,6 +125,7 @@ impl Client {
         session: SessionId,
         rnd: Rnd,
         operations: u64,
+        (groups, bug): (&[GroupId], Option<Bug>),
         application: impl Fn(Hands) -> Application,
     ) -> Client {
         let rnd = Rc::new(RefCell::new(rnd));
@@ -137,7 +139,7 @@ impl Client {
             open_sequences: BTreeSet::new(),
             registered: BTreeSet::new(),
             was_expired: false,
-            cache: Cache::default(),
+            kept: Kept::new(groups.iter().copied(), bug),
             primaries: BTreeMap::new(),
             readers: BTreeMap::new(),
             connections: BTreeMap::new(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use metadata::codec;
+use metadata::outcome::Outcome;
 use metadata::protocol::{Position, Reply, Request, ToClient, ToNode};
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
 use metadata::types::{Attr, BlobId};
@@ -10,10 +11,10 @@ use multicast::Elsewhere;
 use multicast::command::Command;
 use multicast::ids::{CommandId, GroupId, LogIndex, ReplicaId};
 
-use crate::cache::Answered;
-use crate::checks::ledger::Seen;
+use crate::checks::ledger::{How, Seen};
 use crate::client::{Connection, Expect, Pending};
 use crate::desk::{Answer, Ask, AskId};
+use crate::kept::Answered;
 use crate::network::End;
 use crate::options::MS;
 use crate::planted::Bug;
@@ -85,6 +86,10 @@ impl World {
                 self.delete(blobs);
                 return self.answer(number, id, Answer::Deleted);
             }
+            Ask::Listed(listed) => {
+                self.ledger.seen.push(Seen::Listed { client: number, listed: listed.clone() });
+                return self.answer(number, id, Answer::Deleted);
+            }
             Ask::Read { group, .. } => {
                 self.ledger.seen.push(Seen::Asked { client: number, ask: id });
                 if let Some(answer) = self.cached(number, id, &ask) {
@@ -115,23 +120,16 @@ impl World {
     fn cached(&mut self, number: usize, id: AskId, ask: &Ask) -> Option<Answer> {
         let Ask::Read { group, op, linearizable: false } = ask else { return None };
         let client = &self.clients[number];
-        let (answer, index) = client.cache.answer(*group, op, &client.clock, self.bug)?;
+        let (op, answer) = client.kept.answer(*group, op)?;
         if self.rnd.chance(200) {
             return None;
         }
         let result = Ok(answer);
-        self.trace.line(self.now, || format!("c{number} answers itself as of {index} of {group}: {op:?}: {result:?}"));
-        let (since, group, op) = (self.now, *group, op.clone());
-        let seen = Seen::Read {
-            ask: id,
-            since,
-            client: number,
-            group,
-            op,
-            result: result.clone(),
-            index,
-            linearizable: false,
-        };
+        self.trace.line(self.now, || format!("c{number} answers itself, of {group}: {op:?}: {result:?}"));
+        // As of when, the answers of the group's states will tell.
+        let (since, group, index) = (self.now, *group, self.ledger.last(*group));
+        let seen =
+            Seen::Read { ask: id, since, client: number, group, op, result: result.clone(), index, how: How::Kept };
         self.ledger.seen.push(seen);
         Some(Answer::Read(result))
     }
@@ -203,10 +201,10 @@ impl World {
     fn subscribe(&mut self, number: usize, node: ReplicaId, group: GroupId) {
         let connection = self.connection(number, node);
         let client = &mut self.clients[number];
-        if client.cache.listens(group, node, connection) {
+        if client.kept.listens(group, (node, connection)) {
             return;
         }
-        client.cache.ask_stream(group, node, connection);
+        client.kept.ask_stream(group, (node, connection));
         let session = client.session;
         let expect =
             Expect { ask: AskId::MAX, attempt: 0, opens: None, subscribes: Some(group), effects: LogIndex::ZERO };
@@ -237,6 +235,7 @@ impl World {
             pending.command = Some(command.clone());
         }
         if let Some(op) = op.map(std::sync::Arc::new) {
+            client.kept.expect(&command, &op);
             self.ledger.seen.push(Seen::Submitted { client: number, update: id, id: command.id, op });
         }
         command
@@ -318,7 +317,7 @@ impl World {
             return;
         }
         client.connections.remove(&node);
-        client.cache.lose(node, connection);
+        client.kept.lose((node, connection));
         client.primaries.retain(|_, primary| *primary != node);
         client.readers.retain(|_, reader| *reader != node);
         let (lost, kept) = std::mem::take(&mut client.requests)
@@ -412,11 +411,14 @@ impl World {
         let Some(found) = client.connections.get_mut(&node).filter(|found| found.number == connection) else { return };
         found.up = true;
         match message {
-            ToClient::Event(event) => client.cache.apply(node, connection, &event),
+            ToClient::Event(event) => {
+                client.kept.apply((node, connection), &event);
+                client.clock.merge(&client.kept.clock());
+            }
             ToClient::Reply { request, body } => {
                 let Some((expect, _, _)) = client.requests.remove(&request) else { return };
                 if let (Some(group), Reply::Session(position)) = (expect.subscribes, &body) {
-                    return client.cache.begin_stream(group, node, connection, position);
+                    return client.kept.begin_stream(group, (node, connection), position);
                 }
                 let current = client.pending.get(&expect.ask).is_some_and(|found| found.attempt == expect.attempt);
                 if current {
@@ -438,8 +440,8 @@ impl World {
                 client.registered.insert(group);
                 self.try_ask(number, ask);
             }
-            Reply::Updated { outcome, position, elsewhere, .. } => {
-                self.know_own(number, ask, &position, &elsewhere);
+            Reply::Updated { outcome, position, is_noted, elsewhere } => {
+                self.keep_own(number, node, ask, (&outcome, &position, is_noted, &elsewhere));
                 self.updated(number, node, ask, outcome, &position);
             }
             Reply::Read { result, position } => {
@@ -499,7 +501,9 @@ impl World {
         clock.merge(&position.dependencies);
         clock.advance(group, position.index);
         let client = &mut self.clients[number];
-        client.cache.depend(&client.clock, self.bug);
+        client.kept.see(group, position);
+        // What it has told of own updates.
+        client.clock.merge(&client.kept.clock());
     }
 
     fn fill(&mut self, number: usize, node: ReplicaId, expect: Expect, result: &ReadResult, position: &Position) {
@@ -507,30 +511,26 @@ impl World {
         let Some(connection) = client.connections.get(&node).map(|found| found.number) else { return };
         let Some(pending) = client.pending.get(&expect.ask) else { return };
         let Some((op, false)) = read_of(&pending.ask) else { return };
-        let read = Answered { op: &op, result, as_of: position.index };
-        client.cache.fill((node, connection), pending.group, expect.effects, read);
+        client.kept.read((node, connection), (pending.group, &op, expect.effects), result, position.index);
     }
 
-    /// What an own update means for what is cached of its other groups.
-    fn know_own(&mut self, number: usize, ask: AskId, position: &Position, elsewhere: &[Elsewhere]) {
-        let client = &mut self.clients[number];
-        let Some(pending) = client.pending.get(&ask) else { return };
-        for own in elsewhere {
-            let here = pending.destinations.iter().filter(|destination| destination.group == own.group);
-            let keys = here.flat_map(|destination| &destination.footprint);
-            let changed: Vec<_> = keys.filter(|(_, mode)| mode.changes()).map(|(key, _)| *key).collect();
-            client.cache.depend_on_own(&position.dependencies, own, &changed, self.bug);
-        }
-    }
-
-    fn updated(
+    /// What an own update's answer means for what is cached.
+    fn keep_own(
         &mut self,
         number: usize,
         node: ReplicaId,
         ask: AskId,
-        outcome: metadata::outcome::Outcome,
-        position: &Position,
+        (outcome, position, is_noted, elsewhere): (&Outcome, &Position, bool, &[Elsewhere]),
     ) {
+        let client = &mut self.clients[number];
+        let Some(pending) = client.pending.get(&ask) else { return };
+        let (Some(op), Some(command)) = (pending.update(), &pending.command) else { return };
+        let Some(connection) = client.connections.get(&node).map(|found| found.number) else { return };
+        let update = Answered { group: pending.group, op, command, outcome, position, is_noted, elsewhere };
+        client.kept.updated((node, connection), &update);
+    }
+
+    fn updated(&mut self, number: usize, node: ReplicaId, ask: AskId, outcome: Outcome, position: &Position) {
         let client = &mut self.clients[number];
         let Some(pending) = client.pending.get(&ask) else { return };
         let (group, command) = (pending.group, pending.command.clone());
@@ -559,13 +559,13 @@ impl World {
             op,
             result: result.clone(),
             index: position.index,
-            linearizable,
+            how: if linearizable { How::AsOfNow } else { How::Asked },
         };
         self.ledger.seen.push(seen);
         for attr in attached(&result) {
             let (op, result) = (ReadOp::GetAttr { ino: attr.ino }, Ok(ReadAnswer::Attr(Box::new(attr))));
             let (client, index) = (number, position.index);
-            let seen = Seen::Read { ask, since, client, group, op, result, index, linearizable: false };
+            let seen = Seen::Read { ask, since, client, group, op, result, index, how: How::Asked };
             self.ledger.seen.push(seen);
         }
         self.see(number, group, position);
@@ -605,6 +605,6 @@ fn attached(result: &ReadResult) -> Vec<Attr> {
 fn read_of(ask: &Ask) -> Option<(metadata::read::ReadOp, bool)> {
     match ask {
         Ask::Read { op, linearizable, .. } => Some((op.clone(), *linearizable)),
-        Ask::Update(_) | Ask::Upload | Ask::Delete(_) => None,
+        Ask::Update(_) | Ask::Upload | Ask::Delete(_) | Ask::Listed(_) => None,
     }
 }

@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 
 use metadata::op::FsOp;
 use metadata::outcome::Outcome;
-use metadata::read::{ReadOp, ReadResult};
-use metadata::types::BlobId;
+use metadata::read::{ListEntry, ReadOp, ReadResult};
+use metadata::types::{BlobId, InodeId};
 use multicast::ids::GroupId;
 
 use crate::rng::Rnd;
@@ -34,6 +34,19 @@ pub enum Ask {
     Upload,
     /// These blobs out of the bucket.
     Delete(Vec<BlobId>),
+    /// Nothing: a directory was listed in pieces.
+    Listed(Listed),
+}
+
+/// A directory that was listed from its beginning to its end, in pieces of one group.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The group.
+    pub group: GroupId,
+    /// The directory.
+    pub dir: InodeId,
+    /// What was asked and answered.
+    pub pieces: Vec<(AskId, Vec<ListEntry>)>,
 }
 
 /// What it gets.
@@ -45,7 +58,7 @@ pub enum Answer {
     Outcome(Option<Outcome>),
     /// To an upload.
     Uploaded(BlobId),
-    /// To a deletion.
+    /// To a deletion, or to what wants no answer.
     Deleted,
 }
 
@@ -96,6 +109,21 @@ impl Hands {
             Answer::Read(result) => result,
             other => unreachable!("a read is answered by a read, not by {other:?}"),
         }
+    }
+
+    /// The same, and under which number it was asked.
+    pub async fn read_numbered(&self, group: GroupId, op: ReadOp, linearizable: bool) -> (AskId, ReadResult) {
+        let asking = self.ask(Ask::Read { group, op, linearizable });
+        let id = asking.id;
+        match asking.await {
+            Answer::Read(result) => (id, result),
+            other => unreachable!("a read is answered by a read, not by {other:?}"),
+        }
+    }
+
+    /// Says what a directory was listed as.
+    pub async fn listed(&self, listed: Listed) {
+        self.ask(Ask::Listed(listed)).await;
     }
 
     /// Updates; `None` if nobody knows whether it happened.

@@ -46,6 +46,10 @@ pub enum Bug {
     CachePastEffects,
     /// A client keeps what an own update changes in a group that does not answer.
     KeepOwnElsewhere,
+    /// A client takes the first piece of a directory's listing for all of it.
+    PieceForWhole,
+    /// A piece of a listing begins at the directory's beginning if the entry that it was to follow is gone.
+    ListAnew,
     /// A node whose disk was lost keeps its number, and votes as the one that promised.
     WipedVotes,
     /// Learners are asked for their votes, and these count as voters'.

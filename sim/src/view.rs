@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ::replica::{Connection, Front, Interest, Parked, PendingRead, Tell, Verdict};
 use metadata::protocol::{Event, Reply, ToClient};
+use metadata::read::{ReadAnswer, ReadOp};
 use multicast::ids::{GroupId, LogIndex, SessionId};
 use multicast::{OrderState, Time};
 
@@ -114,7 +115,8 @@ impl View {
         if front.holds_back(&read, &keys) {
             return Some(read);
         }
-        let result = match metadata::answer::read(store, self.group, &read.op) {
+        let from = self.beginning(store, &read.op);
+        let result = match metadata::answer::read(store, self.group, &from) {
             Ok(result) => result,
             Err(error) => {
                 let why = format!("{}: a read failed: {error}", self.group);
@@ -130,6 +132,20 @@ impl View {
         }
         acts.push(tell(read.ticket, body));
         None
+    }
+
+    /// The question, or, with the planted bug, one that forgets where a listing was.
+    fn beginning(&self, store: &Shelf, op: &ReadOp) -> ReadOp {
+        let mut op = op.clone();
+        if let (Some(Bug::ListAnew), ReadOp::ReadDir { dir, after, .. }) = (self.bug, &mut op) {
+            let all = ReadOp::ReadDir { dir: *dir, after: 0, limit: 1000, plus: false };
+            if let Ok(Ok(ReadAnswer::Entries { entries, .. })) = metadata::answer::read(store, self.group, &all)
+                && !entries.iter().any(|entry| entry.cookie == *after)
+            {
+                *after = 0;
+            }
+        }
+        op
     }
 
     fn shown(&self) -> Front {

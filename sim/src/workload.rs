@@ -12,13 +12,15 @@ use metadata::read::{ReadAnswer, ReadOp, ReadResult};
 use metadata::types::{Attr, BlobRange, Dirent, FileKind, InodeId, NodeRef, TimeNs};
 use multicast::ids::GroupId;
 
-use crate::desk::Hands;
+use crate::desk::{Hands, Listed};
 use crate::options::Mix;
 
 /// Tries of one operation on moving ground.
 const TRIES_MAX: usize = 8;
 /// Inodes that a client remembers.
 const KNOWN_MAX: usize = 24;
+/// One more than a client keeps of a directory.
+const NAMES_ASKED: u32 = 1001;
 /// Blobs of this length.
 const BLOB_BYTES: u32 = 1000;
 
@@ -191,12 +193,16 @@ impl Application {
 
     async fn look(&self) {
         if self.chance(self.mix.lookups) {
-            self.lookup(self.some_dir(), &self.name()).await;
+            let dir = self.some_dir();
+            if self.lookup(dir, &self.name()).await == Some(None) && self.chance(400) {
+                self.learn_names(dir).await;
+            }
             return;
         }
         let Some(node) = self.some_node(false) else { return };
         let ino = node.ino;
         let op = match (self.below(3), node.kind) {
+            (0, FileKind::Directory) if self.chance(500) => return self.list(node).await,
             (0, FileKind::Directory) => ReadOp::ReadDir { dir: ino, after: 0, limit: 100, plus: self.chance(500) },
             (0, FileKind::File) => ReadOp::Content { ino, offset: 0, len: 1 << 20 },
             _ => ReadOp::GetAttr { ino },
@@ -209,6 +215,43 @@ impl Application {
             }
             Ok(_) => {}
             Err(_) => self.memory.borrow_mut().forget(ino),
+        }
+    }
+
+    /// Lists a directory from its beginning to its end, a few names at a time.
+    async fn list(&self, dir: NodeRef) {
+        let (limit, plus) = (1 + self.below(3) as u32, self.chance(300));
+        let (mut home, mut after) = (self.memory.borrow().at_home(dir).home, 0);
+        let mut pieces = Vec::new();
+        for _ in 0..4 * TRIES_MAX {
+            let op = ReadOp::ReadDir { dir: dir.ino, after, limit, plus };
+            match self.hands.read_numbered(home, op, false).await {
+                (ask, Ok(ReadAnswer::Entries { entries, end })) => {
+                    entries.iter().for_each(|entry| self.memory.borrow_mut().remember(entry.dirent));
+                    after = entries.last().map_or(after, |entry| entry.cookie);
+                    let is_end = end || entries.is_empty();
+                    pieces.push((ask, entries));
+                    if is_end {
+                        return self.hands.listed(Listed { group: home, dir: dir.ino, pieces }).await;
+                    }
+                }
+                (_, Err(OpError::Moved { ino, home: elsewhere })) => {
+                    self.memory.borrow_mut().homes.insert(ino, elsewhere);
+                    (home, after) = (elsewhere, 0);
+                    pieces.clear();
+                }
+                _ => return self.memory.borrow_mut().forget(dir.ino),
+            }
+        }
+    }
+
+    /// A name was looked for in vain: all names of the directory are worth knowing, as a mount has it.
+    async fn learn_names(&self, dir: NodeRef) {
+        if self.read(dir, ReadOp::GetAttr { ino: dir.ino }).await.is_ok() {
+            let all = ReadOp::ReadDir { dir: dir.ino, after: 0, limit: NAMES_ASKED, plus: false };
+            if self.read(dir, all).await.is_ok() {
+                self.lookup(dir, &self.name()).await;
+            }
         }
     }
 

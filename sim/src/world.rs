@@ -210,7 +210,7 @@ impl World {
     pub fn new(seed: u64, options: Options, bug: Option<Bug>, readable: bool) -> World {
         let mut rnd = Rnd::new(seed, 2);
         let nodes = nodes(&mut rnd, &options, bug);
-        let clients = clients(seed, &options);
+        let clients = clients(seed, &options, bug);
         let operator = Operator { hosts: options.groups.clone(), ..Operator::default() };
         let mut world = World {
             now: 0,
@@ -403,7 +403,8 @@ fn nodes(rnd: &mut Rnd, options: &Options, bug: Option<Bug>) -> BTreeMap<Replica
     nodes
 }
 
-fn clients(seed: u64, options: &Options) -> Vec<Client> {
+fn clients(seed: u64, options: &Options, bug: Option<Bug>) -> Vec<Client> {
+    let all: Vec<GroupId> = options.groups.keys().copied().collect();
     let groups = options.groups.len() as u16;
     let count = options.clients.len() + 1;
     let client = |number: usize| {
@@ -411,7 +412,7 @@ fn clients(seed: u64, options: &Options) -> Vec<Client> {
         let session = SessionId(rnd.next());
         let operations = if number + 1 == count { 0 } else { options.operations };
         let mix = options.mix.clone();
-        Client::new(number, session, rnd, operations, |hands| Application::new(hands, mix.clone(), groups))
+        Client::new(number, session, rnd, operations, (&all, bug), |hands| Application::new(hands, mix.clone(), groups))
     };
     (0..count).map(client).collect()
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::multi::{Stage, Told};
 use super::{Sequencer, Turn};
 use crate::command::Command;
-use crate::ids::{LogIndex, Timestamp, VectorClock};
+use crate::ids::{CommandId, GroupId, LogIndex, Timestamp, VectorClock};
 use crate::planted::Planted;
 use crate::record::Contribution;
 
@@ -53,6 +53,14 @@ impl Sequencer {
         for command in std::mem::take(&mut self.mistake.waiting) {
             self.prepare(turn, &command);
         }
+    }
+
+    /// See [`crate::Core::keeps_clock`].
+    pub(crate) fn keeps_clock(&self, id: CommandId, group: GroupId, timestamp: Timestamp, last_counts: bool) -> bool {
+        let Some(multi) = self.multis.get(&id).filter(|multi| multi.stage == Stage::Preparing) else { return false };
+        let lacks = |of: GroupId| multi.others.iter().any(|(other, told)| other == of && told.timestamp.is_none());
+        let is_last = multi.others.iter().all(|(other, told)| other == group || told.timestamp.is_some());
+        lacks(group) && (!is_last || (last_counts && multi.bound.max(timestamp) <= self.clock))
     }
 
     /// Everything here that may make a difference while time stands still and no message is lost. Left out is: what follows

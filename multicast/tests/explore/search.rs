@@ -39,9 +39,12 @@ pub enum Reduction {
     None,
     /// Messages that only say that a group is through arrive before anything else happens.
     Closings,
-    /// Contributions, too, once the timestamp of the same group has arrived. Timestamps do not overtake their command, nor
-    /// contributions their timestamp. Sound while nothing gets lost, doubled, refused or asked for again.
+    /// Contributions, too, once the timestamp of the same group has arrived, and timestamps that are not the last of their
+    /// command. Timestamps do not overtake their command, nor contributions their timestamp. Sound while nothing gets lost, doubled, refused or asked for again.
     All,
+    /// Timestamps, too, that are the last and not beyond the receiver's clock. That rests on the rule that clocks follow: who
+    /// gets it wrong is found by [`Reduction::All`], not always by this.
+    Most,
 }
 
 /// What is explored.
@@ -414,7 +417,7 @@ impl World {
     fn moves(&self, state: &State) -> Vec<Move> {
         let mut under_way = state.network.clone();
         under_way.dedup_by_key(|message| self.place(*message));
-        if let Some(message) = self.first(&under_way) {
+        if let Some(message) = self.first(state, &under_way) {
             return vec![Move::Deliver { message, again: false }];
         }
         let mut moves = Vec::new();
@@ -475,13 +478,28 @@ impl World {
     }
 
     /// What is delivered before anything else happens.
-    fn first(&self, under_way: &[u32]) -> Option<u32> {
+    fn first(&self, state: &State, under_way: &[u32]) -> Option<u32> {
         let is_first = |&&message: &&u32| match self.messages[message as usize].says {
             Says::Closed => self.scope.reduction >= Reduction::Closings,
-            Says::Contribution(_) => self.scope.reduction == Reduction::All && !self.waits(message, under_way),
-            Says::Proposal(_) | Says::Timestamp(_) | Says::Other => false,
+            Says::Contribution(_) => self.scope.reduction >= Reduction::All && !self.waits(message, under_way),
+            Says::Timestamp(_) => {
+                self.scope.reduction >= Reduction::All
+                    && !self.waits(message, under_way)
+                    && self.moves_no_clock(state, &self.messages[message as usize])
+            }
+            Says::Proposal(_) | Says::Other => false,
         };
         under_way.iter().find(is_first).copied()
+    }
+
+    /// True for a timestamp that is not the last one; or, with most left out, not beyond the receiver's clock.
+    fn moves_no_clock(&self, state: &State, envelope: &Envelope) -> bool {
+        let Message::Facts(facts) = &envelope.message else { return false };
+        let core = self.known[state.actors[usize::from(envelope.to)] as usize].actor.core.as_ref();
+        let timestamp = facts.timestamp.unwrap_or_default();
+        core.is_some_and(|core| {
+            core.keeps_clock(facts.id, envelope.from.0, timestamp, self.scope.reduction == Reduction::Most)
+        })
     }
 
     /// True if it is not delivered before another message.
@@ -493,7 +511,7 @@ impl World {
                 other.to == envelope.to && other.says == says && from.is_none_or(|from| other.from == from)
             })
         };
-        self.scope.reduction == Reduction::All
+        self.scope.reduction >= Reduction::All
             && match envelope.says {
                 Says::Timestamp(command) => is_there(Says::Proposal(command), None),
                 Says::Contribution(command) => is_there(Says::Timestamp(command), Some(envelope.from)),

@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use metadata::op::{FsOp, RenameMode};
-use metadata::outcome::{Errno, OpError};
-use metadata::read::{ReadAnswer, ReadOp, ReadResult};
-use metadata::types::Attr;
+use metadata::read::ReadOp;
 use multicast::command::{Key, Mode};
 use multicast::ids::GroupId;
 
 use super::history::{History, footprint};
-use super::ledger::{Execution, Ledger, Seen, place};
+use super::ledger::{Execution, How, Ledger, Seen};
+use super::truth::{Span, fits};
 
 /// A set of commands.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +58,7 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
     let mut pasts: BTreeMap<usize, Past> = BTreeMap::new();
     let mut asked: HashMap<(usize, u64), Past> = HashMap::new();
     let mut acknowledged: BTreeMap<GroupId, Vec<(u64, usize)>> = BTreeMap::new();
+    let mut listed_at: HashMap<(usize, u64), u64> = HashMap::new();
     for seen in &ledger.seen {
         match seen {
             Seen::Submitted { client, id, .. } => {
@@ -76,11 +76,40 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
             Seen::Asked { client, ask } => {
                 asked.insert((*client, *ask), pasts.entry(*client).or_default().clone());
             }
-            Seen::Read { ask, since, client, group, op, result, index, linearizable, .. } => {
+            Seen::Listed { client, listed } => {
+                let indexes: Vec<u64> =
+                    listed.pieces.iter().filter_map(|(ask, _)| listed_at.get(&(*client, *ask)).copied()).collect();
+                ledger.check_listed(listed, &indexes).map_err(|what| {
+                    format!("client {client} listed {} of {} at {indexes:?}: {what}", listed.dir, listed.group)
+                })?;
+            }
+            Seen::Read { ask, client, group, op, result, index, how: How::Kept, .. } => {
+                let past = asked.remove(&(*client, *ask)).unwrap_or_default();
+                // The earliest that its past allows: of what came later it need not know.
+                let spans = ledger.when_true(*group, op, result, index.0);
+                let misses = |span: &Span| causes.misses(*group, op, span.until, |number| past.has(number));
+                let Some(shown) = spans.iter().find(|span| misses(span).is_none()) else {
+                    let why = match spans.last().and_then(misses) {
+                        Some((_, missed)) => format!("{} at {:?}", history.ids[missed], history.index(missed, *group)),
+                        None => "that it never was so".to_owned(),
+                    };
+                    return Err(format!(
+                        "client {client} answered {op:?} of {group} itself, at {index}: {result:?}, and missed {why}"
+                    ));
+                };
+                for number in causes.seen_by(*group, op, shown.from) {
+                    let closed = causes.close(number);
+                    pasts.entry(*client).or_default().merge(&closed);
+                }
+            }
+            Seen::Read { ask, since, client, group, op, result, index, how } => {
                 if let Some(answer) = ledger.answer_at(*group, op, index.0) {
-                    shows(result, answer).then_some(()).ok_or_else(|| {
+                    fits(op, result, answer).then_some(()).ok_or_else(|| {
                         format!("client {client} read {op:?} of {group} at {index} as {result:?}, it was {answer:?}")
                     })?;
+                }
+                if let ReadOp::ReadDir { .. } = op {
+                    listed_at.insert((*client, *ask), index.0);
                 }
                 // What came while the read was under way came beside it.
                 let mut past = asked.remove(&(*client, *ask)).unwrap_or_default();
@@ -91,7 +120,7 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
                         history.index(missed, *group)
                     ));
                 }
-                if *linearizable {
+                if *how == How::AsOfNow {
                     let told = acknowledged.get(group).map_or(&[][..], Vec::as_slice);
                     let before = |number: usize| told.iter().any(|&(at, other)| other == number && at < *since);
                     if let Some((_, missed)) = causes.misses(*group, op, index.0, before) {
@@ -196,39 +225,4 @@ fn has_changed(execution: &Execution) -> bool {
         _ => false,
     };
     execution.outcome.is_ok() && !idle
-}
-
-impl Ledger {
-    /// What the group's state answered at that index, if anything has ever changed there.
-    fn answer_at(&self, group: GroupId, op: &ReadOp, index: u64) -> Option<&ReadResult> {
-        if !matches!(op, ReadOp::Lookup { .. } | ReadOp::GetAttr { .. }) {
-            return None;
-        }
-        let versions = self.versions.get(&place(group, op))?;
-        let behind = versions.partition_point(|(at, _)| at.0 <= index);
-        let (since, answer) = &versions[behind.checked_sub(1)?];
-        let moves = match op {
-            ReadOp::Lookup { parent, .. } => self.moved.get(&(group, *parent)),
-            _ => None,
-        };
-        let moved = moves.is_some_and(|moves| moves.iter().any(|at| at > since && at.0 <= index));
-        (!moved).then_some(answer)
-    }
-}
-
-/// True if a client's answer is that of the state. Attributes that come with a name may be left out, and belong to another
-/// place; what is gone may have gone with a session.
-fn shows(told: &ReadResult, was: &ReadResult) -> bool {
-    match (told, was) {
-        (Ok(ReadAnswer::Lookup(told)), Ok(ReadAnswer::Lookup(was))) => {
-            told.as_ref().map(|(dirent, _)| dirent) == was.as_ref().map(|(dirent, _)| dirent)
-        }
-        (Err(OpError::Errno(Errno::StaleHandle)), _) | (_, Err(OpError::Errno(Errno::StaleHandle))) => true,
-        // The blocks of a file that was cut go in steps, after the command.
-        (Ok(ReadAnswer::Attr(told)), Ok(ReadAnswer::Attr(was))) => {
-            let Attr { allocated, .. } = **was;
-            told.allocated <= allocated && Attr { allocated, ..Attr::clone(told) } == **was
-        }
-        _ => told == was,
-    }
 }

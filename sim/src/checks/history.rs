@@ -91,7 +91,7 @@ impl<'a> History<'a> {
                         return Err(format!("{id} gave {:?}, client {client} was told {outcome:?}", executed.outcome));
                     }
                 }
-                Seen::Submitted { .. } | Seen::Asked { .. } | Seen::Read { .. } => {}
+                Seen::Submitted { .. } | Seen::Asked { .. } | Seen::Read { .. } | Seen::Listed { .. } => {}
             }
         }
         Ok(())
@@ -157,7 +157,7 @@ impl<'a> History<'a> {
                     }
                     moment = Some(next);
                 }
-                Seen::Asked { .. } | Seen::Read { .. } => {}
+                Seen::Asked { .. } | Seen::Read { .. } | Seen::Listed { .. } => {}
             }
         }
     }

@@ -15,6 +15,8 @@ use multicast::command::Command;
 use multicast::ids::{CommandId, GroupId, LogIndex};
 use multicast::{Applied, Change};
 
+use crate::desk::Listed;
+
 /// One applied entry, as a replica tells it.
 #[derive(Debug)]
 pub struct Entry<'a> {
@@ -95,11 +97,29 @@ pub enum Seen {
         op: ReadOp,
         /// The answer.
         result: ReadResult,
-        /// Of which state.
+        /// Of which state. Of what the client has answered itself: the group's newest state then.
         index: LogIndex,
-        /// As of the time when it asked.
-        linearizable: bool,
+        /// In what way.
+        how: How,
     },
+    /// It has listed a directory in pieces.
+    Listed {
+        /// Who.
+        client: usize,
+        /// What came out.
+        listed: Listed,
+    },
+}
+
+/// How a read came to its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// A replica was asked.
+    Asked,
+    /// The primary was asked, as of the time of the question.
+    AsOfNow,
+    /// The client has answered itself.
+    Kept,
 }
 
 /// A place in a group's state whose history is kept: named by the question that shows it.
@@ -116,7 +136,7 @@ pub struct Ledger {
     pub executed: BTreeMap<GroupId, Vec<Execution>>,
     /// Answers to questions about single places, from which index on.
     pub versions: HashMap<Place, Vec<(LogIndex, ReadResult)>>,
-    /// Where directories came to or left a group: their names have another history from there on.
+    /// Where directories came to or left a group, or could not be looked at: of their names nothing earlier counts.
     pub moved: BTreeMap<(GroupId, InodeId), Vec<LogIndex>>,
     /// What clients did and saw.
     pub seen: Vec<Seen>,
@@ -195,6 +215,9 @@ impl Ledger {
                 if versions.last().is_none_or(|(_, last)| *last != answer) {
                     versions.push((entry.index, answer));
                 }
+            } else if let ReadOp::ReadDir { dir, .. } = question {
+                // A row that has gone bad, and that the update itself does not need: nothing is known of the names.
+                self.moved.entry((entry.group, dir)).or_default().push(entry.index);
             }
         }
         if let (FsOp::MoveInode { node, .. }, Ok(_)) = (&op, &outcome) {
@@ -210,6 +233,12 @@ impl Ledger {
         self.executed.entry(entry.group).or_default().push(execution);
     }
 
+    /// How far a group has come.
+    #[must_use]
+    pub fn last(&self, group: GroupId) -> LogIndex {
+        self.last.get(&group).copied().unwrap_or_default()
+    }
+
     fn expect(&mut self, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
             self.violations.push(what());
@@ -221,6 +250,12 @@ impl Ledger {
     pub fn reads(&self) -> u64 {
         self.seen.iter().filter(|seen| matches!(seen, Seen::Read { .. })).count() as u64
     }
+}
+
+/// The question for all names of a directory.
+#[must_use]
+pub fn all_names(dir: InodeId) -> ReadOp {
+    ReadOp::ReadDir { dir, after: 0, limit: 1000, plus: false }
 }
 
 /// Questions whose answers an update may have changed.
@@ -261,6 +296,9 @@ fn touched(op: &FsOp, outcome: &Outcome) -> Vec<ReadOp> {
     inodes.extend(names.iter().map(|(parent, _)| *parent));
     inodes.sort_unstable();
     inodes.dedup();
-    let of_inodes = inodes.into_iter().map(|ino| ReadOp::GetAttr { ino });
+    let mut dirs: Vec<InodeId> = names.iter().map(|(parent, _)| *parent).collect();
+    dirs.sort_unstable();
+    dirs.dedup();
+    let of_inodes = inodes.into_iter().map(|ino| ReadOp::GetAttr { ino }).chain(dirs.into_iter().map(all_names));
     of_inodes.chain(names.into_iter().map(|(parent, name)| ReadOp::Lookup { parent, name })).collect()
 }

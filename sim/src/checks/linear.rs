@@ -67,7 +67,7 @@ fn operations(ledger: &Ledger) -> Vec<Operation> {
                     ended.entry(update).or_insert((moment, outcome));
                 }
             }
-            Seen::Asked { .. } | Seen::Read { .. } => {}
+            Seen::Asked { .. } | Seen::Read { .. } | Seen::Listed { .. } => {}
         }
     }
     let mut operations: Vec<Operation> = Vec::new();

@@ -8,6 +8,7 @@ pub mod linear;
 mod model;
 pub mod quorum;
 mod tree;
+mod truth;
 
 use history::History;
 use ledger::Ledger;

@@ -1,0 +1,6 @@
+//! How the engine of a mount moves its cache: the shipped files.
+
+#[path = "../../fs-client/src/session/fill.rs"]
+pub mod fill;
+#[path = "../../fs-client/src/session/progress.rs"]
+pub mod progress;
