@@ -58,8 +58,8 @@ pub struct Timing {
     /// Another group's primary that asks how far this group is hears of its progress for so long. It asks again after half of
     /// its own, if need be. Must exceed the resend interval, and should be the same everywhere. Default 10000.
     pub subscription_ms: u64,
-    /// … but at most this often. Commands of clients that have just seen this group's state wait about so long elsewhere.
-    /// Default 10.
+    /// … but at most this often, or, from a primary, once in as many milliseconds as there are subscribers if that is sooner.
+    /// Commands of clients that have just seen this group's state wait about so long elsewhere. Default 10.
     pub progress_ms: u64,
 }
 

@@ -389,7 +389,7 @@ impl Core {
 
     /// Tells who wants to know that more is committed.
     fn tell_progress(&mut self) -> Option<Output> {
-        let due = self.subscribers.take_due(self.now, self.log.committed());
+        let due = self.subscribers.take_due(self.now, self.log.committed(), self.sequencer.is_some());
         for to in due {
             self.outputs.push_back(Output::Send { to, message: self.reached(UNASKED) });
         }
@@ -410,7 +410,7 @@ impl Core {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let sequencer = self.sequencer.as_ref().and_then(Sequencer::poll_timeout);
-        let progress = self.subscribers.due(self.log.committed());
+        let progress = self.subscribers.due(self.log.committed(), self.sequencer.is_some());
         sequencer.into_iter().chain(progress).chain([self.log.poll_timeout()]).min()
     }
 

@@ -3,6 +3,10 @@
 //! A client hears of what is committed here when it happens, and soon claims elsewhere to have seen it. If the primary there had
 //! to ask only then, each such command would wait for an answer from far away. So whoever asks is told of progress for a while:
 //! it knows about when the client does. No progress, no message, no timer.
+//!
+//! Most clients hear of what is committed from the primary, as the answer to an update, and a client that works in several
+//! groups in turn claims that in the next one a moment later. So a primary tells sooner than others do: as many messages in a
+//! millisecond as there are milliseconds, whoever they are for.
 
 use std::collections::BTreeMap;
 
@@ -48,14 +52,15 @@ impl Subscribers {
     }
 
     /// When they are to be told, if there is anything to tell.
-    pub(crate) fn due(&self, committed: LogIndex) -> Option<Time> {
+    pub(crate) fn due(&self, committed: LogIndex, is_primary: bool) -> Option<Time> {
         let is_news = !self.ends.is_empty() && committed > self.told;
-        is_news.then(|| self.told_at.map_or(Time::default(), |told_at| told_at.after_ms(self.pause_ms)))
+        let pause_ms = if is_primary { self.pause_ms.min(self.ends.len() as u64) } else { self.pause_ms };
+        is_news.then(|| self.told_at.map_or(Time::default(), |told_at| told_at.after_ms(pause_ms)))
     }
 
     /// Whom to tell now.
-    pub(crate) fn take_due(&mut self, now: Time, committed: LogIndex) -> Vec<(GroupId, ReplicaId)> {
-        if self.due(committed).is_none_or(|due| due > now) {
+    pub(crate) fn take_due(&mut self, now: Time, committed: LogIndex, is_primary: bool) -> Vec<(GroupId, ReplicaId)> {
+        if self.due(committed, is_primary).is_none_or(|due| due > now) {
             return Vec::new();
         }
         self.ends.retain(|_, end| *end > now);
@@ -88,15 +93,29 @@ mod tests {
     #[test]
     fn subscribers_are_told_of_progress_and_of_nothing_else() {
         let mut subscribers = subscribers(10);
-        assert_eq!(subscribers.due(LogIndex(5)), None, "nobody is there");
+        assert_eq!(subscribers.due(LogIndex(5), false), None, "nobody is there");
         subscribers.subscribe(ms(0), ONE, LogIndex(5));
-        assert_eq!(subscribers.due(LogIndex(5)), None, "that was the answer");
-        assert_eq!(subscribers.take_due(ms(1), LogIndex(6)), [ONE], "at once after a pause");
-        assert_eq!(subscribers.due(LogIndex(6)), None, "a group that rests is not woken");
+        assert_eq!(subscribers.due(LogIndex(5), false), None, "that was the answer");
+        assert_eq!(subscribers.take_due(ms(1), LogIndex(6), false), [ONE], "at once after a pause");
+        assert_eq!(subscribers.due(LogIndex(6), false), None, "a group that rests is not woken");
         subscribers.subscribe(ms(2), TWO, LogIndex(6));
-        assert_eq!(subscribers.due(LogIndex(7)), Some(ms(11)));
-        assert!(subscribers.take_due(ms(10), LogIndex(8)).is_empty());
-        assert_eq!(subscribers.take_due(ms(11), LogIndex(9)), [ONE, TWO]);
+        assert_eq!(subscribers.due(LogIndex(7), false), Some(ms(11)));
+        assert!(subscribers.take_due(ms(10), LogIndex(8), false).is_empty());
+        assert_eq!(subscribers.take_due(ms(11), LogIndex(9), false), [ONE, TWO]);
+    }
+
+    #[test]
+    fn primary_tells_few_subscribers_soon_and_many_as_rarely_as_others_do() {
+        let mut subscribers = subscribers(100);
+        subscribers.subscribe(ms(0), ONE, LogIndex(5));
+        subscribers.subscribe(ms(0), THREE, LogIndex(5));
+        assert_eq!(subscribers.take_due(ms(1), LogIndex(6), true), [ONE, THREE]);
+        assert_eq!(subscribers.due(LogIndex(7), true), Some(ms(3)), "a millisecond for each");
+        assert_eq!(subscribers.due(LogIndex(7), false), Some(ms(11)));
+        for replica in 10..50 {
+            subscribers.subscribe(ms(1), (GroupId(1), ReplicaId(replica)), LogIndex(7));
+        }
+        assert_eq!(subscribers.due(LogIndex(7), true), Some(ms(11)));
     }
 
     #[test]
@@ -105,9 +124,9 @@ mod tests {
         subscribers.subscribe(ms(0), ONE, LogIndex(5));
         subscribers.subscribe(ms(0), TWO, LogIndex(5));
         subscribers.subscribe(ms(5_000), TWO, LogIndex(5));
-        assert_eq!(subscribers.take_due(ms(10_000), LogIndex(6)), [TWO]);
-        assert!(subscribers.take_due(ms(15_000), LogIndex(7)).is_empty());
-        assert_eq!(subscribers.due(LogIndex(8)), None);
+        assert_eq!(subscribers.take_due(ms(10_000), LogIndex(6), false), [TWO]);
+        assert!(subscribers.take_due(ms(15_000), LogIndex(7), false).is_empty());
+        assert_eq!(subscribers.due(LogIndex(8), false), None);
     }
 
     #[test]
@@ -117,8 +136,8 @@ mod tests {
             subscribers.subscribe(ms(0), replica, LogIndex(5));
         }
         subscribers.subscribe(ms(1), ONE, LogIndex(5));
-        assert_eq!(subscribers.take_due(ms(2), LogIndex(6)), [ONE, TWO], "whoever is in may stay");
+        assert_eq!(subscribers.take_due(ms(2), LogIndex(6), false), [ONE, TWO], "whoever is in may stay");
         subscribers.subscribe(ms(10_000), THREE, LogIndex(6));
-        assert_eq!(subscribers.take_due(ms(10_000), LogIndex(7)), [ONE, THREE], "and leaves room in the end");
+        assert_eq!(subscribers.take_due(ms(10_000), LogIndex(7), false), [ONE, THREE], "and leaves room in the end");
     }
 }
