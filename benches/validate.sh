@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # Measures this machine, then compares the lab with a cluster on it: three regions, emulated distances, one node per region.
-# Usage: benches/validate.sh GLOBALFS OUT. The machine should be idle; it takes about eight minutes.
+# Usage: benches/validate.sh GLOBALFS OUT [calibrate] [geo3-fast] [geo3]. Without steps all are done, in this order. The machine
+# should be idle; they take about one, two and three minutes. What a step has left in OUT serves the next ones.
 set -euo pipefail
+# What was written before is not to be flushed meanwhile.
+sync
 globalfs=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
+shift 2
+[ $# -gt 0 ] || set -- calibrate geo3-fast geo3
 data=$(mktemp -d "$out/cluster.XXXXXX")
 up=
 end() {
@@ -14,8 +19,8 @@ end() {
 }
 trap end EXIT
 
-"$globalfs" bench calibrate --disk "$out" --out "$out/calibration.toml"
-for wan in geo3-fast geo3; do
+compare() {
+    local wan=$1 mnt=$data/$1/mnt
     : >"$out/up.json"
     "$globalfs" up --json --regions us,eu,ap --wan "$wan" --data "$data/$wan" >"$out/up.json" 2>"$out/up.log" &
     up=$!
@@ -24,10 +29,16 @@ for wan in geo3-fast geo3; do
         kill -0 "$up"
         sleep 0.5
     done
-    mnt=$data/$wan/mnt
     "$globalfs" bench geo --real "$mnt/us,$mnt/eu,$mnt/ap" --rtt "$wan" --voters 1 --duration 2s \
         --calibration "$out/calibration.toml" --out "$out/$wan" | tee "$out/$wan.txt"
     kill -TERM "$up"
     wait "$up" || true
     up=
+}
+
+for step in "$@"; do
+    case $step in
+    calibrate) "$globalfs" bench calibrate --disk "$out" --out "$out/calibration.toml" ;;
+    *) compare "$step" ;;
+    esac
 done

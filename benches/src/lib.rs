@@ -10,7 +10,7 @@ pub mod error;
 pub mod experiments;
 pub mod merge;
 pub mod multicast;
-mod random;
+pub mod random;
 pub mod report;
 pub mod spec;
 pub mod stats;

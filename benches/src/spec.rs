@@ -181,6 +181,9 @@ pub struct Point {
     pub far_readers: usize,
     /// All nodes and mounts share one machine, as `globalfs up` has it.
     pub one_machine: bool,
+    /// The applications of a region work in one folder, which their kernel locks for each change of a name. Else they do
+    /// as if each had one of its own.
+    pub one_folder: bool,
 }
 
 impl Default for Point {
@@ -203,6 +206,7 @@ impl Default for Point {
             fault: Fault::None,
             far_readers: 0,
             one_machine: false,
+            one_folder: false,
         }
     }
 }

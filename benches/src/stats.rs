@@ -137,6 +137,24 @@ pub struct Lag {
     pub reads_per_second: f64,
 }
 
+/// Threads of one kind, on all machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// Programs, and the mounts' threads towards the kernel.
+    Kernel,
+    /// The mounts' network threads.
+    MountNetwork,
+    /// The nodes' network threads.
+    NodeNetwork,
+    /// The replicas' threads.
+    Replica,
+    /// The nodes' log threads.
+    Log,
+    /// The emulation of distances.
+    Emulation,
+}
+
 /// What came out of one point.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -154,6 +172,9 @@ pub struct Outcome {
     /// If there are far readers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<Lag>,
+    /// CPU per operation in microseconds, by the kind of thread.
+    #[serde(default)]
+    pub cpu_us_per_op: BTreeMap<Part, f64>,
     /// Events that the simulation went through; zero if it was measured.
     pub events: u64,
 }
@@ -200,6 +221,9 @@ pub struct Recorder {
     /// … and those that carry none.
     pub plain_reads: Latencies,
     far_reads: u64,
+    used_us: BTreeMap<Part, f64>,
+    /// Time that applications spent on what their operations need to be there.
+    prepared_ns: u64,
 }
 
 impl Recorder {
@@ -224,6 +248,20 @@ impl Recorder {
         }
     }
 
+    /// An application has made what its next operation needs: that is no part of the measured time.
+    pub fn prepared(&mut self, since: u64, now: u64) {
+        if let Some(begun) = self.since {
+            self.prepared_ns += now - since.max(begun);
+        }
+    }
+
+    /// A thread was at work.
+    pub fn used(&mut self, part: Part, cpu_us: f64) {
+        if self.since.is_some() {
+            *self.used_us.entry(part).or_default() += cpu_us;
+        }
+    }
+
     /// A read in the far region is done.
     pub fn far_read(&mut self, latency_ns: u64, causal: bool) {
         if self.since.is_some() {
@@ -244,10 +282,12 @@ impl Recorder {
     /// The figures.
     #[must_use]
     pub fn outcome(self, point: &Point, measured_ns: u64, events: u64) -> Outcome {
-        let seconds = measured_ns as f64 / 1e9;
+        let applications = (point.clients * point.regions).max(1) as f64;
+        let seconds = (measured_ns as f64 - self.prepared_ns as f64 / applications).max(1.0) / 1e9;
         let rate = |count: u64| (count as f64 / seconds * 10.0).round() / 10.0;
         let total: u64 = self.regions.iter().sum();
         let each = |count: u64| (count as f64 / total.max(1) as f64 * 1_000.0).round() / 1_000.0;
+        let each_us = |used_us: f64| (used_us / total.max(1) as f64 * 10.0).round() / 10.0;
         let ops = self.latencies.iter().map(|(&(op, scope), latencies)| OpResult {
             op,
             scope,
@@ -288,6 +328,7 @@ impl Recorder {
             timeline,
             wide: Wide { messages_per_op: each(self.wide_messages), bytes_per_op: each(self.wide_bytes) },
             lag,
+            cpu_us_per_op: self.used_us.iter().map(|(&part, &used)| (part, each_us(used))).collect(),
             events,
         }
     }

@@ -127,3 +127,26 @@ fn senseless_points_are_refused() {
     refused(Point { think_ms: f64::NAN, ..Point::default() });
     assert!(Experiment::parse("name = \"x\"\nunknown = 1").is_err());
 }
+
+#[test]
+fn changes_of_names_in_one_folder_wait_for_each_other_and_writes_do_not() {
+    let apart = Point { clients: 8, locality: 0.0, ops: vec![Op::Mkdir], ..calm() };
+    let together = Point { one_folder: true, ..apart.clone() };
+    let found = |point: &Point, op| played(point, 1).of(op, Scope::Remote).unwrap().clone();
+    assert!((80.0..90.0).contains(&found(&apart, Op::Mkdir).latency.p50_ms));
+    // One after the other, in each of two folders per mount.
+    let rate = found(&together, Op::Mkdir).per_second;
+    assert!((60.0..75.0).contains(&rate), "{rate}");
+    let writes = Point { ops: vec![Op::Write], ..together };
+    assert!((80.0..90.0).contains(&found(&writes, Op::Write).latency.p50_ms));
+}
+
+#[test]
+fn making_what_an_operation_needs_is_no_part_of_its_rate() {
+    let point = Point { ops: vec![Op::Unlink], locality: 0.0, regions: 2, ..calm() };
+    let outcome = played(&point, 1);
+    let found = outcome.of(Op::Unlink, Scope::Remote).unwrap();
+    assert!((found.per_second * found.latency.mean_ms / 1_000.0 - 2.0).abs() < 0.1, "{found:?}");
+    let used = &outcome.cpu_us_per_op;
+    assert!(used.values().all(|&used| used > 0.0) && used.contains_key(&geo_bench::stats::Part::Replica), "{used:?}");
+}

@@ -12,7 +12,7 @@ mod setup;
 mod traffic;
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
 use multicast::Time;
@@ -22,13 +22,13 @@ use self::cpu::{Machines, ThreadId, Wake};
 use self::member::Round;
 pub(crate) use self::member::{Input, Link, Member, Ticket};
 pub(crate) use self::mount::root;
-use self::mount::{Client, Dirs, Mount};
+use self::mount::{Client, Dirs, Lock, Mount};
 use crate::costs::Calibration;
 use crate::distances::Distances;
 use crate::error::{Error, Result};
 use crate::random::Random;
 use crate::spec::{Fault, Point};
-use crate::stats::{Outcome, Recorder};
+use crate::stats::{Outcome, Part, Recorder};
 
 /// A microsecond.
 const US: u64 = 1_000;
@@ -88,6 +88,24 @@ pub(crate) enum Job {
     Call(usize),
     /// The emulated network holds a batch of frames.
     Hold,
+}
+
+impl Job {
+    /// Whose CPU it takes.
+    fn part(&self) -> Part {
+        match self {
+            Job::Arrived(frame) => match frame.to {
+                End::Node(_) => Part::NodeNetwork,
+                End::Mount(_) => Part::MountNetwork,
+            },
+            Job::Post(..) => Part::NodeNetwork,
+            Job::Turn(_) => Part::Replica,
+            Job::Log(_) => Part::Log,
+            Job::Fuse(_) | Job::Late(..) => Part::Kernel,
+            Job::Call(_) => Part::MountNetwork,
+            Job::Hold => Part::Emulation,
+        }
+    }
 }
 
 pub(crate) enum Event {
@@ -188,6 +206,8 @@ pub struct World<'a> {
     emulation: Option<ThreadId>,
     mounts: Vec<Mount>,
     clients: Vec<Client>,
+    /// Who has a lock of a mount's kernel, and who waits for it.
+    locks: BTreeMap<(usize, Lock), VecDeque<usize>>,
     dirs: Dirs,
     script: setup::Script,
     sent_until: BTreeMap<End, u64>,
@@ -199,7 +219,7 @@ pub struct World<'a> {
     recorder: Recorder,
     failure: Option<Error>,
     /// Newest index that the first region's writers were told of, and when it reaches the far region.
-    tokens: std::collections::VecDeque<(u64, u64)>,
+    tokens: VecDeque<(u64, u64)>,
     token: u64,
     finished: bool,
 }
@@ -288,6 +308,7 @@ impl World<'_> {
         while let Some((thread, job, wake)) = self.machines.begin(thread) {
             let is_idle = self.machines.has_idle(thread);
             let (cost_us, job) = self.start(job, wake, is_idle);
+            self.recorder.used(job.part(), cost_us);
             self.after(ns(cost_us), Event::Finished(thread, job));
         }
     }
@@ -329,8 +350,10 @@ impl World<'_> {
             Job::Log(_) => cpu.log_batch,
             Job::Fuse(client) => return (self.fuse_cost(*client, waking, is_idle), job),
             Job::Late(requests, is_told) => f64::from(*requests) * cpu.fuse + if *is_told { cpu.lent } else { 0.0 },
-            Job::Call(_) => cpu.mount_call + cpu.packet + cpu.frame,
-            Job::Hold => return (cpu.hold, job),
+            // What is asked while the thread is awake goes with the rest.
+            Job::Call(_) => cpu.mount_call + cpu.frame + if wake == Wake::Awake { 0.0 } else { cpu.packet },
+            // Those that are due together are let go together.
+            Job::Hold => return (if wake == Wake::Awake { cpu.frame } else { cpu.hold }, job),
         };
         (waking + cost, job)
     }

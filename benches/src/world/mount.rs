@@ -7,7 +7,7 @@ use bytes::Bytes;
 use metadata::op::{Change, FsOp, NewNode, RenameMode, SetAttr, WriteAt};
 use metadata::outcome::Done;
 use metadata::read::ReadOp;
-use metadata::types::{FileKind, NodeRef};
+use metadata::types::{FileKind, InodeId, NodeRef};
 use multicast::command::Command;
 use multicast::ids::{GroupId, ReplicaId, SessionId, VectorClock};
 
@@ -100,6 +100,15 @@ impl Mount {
     }
 }
 
+/// What a kernel locks exclusively while it waits for a mount: names in a directory change one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lock {
+    /// Renames between two directories, of a whole mount.
+    Renames,
+    /// A directory.
+    Directory(InodeId),
+}
+
 /// One thing that an operation asks for.
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -110,6 +119,10 @@ pub enum Step {
         /// Before them the program is told the outcome of the step before.
         returns: bool,
     },
+    /// The kernel lets only one of the mount's applications at a time into what follows, until [`Step::Unlock`].
+    Lock(Lock),
+    /// The next one may.
+    Unlock(Lock),
     /// A question.
     Read(GroupId, ReadOp),
     /// An update.
@@ -165,6 +178,8 @@ pub struct Doing {
     pub told: Option<NodeRef>,
     /// Requests of the kernel for whose answers the program does not wait.
     pub late: u32,
+    /// It has slept until a lock was free.
+    pub was_locked_out: bool,
 }
 
 /// One application: it does one thing at a time.
@@ -185,6 +200,8 @@ pub struct Client {
     pub failures: u32,
     /// It stays in the far region and reads.
     pub far_reader: bool,
+    /// It shares its folders with others.
+    pub in_one_folder: bool,
     files: BTreeMap<GroupId, File>,
     wanderer: Option<File>,
     number: usize,
@@ -207,6 +224,7 @@ impl Client {
             attempt: 0,
             failures: 0,
             far_reader: false,
+            in_one_folder: false,
             files: BTreeMap::new(),
             wanderer: None,
             number,
@@ -222,9 +240,12 @@ impl Client {
     /// Begins what it wants, or what must be there before: `own` and `other` are the directories at both ends.
     pub fn plan(&mut self, now: u64, size: usize, own: NodeRef, dir: NodeRef) -> Option<Doing> {
         let (op, scope, group) = self.wants?;
+        let in_one_folder = self.in_one_folder;
         let doing = |op, steps: Vec<Step>, leaves, prepares| {
-            let (steps, late) = through_the_kernel(op, group, steps);
-            Doing { op, scope, steps, since: now, prepares, command: None, leaves, told: None, late }
+            let locks = locks(steps.first(), in_one_folder);
+            let (steps, late) = through_the_kernel(op, group, steps, &locks);
+            let (command, told, was_locked_out) = (None, None, false);
+            Doing { op, scope, steps, since: now, prepares, command, leaves, told, late, was_locked_out }
         };
         let create = |name: &Bytes, parent: NodeRef| {
             let (name, node) = (name.clone(), NewNode::File);
@@ -286,9 +307,27 @@ impl Client {
     }
 }
 
+/// What the kernel locks around the first step of an operation, in this order.
+fn locks(step: Option<&Step>, in_one_folder: bool) -> Vec<Lock> {
+    let mut locks = match step {
+        Some(Step::Update(FsOp::Create { parent, .. } | FsOp::Unlink { parent, .. })) => {
+            vec![Lock::Directory(parent.ino)]
+        }
+        Some(Step::Update(FsOp::Rename { from_parent, to_parent, .. })) if from_parent.ino != to_parent.ino => {
+            vec![Lock::Renames, Lock::Directory(from_parent.ino), Lock::Directory(to_parent.ino)]
+        }
+        Some(Step::Update(FsOp::Rename { to_parent, .. })) => vec![Lock::Directory(to_parent.ino)],
+        _ => Vec::new(),
+    };
+    locks.retain(|lock| in_one_folder || *lock == Lock::Renames);
+    locks.sort_unstable();
+    locks
+}
+
 /// What the kernel asks of the mount around the steps that need a node: as counted on a mount, with files two directories
-/// below it, or one in the global subtree. Each name of a path is looked up each time.
-fn through_the_kernel(op: Op, group: GroupId, steps: Vec<Step>) -> (VecDeque<Step>, u32) {
+/// below it, or one in the global subtree. Each name of a path is looked up each time; the last one under the directory's
+/// lock, if the operation takes that.
+fn through_the_kernel(op: Op, group: GroupId, steps: Vec<Step>, locks: &[Lock]) -> (VecDeque<Step>, u32) {
     let names = if group == GroupId::GLOBAL { 2 } else { 3 };
     // Requests before the first step and after each step, and those that nobody waits for.
     let (before, after, late): (u32, &[u32], u32) = match op {
@@ -309,9 +348,24 @@ fn through_the_kernel(op: Op, group: GroupId, steps: Vec<Step>) -> (VecDeque<Ste
         // Both paths' names | RENAME.
         Op::Rename | Op::Move => (2 * names, &[0], 0),
     };
-    let mut all = VecDeque::from([Step::Kernel { requests: before, returns: false }]);
+    // The names that it changes.
+    let locked = match op {
+        _ if locks.is_empty() => 0,
+        Op::Rename | Op::Move => 2,
+        _ => 1,
+    };
+    let kernel = |requests, returns| Step::Kernel { requests, returns };
+    let mut all = VecDeque::from([kernel(before - locked, false)]);
     for (at, step) in steps.into_iter().enumerate() {
-        all.extend([step, Step::Kernel { requests: after.get(at).copied().unwrap_or(0), returns: true }]);
+        let then = after.get(at).copied().unwrap_or(0);
+        if at == 0 && locked > 0 {
+            all.extend(locks.iter().copied().map(Step::Lock));
+            all.extend([kernel(locked, false), step, kernel(0, true)]);
+            all.extend(locks.iter().rev().copied().map(Step::Unlock));
+            all.extend((then > 0).then(|| kernel(then, false)));
+        } else {
+            all.extend([step, kernel(then, true)]);
+        }
     }
     (all, late)
 }

@@ -102,6 +102,7 @@ impl<'a> World<'a> {
             emulation: None,
             mounts: Vec::new(),
             clients: Vec::new(),
+            locks: BTreeMap::new(),
             dirs: BTreeMap::new(),
             script: Script::default(),
             sent_until: BTreeMap::new(),
@@ -143,7 +144,7 @@ impl<'a> World<'a> {
                     if hosts(&group, &learners) {
                         config.incarnation = ADDED;
                     }
-                    config.seed = Random::new(seed, 1_000 + member as u64).next();
+                    config.seed = Random::new(seed, 1_000 + member as u64).draw();
                     config.classic = self.point.ordering == Ordering::Classic;
                     // As nodes have it by default.
                     (config.timing.election_timeout_ms, config.timing.heartbeat_ms) = (600, 120);
@@ -205,6 +206,7 @@ impl<'a> World<'a> {
                 let random = Random::new(seed, 1_000_000 + client as u64);
                 let mut client = Client::new(client, number, fuse[at % FUSE_THREADS], random);
                 client.far_reader = far;
+                client.in_one_folder = self.point.one_folder;
                 self.clients.push(client);
             }
         }
@@ -270,6 +272,7 @@ impl<'a> World<'a> {
             leaves: Leaves::Nothing,
             told: None,
             late: 0,
+            was_locked_out: false,
         };
         self.clients[0].doing = Some(doing);
         self.ask(0);

@@ -5,7 +5,7 @@ use metadata::outcome::OpError;
 use metadata::protocol::{Position, Reply, Request, ToNode};
 use multicast::ids::{GroupId, ReplicaId};
 
-use super::mount::{Asked, Step, told, write};
+use super::mount::{Asked, Lock, Step, told, write};
 use super::setup::group_of;
 use super::{End, Event, Job, Load, MS, SWEEP_NS, World};
 use crate::error::Error;
@@ -76,16 +76,52 @@ impl World<'_> {
     /// What the program, the kernel and the mount's threads towards it do until a node must be asked, or to the end.
     pub(crate) fn fuse_cost(&self, at: usize, waking: f64, is_idle: bool) -> f64 {
         let cpu = &self.costs.cpu_us;
-        let front = self.clients[at].doing.as_ref().and_then(|doing| doing.steps.front());
-        let Some(Step::Kernel { requests, returns }) = front else { return 0.0 };
+        let Some(doing) = self.clients[at].doing.as_ref() else { return 0.0 };
+        let Some(Step::Kernel { requests, returns }) = doing.steps.front() else { return 0.0 };
         // The program and the mount take turns, each waking the other one.
-        let turns = if is_idle { cpu.fuse_idle } else { 2.0 * cpu.switch };
+        let turns = if is_idle { cpu.fuse_idle } else { 0.0 };
         let returning = if *returns { waking + cpu.fuse_call } else { 0.0 };
-        returning + f64::from(*requests) * (cpu.fuse + turns)
+        let let_in = if doing.was_locked_out { waking } else { 0.0 };
+        let_in + returning + f64::from(*requests) * (cpu.fuse + turns)
     }
 
     /// The kernel's requests have been answered from memory.
     pub(crate) fn served(&mut self, at: usize) {
+        if let Some(doing) = &mut self.clients[at].doing {
+            doing.steps.pop_front();
+            doing.was_locked_out = false;
+        }
+        self.ask(at);
+    }
+
+    /// An application comes to a lock of its kernel.
+    fn lock(&mut self, at: usize, lock: Lock) {
+        let waiting = self.locks.entry((self.clients[at].mount, lock)).or_default();
+        waiting.push_back(at);
+        let is_free = waiting.len() == 1;
+        if let Some(doing) = &mut self.clients[at].doing {
+            doing.was_locked_out |= !is_free;
+        }
+        if is_free {
+            self.let_in(at);
+        }
+    }
+
+    fn let_in(&mut self, at: usize) {
+        if let Some(doing) = &mut self.clients[at].doing {
+            doing.steps.pop_front();
+        }
+        self.ask(at);
+    }
+
+    fn unlock(&mut self, at: usize, lock: Lock) {
+        let held = (self.clients[at].mount, lock);
+        let waiting = self.locks.entry(held).or_default();
+        waiting.pop_front();
+        match waiting.front().copied() {
+            Some(next) => self.let_in(next),
+            None => drop(self.locks.remove(&held)),
+        }
         if let Some(doing) = &mut self.clients[at].doing {
             doing.steps.pop_front();
         }
@@ -99,6 +135,8 @@ impl World<'_> {
         let Some(doing) = &client.doing else { return };
         let (thread, job) = match doing.steps.front() {
             None => return self.finish(at),
+            Some(&Step::Lock(lock)) => return self.lock(at, lock),
+            Some(&Step::Unlock(lock)) => return self.unlock(at, lock),
             Some(Step::Kernel { .. }) => (client.fuse, Job::Fuse(at)),
             Some(Step::Read(..) | Step::Update(_) | Step::Fill) => (self.mounts[client.mount].net, Job::Call(at)),
         };
@@ -113,7 +151,7 @@ impl World<'_> {
             doing.steps[0] = write(node, size);
         }
         match doing.steps.front().cloned() {
-            None | Some(Step::Kernel { .. }) => {}
+            None | Some(Step::Kernel { .. } | Step::Lock(_) | Step::Unlock(_)) => {}
             Some(Step::Fill) => self.broke(Error::Broken("there is no file to fill".into())),
             Some(Step::Read(group, op)) => {
                 let mount = self.clients[at].mount;
@@ -337,6 +375,7 @@ impl World<'_> {
         let far = client.far_reader;
         let region = self.mounts[client.mount].region;
         if doing.prepares {
+            self.recorder.prepared(doing.since, self.now);
             return self.after(0, Event::Begin(at));
         }
         client.wants = None;

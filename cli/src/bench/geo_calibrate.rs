@@ -5,13 +5,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use geo_bench::calibrate;
-use geo_bench::costs::Calibration;
+use geo_bench::costs::{Calibration, Cpu};
 use geo_bench::spec::{Op, Point, Scope};
-use geo_bench::stats::Latencies;
+use geo_bench::stats::{Latencies, Part};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
@@ -24,7 +25,10 @@ const UP_PATIENCE: Duration = Duration::from_secs(60);
 const MEASURED: Duration = Duration::from_millis(1_500);
 const ROUNDS: usize = 3;
 const LOADED: usize = 16;
-const KNOWN_FILES: usize = 64;
+const KNOWN_FILES: usize = 16;
+const LEN: usize = 1024;
+/// What was done before has settled.
+const SETTLE: Duration = Duration::from_millis(200);
 /// Requests of the kernel when a file two directories below the mount is read again, and when it is overwritten: three names,
 /// OPEN, READ or GETXATTR and WRITE, FLUSH, RELEASE, counted on a mount. Nobody waits for the last one.
 const REREAD_REQUESTS: f64 = 7.0;
@@ -78,71 +82,140 @@ pub fn measure(disk: &Path, mount: bool) -> Result<Found> {
 /// What only a whole node and a mount show. One region, one node, no distance: what is compared later is something else.
 fn through_a_mount(disk: &Path, costs: &mut Calibration) -> Result<Vec<String>> {
     let cluster = Cluster::start(disk)?;
-    let mut rounds = Vec::with_capacity(ROUNDS);
+    let mut rounds = Rounds::default();
     for round in 0..ROUNDS {
-        rounds.push((
-            cluster.run(Op::Reread, (1, round))?,
-            cluster.run(Op::Write, (1, round))?,
-            cluster.run(Op::Write, (LOADED, round))?,
-        ));
+        rounds.reread.0.push(cluster.run(Op::Reread, (1, round))?);
+        rounds.reread.1.push(cluster.run(Op::Reread, (LOADED, round))?);
+        rounds.write.0.push(cluster.run(Op::Write, (1, round))?);
+        rounds.write.1.push(cluster.run(Op::Write, (LOADED, round))?);
     }
     drop(cluster);
-    let reread = |of: fn(&Measured) -> f64| median(rounds.iter().map(|(reread, ..)| of(reread)));
-    let write = |of: fn(&Measured) -> f64| median(rounds.iter().map(|(_, write, _)| of(write)));
-    let loaded = |of: fn(&Measured) -> f64| median(rounds.iter().map(|(.., loaded)| of(loaded)));
-    let cpu = &mut costs.cpu_us;
-    cpu.fuse = reread(Measured::face_us) / REREAD_REQUESTS;
-    cpu.fuse_idle = (reread(|found| found.median_us) / (REREAD_REQUESTS - 1.0) - cpu.fuse).max(0.0);
-    cpu.fuse_call = (write(Measured::face_us) - (WRITE_REQUESTS - 1.0) * cpu.fuse).max(cpu.fuse);
-    cpu.lent = write(|found| found.mount.of("fuse-lent").cpu_us);
-    // Alone every thread sleeps in between: a node's network thread takes a packet in and sends one.
-    let own = 2.0 * cpu.frame + 2.0 * cpu.request;
-    cpu.packet = ((write(|found| found.node.of("net").cpu_us) - own) / 2.0).max(cpu.packet);
-    let network = 2.0 * cpu.packet + own + cpu.frame;
-    cpu.mount_call = (write(|found| found.mount.of("globalfs").cpu_us) - network).max(0.0);
-    cpu.log_batch = write(|found| found.node.of("log").cpu_us);
-    // A replica's thread works for each update, and each time that it is woken; among many, fewer wakings are left for each.
-    let (alone, among) = (write(Measured::group_us), loaded(Measured::group_us));
-    let fewer = 1.0 - loaded(Measured::group_wakes) / write(Measured::group_wakes).max(1e-9);
-    let fixed = if fewer > 0.05 { ((alone - among) / fewer).clamp(0.0, alone) } else { 0.0 };
-    cpu.store_update = (alone - fixed - cpu.order - cpu.execute).max(0.0);
-    // Two turns and a write of the store: they cannot be told apart.
-    (cpu.turn, cpu.store_batch) = (fixed / 3.0, fixed / 3.0);
-    // What a whole round trip takes beyond the work of all threads and the flush is waking them.
-    let median_us = write(|found| found.median_us);
-    let asleep = costs.cpu_us.wake;
-    let (_, with) = played(costs, 1)?;
-    costs.cpu_us.wake = 0.0;
-    let (_, without) = played(costs, 1)?;
-    costs.cpu_us.wake = if with > without { asleep * (median_us - without) / (with - without) } else { asleep };
-    costs.cpu_us.wake = costs.cpu_us.wake.clamp(costs.cpu_us.switch, 4.0 * asleep);
-    let (rate, simulated_us) = played(costs, 1)?;
-    let (busy_rate, _) = played(costs, LOADED)?;
-    let check = |what: &str, real: f64, simulated: f64| format!("{what}: real {real:.0}, simulated {simulated:.0}");
-    Ok(vec![
-        check("overwriting 1 KiB, one application, median in µs", median_us, simulated_us),
-        check("… per second", write(|found| found.per_second), rate),
-        check(&format!("{LOADED} applications, per second"), loaded(|found| found.per_second), busy_rate),
-        format!("waking a thread: between two threads {asleep:.1} µs, on the whole way {:.1} µs", costs.cpu_us.wake),
-    ])
+    work_of_threads(&mut costs.cpu_us, &rounds);
+    let asleep = waking(costs, rounds.write.alone(|found| found.median_us))?;
+    let mut checks = Vec::new();
+    for (op, found) in [(Op::Reread, &rounds.reread), (Op::Write, &rounds.write)] {
+        checks.extend(check(costs, op, found)?);
+    }
+    let wake = costs.cpu_us.wake;
+    checks.push(format!("waking a thread: between two threads {asleep:.1} µs, on the whole way {wake:.1} µs"));
+    Ok(checks)
 }
 
-/// The same in the lab: operations per second, and the median in microseconds.
-fn played(costs: &Calibration, clients: usize) -> Result<(f64, f64)> {
+/// How well the lab repeats what the costs were taken from.
+fn check(costs: &Calibration, op: Op, found: &Pair) -> Result<Vec<String>> {
+    let (one, many) = (played(costs, op, 1)?, played(costs, op, LOADED)?);
+    let (median_us, name) = (found.alone(|found| found.median_us), op.name());
+    let per_second = found.among(|found| found.per_second);
+    let mut lines = vec![
+        format!("{name}, one application: median in µs: real {median_us:.0}, simulated {:.0}", one.median_us),
+        format!("{name}, {LOADED}: per second: real {per_second:.0}, simulated {:.0}", many.per_second),
+    ];
+    for part in [Part::Kernel, Part::MountNetwork, Part::NodeNetwork, Part::Replica, Part::Log] {
+        let used = |played: &Played| played.cpu_us.get(&part).copied().unwrap_or(0.0);
+        let (alone, among) = (found.alone(|found| found.of(part).cpu_us), found.among(|found| found.of(part).cpu_us));
+        if used(&one) > 0.0 {
+            lines.push(format!(
+                "{name}, CPU of {part:?} per operation in µs: real {alone:.0}, simulated {:.0}; {LOADED}: {among:.0}, {:.0}",
+                used(&one),
+                used(&many)
+            ));
+        }
+    }
+    Ok(lines)
+}
+
+/// One operation, alone and among many.
+#[derive(Default)]
+struct Pair(Vec<Measured>, Vec<Measured>);
+
+impl Pair {
+    fn alone(&self, of: impl Fn(&Measured) -> f64) -> f64 {
+        median(self.0.iter().map(of))
+    }
+
+    fn among(&self, of: impl Fn(&Measured) -> f64) -> f64 {
+        median(self.1.iter().map(of))
+    }
+
+    /// What threads of one kind take for an operation that is alone: each time that they are woken, all in all, and for the
+    /// operation itself. Among many, fewer wakings are left for each.
+    fn split(&self, part: Part) -> (f64, f64) {
+        let alone = self.alone(|found| found.of(part).cpu_us);
+        let among = self.among(|found| found.of(part).cpu_us);
+        let fewer = 1.0 - self.among(|found| found.of(part).wakes) / self.alone(|found| found.of(part).wakes).max(1e-9);
+        let fixed = if fewer > 0.05 { ((alone - among) / fewer).clamp(0.0, alone) } else { 0.0 };
+        (fixed, alone - fixed)
+    }
+}
+
+#[derive(Default)]
+struct Rounds {
+    reread: Pair,
+    write: Pair,
+}
+
+/// What work takes while the processors are busy. What it takes longer while they sleep in between is the price of waking them.
+fn work_of_threads(cpu: &mut Cpu, rounds: &Rounds) {
+    let Rounds { reread, write } = rounds;
+    cpu.fuse = reread.among(|found| found.of(Part::Kernel).cpu_us) / REREAD_REQUESTS;
+    cpu.fuse_idle = (reread.alone(|found| found.median_us) / (REREAD_REQUESTS - 1.0) - cpu.fuse).max(0.0);
+    let face = write.among(|found| found.of(Part::Kernel).cpu_us);
+    cpu.fuse_call = (face - (WRITE_REQUESTS - 1.0) * cpu.fuse - cpu.switch).max(cpu.fuse);
+    cpu.lent = write.among(|found| found.mount.of("fuse-lent").cpu_us);
+    // A thread's own switches are in what it takes; the lab adds them.
+    let without = |fixed: f64, times: f64| (fixed / times - cpu.switch).max(0.0);
+    // A node's network thread takes a packet in and sends one, each with a frame, a request and its answer.
+    let (fixed, own) = write.split(Part::NodeNetwork);
+    cpu.packet = without(fixed, 2.0);
+    cpu.request = ((own - 2.0 * cpu.frame) / 1.5).max(cpu.request);
+    let alone = write.alone(|found| found.of(Part::MountNetwork).cpu_us);
+    cpu.mount_call = (alone - 2.0 * (cpu.packet + cpu.switch) - 3.0 * cpu.frame - 2.0 * cpu.request).max(0.0);
+    // Alone, each operation is one batch.
+    let batches =
+        write.among(|found| found.of(Part::Log).wakes) / write.alone(|found| found.of(Part::Log).wakes).max(1e-9);
+    cpu.log_batch = without(write.among(|found| found.of(Part::Log).cpu_us), batches.max(1e-9));
+    let (fixed, own) = write.split(Part::Replica);
+    cpu.store_update = (own - cpu.order - cpu.execute).max(0.0);
+    // Two turns and a write of the store: they cannot be told apart.
+    (cpu.turn, cpu.store_batch) = (without(fixed, 3.0), fixed / 3.0);
+}
+
+/// What a whole round trip takes beyond the work of all threads and the flush is waking them. Returns what it takes between two
+/// threads.
+fn waking(costs: &mut Calibration, median_us: f64) -> Result<f64> {
+    let asleep = costs.cpu_us.wake;
+    let with = played(costs, Op::Write, 1)?.median_us;
+    costs.cpu_us.wake = 0.0;
+    let without = played(costs, Op::Write, 1)?.median_us;
+    let wake = if with > without { asleep * (median_us - without) / (with - without) } else { asleep };
+    costs.cpu_us.wake = wake.clamp(costs.cpu_us.switch, 4.0 * asleep);
+    Ok(asleep)
+}
+
+/// The same in the lab.
+struct Played {
+    per_second: f64,
+    median_us: f64,
+    cpu_us: BTreeMap<Part, f64>,
+}
+
+fn played(costs: &Calibration, op: Op, clients: usize) -> Result<Played> {
     let point = Point {
         regions: 1,
         rtt: "lan3".into(),
         voters: 1,
         clients,
         mounts: 1,
-        ops: vec![Op::Write],
+        ops: vec![op],
         one_machine: true,
         duration_ms: 3_000,
         ..Point::default()
     };
-    let played = geo_bench::world::play(&point, costs, 1, &|| false).or_exit(Exit::Failed)?;
-    let found = played.as_ref().and_then(|outcome| outcome.of(Op::Write, Scope::Local));
-    Ok(found.map_or((0.0, 0.0), |found| (found.per_second, found.latency.p50_ms * 1_000.0)))
+    let outcome = geo_bench::world::play(&point, costs, 1, &|| false).or_exit(Exit::Failed)?;
+    let outcome = outcome.ok_or_else(|| anyhow!("the simulation was stopped"))?;
+    let found = outcome.of(op, Scope::Local).ok_or_else(|| anyhow!("nothing was simulated"))?;
+    let (per_second, median_us) = (found.per_second, found.latency.p50_ms * 1_000.0);
+    Ok(Played { per_second, median_us, cpu_us: outcome.cpu_us_per_op })
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -170,17 +243,18 @@ struct Measured {
 }
 
 impl Measured {
-    /// The program, and the mount's threads towards it.
-    fn face_us(&self) -> f64 {
-        self.program_us + self.mount.of("fuser").cpu_us
-    }
-
-    fn group_us(&self) -> f64 {
-        self.node.of("group").cpu_us
-    }
-
-    fn group_wakes(&self) -> f64 {
-        self.node.of("group").wakes
+    fn of(&self, part: Part) -> Used {
+        match part {
+            Part::Kernel => {
+                let used = self.mount.of("fuser");
+                Used { cpu_us: used.cpu_us + self.program_us, ..used }
+            }
+            Part::MountNetwork => self.mount.of("globalfs"),
+            Part::NodeNetwork => self.node.of("net"),
+            Part::Replica => self.node.of("group"),
+            Part::Log => self.node.of("log"),
+            Part::Emulation => Used::default(),
+        }
     }
 }
 
@@ -267,15 +341,29 @@ impl Cluster {
     fn run(&self, op: Op, (threads, round): (usize, usize)) -> Result<Measured> {
         let folder = self.mount.join(REGION).join(format!("{}-{threads}-{round}", op.name()));
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
-        let (node, mount) = (Threads::now(self.node), Threads::now(self.mounter));
-        let results: Vec<std::io::Result<(Latencies, f64)>> = std::thread::scope(|scope| {
+        // What they need is no part of what is measured.
+        let (made, start) = (Barrier::new(threads + 1), Barrier::new(threads + 1));
+        let now = || (Threads::now(self.node), Threads::now(self.mounter));
+        let (results, before, after) = std::thread::scope(|scope| {
             let work = |number: usize| {
-                let folder = &folder;
-                scope.spawn(move || work(op, folder, number))
+                let (folder, made, start) = (&folder, &made, &start);
+                scope.spawn(move || {
+                    let paths = prepare(op, folder, number);
+                    made.wait();
+                    start.wait();
+                    work(op, &paths?)
+                })
             };
             let handles: Vec<_> = (0..threads).map(work).collect();
+            made.wait();
+            std::thread::sleep(SETTLE);
+            let before = now();
+            start.wait();
             let joined = handles.into_iter().map(|handle| handle.join());
-            joined.map(|result| result.unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")))).collect()
+            let results: Vec<std::io::Result<(Latencies, f64)>> = joined
+                .map(|result| result.unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked"))))
+                .collect();
+            (results, before, now())
         });
         let (mut all, mut program_us) = (Latencies::default(), 0.0);
         for result in results {
@@ -288,8 +376,8 @@ impl Cluster {
             median_us: all.quantile_ms(0.5) * 1_000.0,
             per_second: count / MEASURED.as_secs_f64(),
             program_us: program_us / count,
-            node: Threads::now(self.node).since(&node, count),
-            mount: Threads::now(self.mounter).since(&mount, count),
+            node: after.0.since(&before.0, count),
+            mount: after.1.since(&before.1, count),
         })
     }
 }
@@ -311,13 +399,18 @@ fn own_cpu_us() -> f64 {
     time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
 
-fn work(op: Op, folder: &Path, number: usize) -> std::io::Result<(Latencies, f64)> {
-    let bytes = vec![b'x'; 1024];
-    let paths: Vec<PathBuf> = (0..KNOWN_FILES).map(|at| folder.join(format!("{number}-{at}"))).collect();
-    for path in paths.iter().take(if op == Op::Reread { KNOWN_FILES } else { 1 }) {
-        fs::write(path, &bytes)?;
+fn prepare(op: Op, folder: &Path, number: usize) -> std::io::Result<Vec<PathBuf>> {
+    let count = if op == Op::Reread { KNOWN_FILES } else { 1 };
+    let paths: Vec<PathBuf> = (0..count).map(|at| folder.join(format!("{number}-{at}"))).collect();
+    for path in &paths {
+        fs::write(path, [b'x'; LEN])?;
         fs::read(path)?;
     }
+    Ok(paths)
+}
+
+fn work(op: Op, paths: &[PathBuf]) -> std::io::Result<(Latencies, f64)> {
+    let bytes = vec![b'x'; LEN];
     let (mut latencies, begun) = (Latencies::default(), own_cpu_us());
     let until = Instant::now() + MEASURED;
     let mut content = Vec::new();
@@ -328,7 +421,7 @@ fn work(op: Op, folder: &Path, number: usize) -> std::io::Result<(Latencies, f64
         }
         if op == Op::Reread {
             content.clear();
-            File::open(&paths[at % KNOWN_FILES])?.read_to_end(&mut content)?;
+            File::open(&paths[at % paths.len()])?.read_to_end(&mut content)?;
         } else {
             OpenOptions::new().write(true).open(&paths[0])?.write_all(&bytes)?;
         }

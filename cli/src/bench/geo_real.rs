@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use geo_bench::costs::Calibration;
+use geo_bench::random::Random;
 use geo_bench::report::{Checked, Report};
 use geo_bench::spec::{Op, Point, Scope};
 use geo_bench::stats::Latencies;
@@ -121,6 +122,7 @@ fn point(plan: &RealPlan, op: Op, scope: Scope, clients: usize) -> Point {
         warmup_ms: 1_000,
         duration_ms: 2_000,
         one_machine: true,
+        one_folder: true,
         ..Point::default()
     }
 }
@@ -183,16 +185,16 @@ impl<'a> Site<'a> {
 
     fn measure(&self, op: Op, scope: Scope, clients: usize) -> Result<(Latencies, f64)> {
         let count = self.names.len() * clients;
-        let (start, made) = (Barrier::new(count), Barrier::new(count));
+        let (start, made, over) = (Barrier::new(count), Barrier::new(count), AtomicBool::new(false));
         let results: Vec<io::Result<(Latencies, Duration)>> = std::thread::scope(|scope_of| {
             let work = |number: usize| {
-                let (start, made) = (&start, &made);
+                let (start, made, over) = (&start, &made, &over);
                 scope_of.spawn(move || {
                     let worker = Worker::prepare(self, op, scope, (number, count));
                     made.wait();
                     std::thread::sleep(SETTLE);
                     start.wait();
-                    worker?.work(self.plan.time)
+                    worker?.work(self.plan.time, over)
                 })
             };
             let handles: Vec<_> = (0..count).map(work).collect();
@@ -213,7 +215,7 @@ impl<'a> Site<'a> {
 struct Worker {
     op: Op,
     size: usize,
-    /// Where it works; in turns if there are several.
+    /// Where it works.
     folders: Vec<PathBuf>,
     /// What it names its own.
     name: String,
@@ -221,6 +223,7 @@ struct Worker {
     files: Vec<PathBuf>,
     /// The other end of moves.
     other: PathBuf,
+    chance: Random,
 }
 
 impl Worker {
@@ -235,7 +238,8 @@ impl Worker {
         let folders: Vec<PathBuf> = groups.iter().map(|&group| site.folder_of(region, region, group)).collect();
         let other = site.folder_of(region, region, Some((region + 1 + number % (regions - 1).max(1)) % regions));
         let size = site.plan.size;
-        let mut worker = Worker { op, size, folders, name, files: Vec::new(), other };
+        let chance = Random::new(site.plan.seed, number as u64);
+        let mut worker = Worker { op, size, folders, name, files: Vec::new(), other, chance };
         let once = matches!(op, Op::Read | Op::Stat | Op::Unlink);
         // What is read for the first time must have been written by another mount.
         let author = if op == Op::Unlink { region } else { (region + 1) % regions };
@@ -255,27 +259,41 @@ impl Worker {
         Ok(worker)
     }
 
-    fn work(mut self, time: Duration) -> io::Result<(Latencies, Duration)> {
+    /// Until the time is over, or one of them all has no files left: a region where everything is near must not count less.
+    fn work(mut self, time: Duration, over: &AtomicBool) -> io::Result<(Latencies, Duration)> {
         let mut latencies = Latencies::default();
-        let begun = Instant::now();
         let bytes = vec![b'x'; self.size];
-        for number in 0.. {
+        // The first of each kind opens sessions and streams.
+        for number in 0..self.folders.len() {
+            self.step(number, &bytes)?;
+        }
+        let begun = Instant::now();
+        for number in self.folders.len().. {
             let since = Instant::now();
-            if since - begun >= time || !self.step(number, &bytes)? {
+            if since - begun >= time || over.load(Ordering::Relaxed) {
                 break;
             }
-            // The first of each kind opens sessions and streams.
-            if number >= self.folders.len() {
-                latencies.record(since.elapsed().as_nanos() as u64);
+            if !self.step(number, &bytes)? {
+                over.store(true, Ordering::Relaxed);
+                break;
             }
+            latencies.record(since.elapsed().as_nanos() as u64);
         }
         Ok((latencies, begun.elapsed()))
     }
 
+    /// Where the next operation is: at first each place once, then by chance, as in the simulation. In turns, applications of
+    /// several regions fall into step with each other.
+    fn place(&mut self, number: usize) -> usize {
+        let places = self.folders.len();
+        if number < places { number } else { self.chance.below(places as u64) as usize }
+    }
+
     fn step(&mut self, number: usize, bytes: &[u8]) -> io::Result<bool> {
-        let fresh = self.folders[number % self.folders.len()].join(format!("{}-new-{number}", self.name));
-        let at = number % self.files.len().max(1);
+        let place = self.place(number);
+        let fresh = self.folders[place].join(format!("{}-new-{number}", self.name));
         let once = matches!(self.op, Op::Read | Op::Stat | Op::Unlink);
+        let at = if once { number } else { place };
         if once && number >= self.files.len() {
             return Ok(false);
         }
@@ -294,7 +312,7 @@ impl Worker {
             }
             Op::Write => OpenOptions::new().write(true).open(&self.files[at])?.write_all(bytes)?,
             Op::Chmod => {
-                let mode = if (number / self.files.len()).is_multiple_of(2) { 0o600 } else { 0o640 };
+                let mode = if number.is_multiple_of(2) { 0o600 } else { 0o640 };
                 fs::set_permissions(&self.files[at], fs::Permissions::from_mode(mode))?;
             }
             Op::Unlink => fs::remove_file(&self.files[at])?,
