@@ -153,7 +153,8 @@ fn claims_of_what_was_just_seen_do_not_wait_for_an_answer() {
     assert_only_the_first_waits(took);
     let told = world.take_messages();
     let unasked = told.iter().filter(|message| matches!(message, Message::Reached { question: UNASKED, .. })).count();
-    assert!((2 * 50 * 25..=3 * 100 * 27).contains(&unasked), "{unasked} times unasked, by three voters");
+    // Two voters every 10 ms; the primary, with one to tell, every millisecond in which there is something to tell.
+    assert!((2 * 50 * 25..=(2 * 100 + 1000) * 27).contains(&unasked), "{unasked} times unasked, by three voters");
     assert!(told.iter().all(|message| message.encode().len() <= 16), "it costs few bytes");
     world.sim.run_for_ms(30_000);
     assert_eq!(world.take_messages(), [], "who rests is silent");
