@@ -417,6 +417,14 @@ impl<S: StoreMut> Namespace<S> {
         self.store.put(key, value)
     }
 
+    /// A row of which none has ever had the key: its number was given out just now.
+    pub(crate) fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), Error> {
+        if let Some(undo) = &mut self.undo {
+            undo.push((key.clone(), None));
+        }
+        self.store.put_new(key, value)
+    }
+
     pub(crate) fn remove(&mut self, key: &[u8]) -> Result<(), Error> {
         if let Some(undo) = &mut self.undo {
             undo.push((key.to_vec(), self.store.get(key)?));

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -27,6 +28,11 @@ pub trait Store {
 pub trait StoreMut: Store {
     /// Sets the value of `key`.
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), Error>;
+
+    /// As [`StoreMut::put`], where the caller knows that there is no such row: nobody needs to look.
+    fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), Error> {
+        self.put(key, value)
+    }
 
     /// Removes `key`, if it is there.
     fn delete(&mut self, key: &[u8]) -> Result<(), Error>;
@@ -104,40 +110,53 @@ impl StoreMut for MemStore {
 pub struct Overlay<'a, B: ?Sized> {
     base: &'a B,
     base_digest: u128,
-    /// What the base was seen to hold. Every written key is in here.
-    seen: RefCell<BTreeMap<Vec<u8>, Option<Vec<u8>>>>,
-    writes: WriteSet,
+    cells: RefCell<BTreeMap<Vec<u8>, Cell>>,
+}
+
+/// A key that was looked at or written.
+#[derive(Debug)]
+struct Cell {
+    /// What the base holds.
+    before: Option<Vec<u8>>,
+    /// What was written last.
+    written: Option<Option<Vec<u8>>>,
+}
+
+impl Cell {
+    fn value(&self) -> &Option<Vec<u8>> {
+        self.written.as_ref().unwrap_or(&self.before)
+    }
 }
 
 impl<'a, B: Store + ?Sized> Overlay<'a, B> {
     /// Nothing written yet.
     pub fn new(base: &'a B) -> Result<Self, Error> {
         let base_digest = stored_digest(base)?;
-        Ok(Overlay { base, base_digest, seen: RefCell::default(), writes: WriteSet::new() })
+        Ok(Overlay { base, base_digest, cells: RefCell::default() })
     }
 
     /// True if nothing was written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty()
+        self.len() == 0
     }
 
     /// How many rows were written.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.writes.len()
+        self.cells.borrow().values().filter(|cell| cell.written.is_some()).count()
     }
 
     /// The digest of the base's rows with the changes.
     #[must_use]
     pub fn digest(&self) -> u128 {
-        let seen = self.seen.borrow();
         let mut digest = self.base_digest;
-        for (key, value) in &self.writes {
-            if let Some(Some(old)) = seen.get(key) {
+        for (key, cell) in self.cells.borrow().iter() {
+            let Some(written) = &cell.written else { continue };
+            if let Some(old) = &cell.before {
                 digest = digest.wrapping_sub(row_hash(key, old));
             }
-            if let Some(new) = value {
+            if let Some(new) = written {
                 digest = digest.wrapping_add(row_hash(key, new));
             }
         }
@@ -148,31 +167,42 @@ impl<'a, B: Store + ?Sized> Overlay<'a, B> {
     #[must_use]
     pub fn into_writes(self) -> WriteSet {
         let digest = self.digest();
-        let seen = self.seen.into_inner();
-        let mut writes = self.writes;
-        writes.retain(|key, value| seen.get(key) != Some(value));
+        let changed = |(key, Cell { before, written }): (Vec<u8>, Cell)| {
+            written.filter(|written| *written != before).map(|written| (key, written))
+        };
+        let mut writes: WriteSet = self.cells.into_inner().into_iter().filter_map(changed).collect();
         if digest != self.base_digest {
             writes.insert(keys::digest(), Some(digest.to_be_bytes().to_vec()));
         }
         writes
     }
 
-    fn see(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        if let Some(value) = self.seen.borrow().get(key) {
-            return Ok(value.clone());
+    /// `before` tells what the base holds, if the key was neither looked at nor written.
+    fn write(
+        &mut self,
+        key: Vec<u8>,
+        value: Option<Vec<u8>>,
+        before: impl FnOnce(&B, &[u8]) -> Result<Option<Vec<u8>>, Error>,
+    ) -> Result<(), Error> {
+        match self.cells.get_mut().entry(key) {
+            Entry::Occupied(mut cell) => cell.get_mut().written = Some(value),
+            Entry::Vacant(cell) => {
+                let before = before(self.base, cell.key())?;
+                cell.insert(Cell { before, written: Some(value) });
+            }
         }
-        let value = self.base.get(key)?;
-        self.seen.borrow_mut().insert(key.to_vec(), value.clone());
-        Ok(value)
+        Ok(())
     }
 }
 
 impl<B: Store + ?Sized> Store for Overlay<'_, B> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        match self.writes.get(key) {
-            Some(value) => Ok(value.clone()),
-            None => self.see(key),
+        if let Some(cell) = self.cells.borrow().get(key) {
+            return Ok(cell.value().clone());
         }
+        let before = self.base.get(key)?;
+        self.cells.borrow_mut().insert(key.to_vec(), Cell { before: before.clone(), written: None });
+        Ok(before)
     }
 
     fn scan(&self, prefix: &[u8], start: &[u8], limit: usize) -> Result<Vec<Row>, Error> {
@@ -183,10 +213,11 @@ impl<B: Store + ?Sized> Store for Overlay<'_, B> {
             let page = self.base.scan(prefix, &from, wanted)?;
             // A full page says nothing about what lies behind it: merge only up to its end, then ask on.
             let page_end = if page.len() < wanted { None } else { page.last().map(|(key, _)| key.clone()) };
-            let written = self
-                .writes
+            let cells = self.cells.borrow();
+            let written = cells
                 .range(from..)
-                .take_while(|(key, _)| key.starts_with(prefix) && page_end.as_ref().is_none_or(|end| *key <= end));
+                .take_while(|(key, _)| key.starts_with(prefix) && page_end.as_ref().is_none_or(|end| *key <= end))
+                .filter_map(|(key, cell)| Some((key, cell.written.as_ref()?)));
             rows.extend(merge(page, written));
             match page_end {
                 Some(end) => from = [end.as_slice(), &[0]].concat(),
@@ -200,15 +231,15 @@ impl<B: Store + ?Sized> Store for Overlay<'_, B> {
 
 impl<B: Store + ?Sized> StoreMut for Overlay<'_, B> {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), Error> {
-        self.see(&key)?;
-        self.writes.insert(key, Some(value));
-        Ok(())
+        self.write(key, Some(value), |base, key| base.get(key))
+    }
+
+    fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), Error> {
+        self.write(key, Some(value), |_, _| Ok(None))
     }
 
     fn delete(&mut self, key: &[u8]) -> Result<(), Error> {
-        self.see(key)?;
-        self.writes.insert(key.to_vec(), None);
-        Ok(())
+        self.write(key.to_vec(), None, |base, key| base.get(key))
     }
 }
 

@@ -3,11 +3,11 @@
 
 mod support;
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 
 use metadata::error::Error;
-use metadata::op::{Change, NewNode};
+use metadata::op::{Change, FsOp, NewNode};
 use metadata::store::{Row, row_hash, stored_digest};
 use metadata::types::TimeNs;
 use metadata::{MemStore, Namespace, Overlay, Store, StoreMut};
@@ -170,6 +170,48 @@ fn failing_store_is_told_and_never_answered_over() {
         }
     }
     assert!(succeeded);
+}
+
+/// Notes the kinds of the keys that it was asked for in vain.
+struct Noting {
+    store: MemStore,
+    missed: RefCell<BTreeSet<u8>>,
+}
+
+impl Store for Noting {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let value = self.store.get(key)?;
+        if value.is_none() {
+            self.missed.borrow_mut().insert(key[0]);
+        }
+        Ok(value)
+    }
+
+    fn scan(&self, prefix: &[u8], start: &[u8], limit: usize) -> Result<Vec<Row>, Error> {
+        self.store.scan(prefix, start, limit)
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_there_are_not_looked_for() {
+    const DIRENT: u8 = 5;
+    const UNFINISHED: u8 = 0x15;
+    let mut cluster = Cluster::new(1);
+    let session = SessionId(1);
+    cluster.open_session(session);
+    let missed_by = |cluster: &mut Cluster, op: &FsOp| {
+        let command = cluster.command(session, op);
+        let base = Noting { store: cluster.stores[&GroupId(0)].clone(), missed: RefCell::default() };
+        let mut namespace = Namespace::open(GroupId(0), Overlay::new(&base).unwrap()).unwrap();
+        let outcome = namespace.execute(TimeNs(9), &command, &BTreeMap::new());
+        assert!(metadata::codec::decode_outcome(&outcome).unwrap().is_ok());
+        base.missed.into_inner()
+    };
+    let create = support::create_op(ROOT, "f", NewNode::File, GroupId(0));
+    assert_eq!(missed_by(&mut cluster, &create), BTreeSet::from([DIRENT, UNFINISHED]));
+    let file = cluster.mkfile(session, ROOT, "f");
+    let write = support::write_op(file, vec![Change::Inline { offset: 0, bytes: support::name("bytes") }]);
+    assert_eq!(missed_by(&mut cluster, &write), BTreeSet::from([UNFINISHED]));
 }
 
 #[test]

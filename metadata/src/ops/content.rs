@@ -69,13 +69,16 @@ pub(crate) struct FileEdit<'n, S> {
     namespace: &'n mut Namespace<S>,
     row: InodeRow,
     allocated_before: u64,
+    /// Nothing has happened to the file since it was made: it has no piece yet, nor any that is still to be removed.
+    is_untouched: bool,
     references: BTreeMap<BlobId, i64>,
 }
 
 impl<'n, S: StoreMut> FileEdit<'n, S> {
     pub(crate) fn new(namespace: &'n mut Namespace<S>, row: InodeRow) -> Self {
         let allocated_before = row.attr.allocated;
-        FileEdit { namespace, row, allocated_before, references: BTreeMap::new() }
+        let is_untouched = row.extents == 0 && row.attr.ctime == row.attr.btime;
+        FileEdit { namespace, row, allocated_before, is_untouched, references: BTreeMap::new() }
     }
 
     /// Makes a range a hole.
@@ -216,7 +219,8 @@ impl<'n, S: StoreMut> FileEdit<'n, S> {
             Source::Inline(bytes) => self.row.inline_bytes = self.row.inline_bytes.saturating_add(bytes.len() as u32),
         }
         let row = ExtentRow { len, source: piece.source };
-        self.namespace.put(keys::extent(self.row.attr.ino, piece.end), rows::encode(&row))
+        let (key, row) = (keys::extent(self.row.attr.ino, piece.end), rows::encode(&row));
+        if self.is_untouched { self.namespace.put_new(key, row) } else { self.namespace.put(key, row) }
     }
 
     fn take(&mut self, piece: &Piece) -> Result<(), Error> {

@@ -55,9 +55,9 @@ impl<S: StoreMut> Namespace<S> {
         }
         if *home == self.group {
             self.note_number(ino)?;
-            self.put_inode(&InodeRow::new(attr.clone()))?;
+            self.put_new(keys::inode(ino), rows::encode(&InodeRow::new(attr.clone())))?;
             if let NewNode::Symlink { target } = node {
-                self.put(keys::of_inode(keys::SYMLINK, ino), rows::encode(target))?;
+                self.put_new(keys::of_inode(keys::SYMLINK, ino), rows::encode(target))?;
             }
             self.account(1, 0)?;
         }

@@ -46,7 +46,9 @@ impl<S: StoreMut> Namespace<S> {
         let mut dir = self.owned_inode(parent)?;
         EntryChange::Insert.make(&mut dir, links, now);
         self.put_inode(&dir)?;
-        self.put_entry(parent, name, DirentRow { node, cookie: dir.cookie_last })
+        let row = DirentRow { node, cookie: dir.cookie_last };
+        self.put_new(keys::listing(parent, row.cookie), listing_row(name, row))?;
+        self.put(keys::dirent(parent, name), rows::encode(&row))
     }
 
     /// The name stands for something else now and keeps its place: it was there all the time.
@@ -84,10 +86,13 @@ impl<S: StoreMut> Namespace<S> {
     }
 
     pub(super) fn put_entry(&mut self, parent: InodeId, name: &[u8], row: DirentRow) -> Result<(), Error> {
-        let listing = ListingRow { name: Bytes::copy_from_slice(name), node: row.node };
-        self.put(keys::listing(parent, row.cookie), rows::encode(&listing))?;
+        self.put(keys::listing(parent, row.cookie), listing_row(name, row))?;
         self.put(keys::dirent(parent, name), rows::encode(&row))
     }
+}
+
+fn listing_row(name: &[u8], row: DirentRow) -> Vec<u8> {
+    rows::encode(&ListingRow { name: Bytes::copy_from_slice(name), node: row.node })
 }
 
 impl EntryChange {
