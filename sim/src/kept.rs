@@ -143,7 +143,7 @@ impl Kept {
             dependencies.iter().for_each(|(group, index)| _ = told.advance(group, index));
         }
         if self.bug != Some(Bug::CachePastEffects) {
-            dependencies.iter_effects().for_each(|(group, index)| _ = told.advance_effects(group, index));
+            dependencies.iter_effects().for_each(|(group, index)| told.advance_effects(group, index));
         }
         self.progress.depend(&told);
     }
