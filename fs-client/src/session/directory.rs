@@ -79,8 +79,8 @@ impl Engine {
         });
     }
 
-    /// Who is to be asked: somebody; the learners nearby and the voters that lag, whether they are ready; in doubt all whom one is connected to, and
-    /// every node there is if no voter of a group can be reached.
+    /// Who is to be asked: somebody; the learners nearby and the voters that lag, whether they are ready; in doubt all whom one is
+    /// connected to, and every node there is if no voter of a group can be reached.
     fn informants(&self, in_doubt: bool) -> BTreeSet<ReplicaId> {
         let routes = || self.shared.groups.values().map(|group| group.route.lock());
         let mut asked: BTreeSet<ReplicaId> = routes().flat_map(|route| route.near_learners()).collect();
