@@ -48,7 +48,9 @@ fn rename_caught_by_a_cut(cluster: &Cluster, from: &Path, to: &Path) -> (PathBuf
         while !rename.is_finished() && unfinished(cluster).is_empty() {}
         cluster.cut("us", "eu");
         thread::sleep(Duration::from_millis(1500));
-        if !rename.is_finished() && !unfinished(cluster).is_empty() {
+        // One that only has to be forgotten holds up nobody.
+        let holds = |command: &Value| command["locks_keys"] == Value::Bool(true);
+        if !rename.is_finished() && unfinished(cluster).iter().any(holds) {
             eprintln!("caught at attempt {attempt}: {:?}", unfinished(cluster));
             return (old, new, rename);
         }
