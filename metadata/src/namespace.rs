@@ -118,10 +118,12 @@ impl<S: StoreMut> Namespace<S> {
 
     /// The outcome with the blocks that the steps behind it have left: its client keeps that, and is not told of them. `own`: so
     /// many of the changes are not those steps'.
-    fn behind_steps(&self, outcome: Outcome, own: usize) -> Result<Outcome, Error> {
-        let mut outcome = outcome;
+    fn behind_steps(&self, mut outcome: Outcome, own: usize) -> Result<Outcome, Error> {
         let stepped = &self.changes.keys[own..];
-        for attr in outcome.iter_mut().flat_map(Done::inodes_mut).filter(|_| !stepped.is_empty()) {
+        if stepped.is_empty() {
+            return Ok(outcome);
+        }
+        for attr in outcome.iter_mut().flat_map(Done::inodes_mut) {
             if stepped.contains(&key_inode(attr.ino))
                 && let Some(row) = self.inode(attr.ino)?
             {

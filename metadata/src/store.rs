@@ -135,18 +135,6 @@ impl<'a, B: Store + ?Sized> Overlay<'a, B> {
         Ok(Overlay { base, base_digest, cells: RefCell::default() })
     }
 
-    /// True if nothing was written.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// How many rows were written.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.cells.borrow().values().filter(|cell| cell.written.is_some()).count()
-    }
-
     /// The digest of the base's rows with the changes.
     #[must_use]
     pub fn digest(&self) -> u128 {
