@@ -66,17 +66,25 @@ impl Engine {
     pub(super) fn spawn_directory(self: &Arc<Self>) {
         let (weak, shared) = (Arc::downgrade(self), self.shared.clone());
         tokio::spawn(async move {
+            let mut interval = INTERVAL;
             loop {
-                // Nobody reads a voter that lags, near as it may be, until it is known to have caught up.
-                let is_lagging = shared.groups.values().any(|group| !group.route.lock().lagging().is_empty());
-                let interval = if is_lagging { PAUSE } else { INTERVAL };
                 let in_doubt = tokio::time::timeout(interval, shared.doubt.notified()).await.is_ok();
                 if !ask_around(&weak, in_doubt).await {
                     return;
                 }
                 tokio::time::sleep(PAUSE).await;
+                let Some(engine) = weak.upgrade() else { return };
+                // Nobody reads a voter that lags, near as it may be, until it is known to have caught up.
+                interval = if engine.lagging().is_empty() { INTERVAL } else { PAUSE };
             }
         });
+    }
+
+    /// The nodes one is connected to that have a voter which lags.
+    fn lagging(&self) -> BTreeSet<ReplicaId> {
+        let lagging = self.shared.groups.values().flat_map(|group| group.route.lock().lagging());
+        let is_connected = |id: &ReplicaId| self.links.get(*id).is_some_and(|link| link.generation().is_some());
+        lagging.filter(is_connected).collect()
     }
 
     /// Who is to be asked: somebody; the learners nearby and the voters that lag, whether they are ready; in doubt all whom one is
@@ -86,8 +94,7 @@ impl Engine {
         let mut asked: BTreeSet<ReplicaId> = routes().flat_map(|route| route.near_learners()).collect();
         let links = self.links.all();
         let connected = || links.iter().filter(|link| link.generation().is_some()).map(|link| link.node.number);
-        let lagging: BTreeSet<ReplicaId> = routes().flat_map(|route| route.lagging()).collect();
-        asked.extend(connected().filter(|id| lagging.contains(id)));
+        asked.extend(self.lagging());
         if !in_doubt {
             asked.extend(connected().next());
             return asked;

@@ -50,8 +50,8 @@ use route::{Route, Seen};
 use shared::{Expect, Group, Shared, Stream};
 use window::Turn;
 
-/// Pause between attempts; doubles up to the second, after some. While a group elects a primary many ask, but nobody shall be
-/// late for it: one that is handed over takes some dozens of milliseconds.
+/// Pause between attempts: the first few are short, as a primary that is handed over takes some dozens of milliseconds; then they
+/// double up to the second. While a group elects a primary many ask, but nobody shall be late for it.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 const SHORT_PAUSES: u32 = 6;
