@@ -3,7 +3,7 @@
 use std::hash::{Hash, Hasher};
 
 use crate::core::Core;
-use crate::ids::{CommandId, GroupId, Timestamp};
+use crate::ids::{CommandId, GroupId};
 use crate::planted::Planted;
 
 impl Core {
@@ -16,12 +16,11 @@ impl Core {
         }
     }
 
-    /// True if a timestamp that `group` tells would leave the clock as it is, so that whatever is asked for before or after it
-    /// gets the same timestamps: others are still missing; or, if the last one counts, it is not beyond the clock.
+    /// True if the timestamp of that group is missing, and another one, too: it leaves the clock as it is, so that whatever is asked
+    /// for before or after it gets the same timestamps.
     #[must_use]
-    pub fn keeps_clock(&self, id: CommandId, group: GroupId, timestamp: Timestamp, last_counts: bool) -> bool {
-        let sequencer = self.sequencer.as_ref();
-        sequencer.is_some_and(|sequencer| sequencer.keeps_clock(id, group, timestamp, last_counts))
+    pub fn lacks_more_than(&self, id: CommandId, group: GroupId) -> bool {
+        self.sequencer.as_ref().is_some_and(|sequencer| sequencer.lacks_more_than(id, group))
     }
 
     /// Hashes all that may make a difference to what this core does from now on, for a primary that is alone in its group,

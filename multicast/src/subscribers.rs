@@ -5,8 +5,8 @@
 //! it knows about when the client does. No progress, no message, no timer.
 //!
 //! Most clients hear of what is committed from the primary, as the answer to an update, and a client that works in several
-//! groups in turn claims that in the next one a moment later. So a primary tells sooner than others do: as many messages in a
-//! millisecond as there are milliseconds, whoever they are for.
+//! groups in turn claims that in the next one a moment later. So a primary tells sooner than others do, the sooner the fewer
+//! listen: one message in a millisecond on average, however many they are.
 
 use std::collections::BTreeMap;
 

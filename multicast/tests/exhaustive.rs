@@ -297,7 +297,4 @@ fn sample_of_larger_scopes() {
 fn limited(scope: &mut Scope) {
     let limit = std::env::var("EXHAUSTIVE_STATES").ok().and_then(|limit| limit.parse().ok());
     scope.states_max = limit.unwrap_or(100_000_000);
-    if std::env::var("EXHAUSTIVE_MOST").is_ok() {
-        scope.reduction = Reduction::Most;
-    }
 }

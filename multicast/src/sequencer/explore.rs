@@ -55,12 +55,11 @@ impl Sequencer {
         }
     }
 
-    /// See [`crate::Core::keeps_clock`].
-    pub(crate) fn keeps_clock(&self, id: CommandId, group: GroupId, timestamp: Timestamp, last_counts: bool) -> bool {
+    /// See [`crate::Core::lacks_more_than`].
+    pub(crate) fn lacks_more_than(&self, id: CommandId, group: GroupId) -> bool {
         let Some(multi) = self.multis.get(&id).filter(|multi| multi.stage == Stage::Preparing) else { return false };
-        let lacks = |of: GroupId| multi.others.iter().any(|(other, told)| other == of && told.timestamp.is_none());
-        let is_last = multi.others.iter().all(|(other, told)| other == group || told.timestamp.is_some());
-        lacks(group) && (!is_last || (last_counts && multi.bound.max(timestamp) <= self.clock))
+        let mut lacking = multi.others.iter().filter(|(_, told)| told.timestamp.is_none()).map(|(other, _)| other);
+        lacking.clone().any(|other| other == group) && lacking.any(|other| other != group)
     }
 
     /// Everything here that may make a difference while time stands still and no message is lost. Left out is: what follows

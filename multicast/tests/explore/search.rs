@@ -40,11 +40,9 @@ pub enum Reduction {
     /// Messages that only say that a group is through arrive before anything else happens.
     Closings,
     /// Contributions, too, once the timestamp of the same group has arrived, and timestamps that are not the last of their
-    /// command. Timestamps do not overtake their command, nor contributions their timestamp. Sound while nothing gets lost, doubled, refused or asked for again.
+    /// command. Timestamps do not overtake their command, nor contributions their timestamp. Sound while nothing gets lost,
+    /// doubled, refused or asked for again.
     All,
-    /// Timestamps, too, that are the last and not beyond the receiver's clock. That rests on the rule that clocks follow: who
-    /// gets it wrong is found by [`Reduction::All`], not always by this.
-    Most,
 }
 
 /// What is explored.
@@ -481,9 +479,9 @@ impl World {
     fn first(&self, state: &State, under_way: &[u32]) -> Option<u32> {
         let is_first = |&&message: &&u32| match self.messages[message as usize].says {
             Says::Closed => self.scope.reduction >= Reduction::Closings,
-            Says::Contribution(_) => self.scope.reduction >= Reduction::All && !self.waits(message, under_way),
+            Says::Contribution(_) => self.scope.reduction == Reduction::All && !self.waits(message, under_way),
             Says::Timestamp(_) => {
-                self.scope.reduction >= Reduction::All
+                self.scope.reduction == Reduction::All
                     && !self.waits(message, under_way)
                     && self.moves_no_clock(state, &self.messages[message as usize])
             }
@@ -492,14 +490,11 @@ impl World {
         under_way.iter().find(is_first).copied()
     }
 
-    /// True for a timestamp that is not the last one; or, with most left out, not beyond the receiver's clock.
+    /// True for a timestamp that is not the last one.
     fn moves_no_clock(&self, state: &State, envelope: &Envelope) -> bool {
         let Message::Facts(facts) = &envelope.message else { return false };
         let core = self.known[state.actors[usize::from(envelope.to)] as usize].actor.core.as_ref();
-        let timestamp = facts.timestamp.unwrap_or_default();
-        core.is_some_and(|core| {
-            core.keeps_clock(facts.id, envelope.from.0, timestamp, self.scope.reduction == Reduction::Most)
-        })
+        core.is_some_and(|core| core.lacks_more_than(facts.id, envelope.from.0))
     }
 
     /// True if it is not delivered before another message.
@@ -511,7 +506,7 @@ impl World {
                 other.to == envelope.to && other.says == says && from.is_none_or(|from| other.from == from)
             })
         };
-        self.scope.reduction >= Reduction::All
+        self.scope.reduction == Reduction::All
             && match envelope.says {
                 Says::Timestamp(command) => is_there(Says::Proposal(command), None),
                 Says::Contribution(command) => is_there(Says::Timestamp(command), Some(envelope.from)),
