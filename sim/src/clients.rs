@@ -432,9 +432,8 @@ impl World {
     fn reply(&mut self, number: usize, node: ReplicaId, expect: Expect, body: Reply) {
         let Expect { ask, attempt, opens, .. } = expect;
         match body {
-            Reply::Session(position) => {
+            Reply::Session(_) => {
                 let Some(group) = opens else { return };
-                self.see(number, group, &position);
                 let client = &mut self.clients[number];
                 client.primaries.insert(group, node);
                 client.registered.insert(group);

@@ -177,11 +177,8 @@ impl Handler for Shared {
                     }
                 }
             }
-            (Expect::Session { group }, Reply::Session(position)) => {
-                self.learn_served(group, node);
-                self.progress.depend(&position.dependencies);
-                self.progress.see(group, position.index);
-            }
+            // Nobody sees a registration: reads need not wait until their replica has it, and could not while that is cut off.
+            (Expect::Session { group }, Reply::Session(_)) => self.learn_served(group, node),
             (Expect::Read { group, op, asked }, Reply::Read { result, position }) => {
                 if let Some(stream) = self.source(group, node, generation) {
                     let question = fill::Question { group, op: &op, asked };

@@ -295,6 +295,24 @@ fn nothing_found(request: u64, index: u64) -> ToClient {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replica_that_does_not_know_of_the_registration_yet_is_read_nevertheless() {
+    let mut world = World::new();
+    let script = |message: ToNode| match &message.body {
+        Request::OpenSession { .. } => Some(vec![reply(message.request, Reply::Session(at(9)))]),
+        Request::Read { clock, .. } if clock.index(G) > LogIndex(8) => {
+            Some(vec![reply(message.request, Reply::Behind { applied: LogIndex(8) })])
+        }
+        Request::Read { .. } => Some(vec![nothing_found(message.request, 8)]),
+        _ => ordinary(&message),
+    };
+    world.node(1, "here", Box::new(script));
+    let engine = world.client(Duration::from_secs(2));
+    Volume::open_session(&*engine, G).await.unwrap();
+    assert!(engine.is_session_open(G));
+    assert_eq!(engine.read(G, lookup()).await.unwrap(), Ok(ReadAnswer::Lookup(None)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn read_goes_elsewhere_when_the_near_replica_is_behind() {
     let mut world = World::new();
     let behind = |message: ToNode| {
