@@ -2,7 +2,8 @@
 //!
 //! Everything here is an answer of one group, filled from that group's stream (or from the reply to an own update) and
 //! valid until the stream invalidates its key. An entry answers only while the stream has reached the client's clock
-//! ([`Progress::usable`]); it is void when the stream it came from has ended.
+//! ([`Progress::usable`]); it is void when the stream it came from has ended. While an effect of another client's update of several
+//! groups was seen elsewhere and the stream is not known to be behind it, only what was asked for since answers.
 //!
 //! Every entry knows the log index that it reflects. An invalidation at index `e` drops what reflects less than `e`, and
 //! a fill that reflects less than the stream's position comes too late: an invalidation of its key may have passed.
@@ -20,7 +21,7 @@ use parking_lot::Mutex;
 
 use crate::content::FileMap;
 use crate::listings::{Listings, NameChange};
-use crate::session::progress::{Epoch, Progress, StreamId};
+use crate::session::progress::{Epoch, Progress, StreamId, Usable};
 
 /// Longest chain of cached content per inode, in bytes; longer ones are asked for again.
 const MAP_BYTES_MAX: usize = 256 << 10;
@@ -85,6 +86,8 @@ struct InodeSlot {
 struct Stamp {
     epoch: Epoch,
     as_of: LogIndex,
+    /// By who had seen these effects of the group's prepared updates.
+    asked: LogIndex,
     /// A stream will tell when it changes. Otherwise it answers only as long as nothing newer of its group was seen.
     noted: bool,
 }
@@ -144,9 +147,9 @@ impl Cache {
         &self.progress
     }
 
-    /// The stream whose entries may answer now, if any.
+    /// Which entries may answer now, if any.
     #[must_use]
-    pub fn usable(&self, group: GroupId) -> Option<Epoch> {
+    pub fn usable(&self, group: GroupId) -> Option<Usable> {
         if self.is_mute { None } else { self.progress.usable(group) }
     }
 
@@ -159,10 +162,10 @@ impl Cache {
     /// An inode of which the stream will tell when it changes.
     #[must_use]
     pub fn noted_attr(&self, group: GroupId, ino: InodeId) -> Option<Arc<Attr>> {
-        let epoch = self.usable(group)?;
+        let usable = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, attr) = slot.attr.as_ref()?;
-        (stamp.noted && stamp.epoch == epoch).then(|| attr.clone())
+        (stamp.noted && self.is_valid(group, usable, stamp)).then(|| attr.clone())
     }
 
     /// What `name` in a directory of `group` stands for, if known: `Some(None)` is known to be nothing.
@@ -194,9 +197,9 @@ impl Cache {
     }
 
     fn name(&self, group: GroupId, parent: InodeId, name: &[u8]) -> Option<Arc<NameSlot>> {
-        let epoch = self.usable(group)?;
+        let usable = self.usable(group)?;
         let slot = self.names.get(&(group, key_dirent(parent, name)))?;
-        if !self.is_valid(group, epoch, &slot.stamp) || slot.parent != parent || slot.name != name {
+        if !self.is_valid(group, usable, &slot.stamp) || slot.parent != parent || slot.name != name {
             return None;
         }
         let home = self.homes.get(&(group, key_home(parent)))?;
@@ -206,10 +209,10 @@ impl Cache {
     /// An inode at home in `group`, if known.
     #[must_use]
     pub fn attr(&self, group: GroupId, ino: InodeId) -> Option<Arc<Attr>> {
-        let epoch = self.usable(group)?;
+        let usable = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, attr) = slot.attr.as_ref()?;
-        self.is_valid(group, epoch, stamp).then(|| attr.clone())
+        self.is_valid(group, usable, stamp).then(|| attr.clone())
     }
 
     /// The last attributes that were known, however old: for hints only.
@@ -233,34 +236,34 @@ impl Cache {
     /// What is known of a file's content.
     #[must_use]
     pub fn map(&self, group: GroupId, ino: InodeId) -> Option<Arc<FileMap>> {
-        let epoch = self.usable(group)?;
+        let usable = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, map) = slot.map.as_ref()?;
-        self.is_valid(group, epoch, stamp).then(|| map.clone())
+        self.is_valid(group, usable, stamp).then(|| map.clone())
     }
 
     /// A symlink's target.
     #[must_use]
     pub fn target(&self, group: GroupId, ino: InodeId) -> Option<Bytes> {
-        let epoch = self.usable(group)?;
+        let usable = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         let (stamp, target) = slot.target.as_ref()?;
-        self.is_valid(group, epoch, stamp).then(|| target.clone())
+        self.is_valid(group, usable, stamp).then(|| target.clone())
     }
 
     /// An xattr's value; `Some(None)` is known not to exist.
     #[must_use]
     pub fn xattr(&self, group: GroupId, ino: InodeId, name: &[u8]) -> Option<Option<Bytes>> {
-        let epoch = self.usable(group)?;
+        let usable = self.usable(group)?;
         let slot = self.slot(group, ino)?;
         if let Some((stamp, attr)) = &slot.attr
-            && self.is_valid(group, epoch, stamp)
+            && self.is_valid(group, usable, stamp)
             && attr.xattrs == 0
         {
             return Some(None);
         }
         let (stamp, _, value) = slot.xattrs.iter().find(|(_, known, _)| known == name)?;
-        self.is_valid(group, epoch, stamp).then(|| value.clone())
+        self.is_valid(group, usable, stamp).then(|| value.clone())
     }
 
     /// Begins to fill with what reflects `group` at `as_of` and was asked for by a client whose clock had reached the effects `asked`.
@@ -274,12 +277,12 @@ impl Cache {
             return None;
         }
         let (epoch, position) = self.progress.stream(group)?;
-        // After the epoch was read: who raises this ends the epoch afterwards.
+        // What comes later raises this above what was asked.
         let floor = self.progress.floor(group);
         (as_of >= position && asked >= floor).then_some(Fill {
             cache: self,
             group,
-            stamp: Stamp { epoch, as_of, noted: source.is_some() },
+            stamp: Stamp { epoch, as_of, asked, noted: source.is_some() },
             _turn: turn,
         })
     }
@@ -371,9 +374,10 @@ impl Cache {
 
     /// What no replica has noted is told by no event: it holds only while nothing newer at all has happened in the group,
     /// as far as its stream tells.
-    fn is_valid(&self, group: GroupId, epoch: Epoch, stamp: &Stamp) -> bool {
+    fn is_valid(&self, group: GroupId, usable: Usable, stamp: &Stamp) -> bool {
         let newest = || self.progress.stream(group).is_some_and(|(_, position)| position <= stamp.as_of);
-        stamp.epoch == epoch && (stamp.noted || (self.progress.seen(group) <= stamp.as_of && newest()))
+        let is_told = stamp.epoch == usable.epoch && stamp.asked >= usable.floor;
+        is_told && (stamp.noted || (self.progress.seen(group) <= stamp.as_of && newest()))
     }
 
     fn slot(&self, group: GroupId, ino: InodeId) -> Option<Arc<InodeSlot>> {

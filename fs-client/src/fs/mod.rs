@@ -45,6 +45,9 @@ pub type FsResult<T> = std::result::Result<T, Errno>;
 
 /// How often an inode that keeps moving is followed.
 const MOVES_MAX: u32 = 16;
+/// While an answer is on its way: before it is looked whether what is kept may answer by now; longer each time.
+const LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(20);
 /// Before a release without an answer is asked for again.
 const ORPHAN_AGAIN: Duration = Duration::from_secs(1);
 /// Orphans are given up in batches: so long others may join.
@@ -78,6 +81,14 @@ pub struct Fs {
     unregistered: Arc<Mutex<BTreeSet<GroupId>>>,
     /// Totals of groups, as last heard.
     usage: Mutex<BTreeMap<GroupId, (u64, u64)>>,
+}
+
+/// Who has answered a question.
+enum Told<T> {
+    /// What was kept, once it might.
+    Known(T),
+    /// A replica.
+    Asked(ReadAnswer),
 }
 
 /// Where file data go to and come from.
@@ -170,9 +181,27 @@ impl Fs {
     }
 
     async fn ask_attr(&self, node: NodeRef) -> FsResult<Arc<Attr>> {
-        match self.ask(node, ReadOp::GetAttr { ino: node.ino }).await? {
-            ReadAnswer::Attr(attr) => Ok(Arc::from(attr)),
-            _ => Err(Errno::EIO),
+        let known = || self.volume.cache().attr(node.home, node.ino);
+        match self.ask_unless(node, ReadOp::GetAttr { ino: node.ino }, known).await? {
+            Told::Known(attr) => Ok(attr),
+            Told::Asked(ReadAnswer::Attr(attr)) => Ok(Arc::from(attr)),
+            Told::Asked(_) => Err(Errno::EIO),
+        }
+    }
+
+    /// Asks, unless what is kept may answer before the answer comes, perhaps from far away. A stream is behind what was seen for a
+    /// moment only, and tells what an own update has done in a group that has not answered it.
+    async fn ask_unless<T>(&self, node: NodeRef, op: ReadOp, known: impl Fn() -> Option<T>) -> FsResult<Told<T>> {
+        let mut asking = std::pin::pin!(self.ask(node, op));
+        let mut pause = LOOK_PAUSE_MIN;
+        loop {
+            if let Ok(answer) = tokio::time::timeout(pause, &mut asking).await {
+                return answer.map(Told::Asked);
+            }
+            if let Some(known) = known() {
+                return Ok(Told::Known(known));
+            }
+            pause = (pause + LOOK_PAUSE_MIN).min(LOOK_PAUSE_MAX);
         }
     }
 

@@ -11,7 +11,7 @@ use metadata::types::{Attr, Dirent, FileKind, InodeId, NAME_BYTES_MAX, NodeRef, 
 use multicast::ids::GroupId;
 
 use super::facts::Facts;
-use super::{Fs, FsResult, told};
+use super::{Fs, FsResult, Told, told};
 use crate::errno::Errno;
 
 /// Deepest chain of directories that is followed; deeper ones are a loop.
@@ -96,13 +96,15 @@ impl Fs {
         if let Some(dirent) = cache.dirent(parent.home, parent.ino, name) {
             return Ok(dirent.map(|dirent| (dirent, cache.attr(dirent.home, dirent.ino))));
         }
-        match self.ask(parent, ReadOp::Lookup { parent: parent.ino, name: name.clone() }).await? {
-            ReadAnswer::Lookup(None) => {
+        let known = || cache.dirent(parent.home, parent.ino, name);
+        match self.ask_unless(parent, ReadOp::Lookup { parent: parent.ino, name: name.clone() }, known).await? {
+            Told::Known(dirent) => Ok(dirent.map(|dirent| (dirent, cache.attr(dirent.home, dirent.ino)))),
+            Told::Asked(ReadAnswer::Lookup(None)) => {
                 self.learn_names(parent);
                 Ok(None)
             }
-            ReadAnswer::Lookup(Some((dirent, attr))) => Ok(Some((dirent, attr.map(Arc::from)))),
-            _ => Err(Errno::EIO),
+            Told::Asked(ReadAnswer::Lookup(Some((dirent, attr)))) => Ok(Some((dirent, attr.map(Arc::from)))),
+            Told::Asked(_) => Err(Errno::EIO),
         }
     }
 

@@ -34,7 +34,7 @@ use tokio::sync::Notify;
 use super::device::Device;
 use crate::cache::{Borrower, Cache};
 use crate::config::KernelCache;
-use crate::session::progress::Epoch;
+use crate::session::progress::{Epoch, Usable};
 use crate::table::InoHasher;
 
 /// So long the kernel may keep what it is lent. Nothing depends on it: it lets marks of what nobody asks for any more go.
@@ -90,8 +90,8 @@ struct Lent {
 
 #[derive(Debug, Default)]
 struct Book {
-    /// Whose entries they are.
-    epoch: Option<Epoch>,
+    /// While this may answer, or more, they hold.
+    from: Option<Usable>,
     /// By the key under which the inode changes.
     attrs: Marks,
     /// Keys of names, and of the directories that hold them.
@@ -212,7 +212,7 @@ impl KernelCaches {
 
     /// How long the kernel may keep these attributes, which it will know by `number`. `is_known`: it knows that number.
     pub fn lend_attr(&self, number: u64, attr: &Attr, is_known: bool) -> Duration {
-        let Some(epoch) = self.cache.usable(attr.home).filter(|_| is_known && self.device.get().is_some()) else {
+        let Some(usable) = self.cache.usable(attr.home).filter(|_| is_known && self.device.get().is_some()) else {
             return Duration::ZERO;
         };
         let is_current = || self.cache.noted_attr(attr.home, attr.ino).is_some_and(|now| *now == *attr);
@@ -221,11 +221,11 @@ impl KernelCaches {
         }
         let (lent, key) = (self.lent(attr.home), key_inode(attr.ino).0);
         let mark = Mark { number, is_file: attr.kind == FileKind::File, since: self.seconds() };
-        if !lent.mark_attr(epoch, key, mark) {
+        if !lent.mark_attr(usable, key, mark) {
             return Duration::ZERO;
         }
         // Whoever changes it from here on finds the mark.
-        if is_current() && self.cache.usable(attr.home) == Some(epoch) { LIFETIME } else { Duration::ZERO }
+        if is_current() && self.cache.usable(attr.home) == Some(usable) { LIFETIME } else { Duration::ZERO }
     }
 
     /// How long the kernel may keep what a name in a directory stands for.
@@ -233,12 +233,12 @@ impl KernelCaches {
         if !self.has_epochs.load(Ordering::Acquire) || self.device.get().is_none() {
             return Duration::ZERO;
         }
-        let Some(epoch) = self.cache.usable(home) else { return Duration::ZERO };
+        let Some(usable) = self.cache.usable(home) else { return Duration::ZERO };
         let is_current = || self.cache.noted_dirent(home, parent, name) == Some(dirent);
-        if !is_current() || !self.lent(home).mark_name(epoch, key_dirent(parent, name).0, key_home(parent).0) {
+        if !is_current() || !self.lent(home).mark_name(usable, key_dirent(parent, name).0, key_home(parent).0) {
             return Duration::ZERO;
         }
-        if is_current() && self.cache.usable(home) == Some(epoch) { LIFETIME } else { Duration::ZERO }
+        if is_current() && self.cache.usable(home) == Some(usable) { LIFETIME } else { Duration::ZERO }
     }
 
     /// The kernel has forgotten an inode.
@@ -266,7 +266,7 @@ impl KernelCaches {
         let groups: Vec<_> = self.groups.read().iter().map(|(group, lent)| (*group, lent.clone())).collect();
         for (group, lent) in groups {
             while !lent.holds(self.cache.usable(group)) {
-                if !lent.is_of(self.cache.stream(group)) || now() >= until {
+                if !lent.waits_for(self.cache.stream(group), self.cache.usable(group)) || now() >= until {
                     self.take_back_all(&lent);
                     break;
                 }
@@ -325,7 +325,7 @@ impl KernelCaches {
     /// All that is lent of a group is void.
     fn take_back_all(&self, lent: &Lent) {
         let taken = lent.change(|book| {
-            book.epoch = None;
+            book.from = None;
             let marks = std::mem::take(&mut book.attrs).into_values();
             // Too many to be told here.
             let marks = marks.map(|mark| Mark { is_file: true, ..mark }).collect();
@@ -477,25 +477,27 @@ impl Lent {
     }
 
     /// True if nothing is lent, or it is lent from the stream that may answer now.
-    fn holds(&self, usable: Option<Epoch>) -> bool {
+    fn holds(&self, usable: Option<Usable>) -> bool {
         self.count.load(Ordering::Acquire) == 0 || {
             let book = self.book.lock();
-            (book.attrs.is_empty() && book.names.is_empty()) || (usable.is_some() && book.epoch == usable)
+            (book.attrs.is_empty() && book.names.is_empty()) || usable.is_some_and(|usable| book.is_within(usable))
         }
     }
 
-    fn is_of(&self, stream: Option<Epoch>) -> bool {
-        stream.is_some() && self.book.lock().epoch == stream
+    /// True if it may hold again in a moment: the stream is the lender's, and may not answer yet. For an effect that was seen
+    /// elsewhere nobody waits here: it may come from far away.
+    fn waits_for(&self, stream: Option<Epoch>, usable: Option<Usable>) -> bool {
+        stream.is_some() && usable.is_none() && self.book.lock().from.map(|from| from.epoch) == stream
     }
 
-    fn mark_attr(&self, epoch: Epoch, key: u64, mark: Mark) -> bool {
+    fn mark_attr(&self, usable: Usable, key: u64, mark: Mark) -> bool {
         self.change(|book| {
             let is_new = match book.attrs.get(&key) {
                 // The kernel may know one inode by two numbers; it is lent under one.
                 Some(known) if known.number != mark.number => return false,
                 known => known.is_none(),
             };
-            let may = book.may_lend(epoch, usize::from(is_new));
+            let may = book.may_lend(usable, usize::from(is_new));
             if may {
                 book.attrs.insert(key, mark);
             }
@@ -503,9 +505,9 @@ impl Lent {
         })
     }
 
-    fn mark_name(&self, epoch: Epoch, name: u64, home: u64) -> bool {
+    fn mark_name(&self, usable: Usable, name: u64, home: u64) -> bool {
         self.change(|book| {
-            let may = book.may_lend(epoch, 2);
+            let may = book.may_lend(usable, 2);
             if may {
                 book.names.extend([name, home]);
             }
@@ -515,12 +517,21 @@ impl Lent {
 }
 
 impl Book {
-    fn may_lend(&mut self, epoch: Epoch, more: usize) -> bool {
+    fn may_lend(&mut self, usable: Usable, more: usize) -> bool {
         let lent = self.attrs.len() + self.names.len();
         if lent == 0 {
-            self.epoch = Some(epoch);
+            self.from = Some(usable);
         }
-        self.epoch == Some(epoch) && lent + more <= LENT_MAX
+        let may = self.is_within(usable) && lent + more <= LENT_MAX;
+        if may {
+            // What holds under the lower floor need not hold under the higher one.
+            self.from = Some(usable);
+        }
+        may
+    }
+
+    fn is_within(&self, usable: Usable) -> bool {
+        self.from.is_some_and(|from| from.epoch == usable.epoch && from.floor >= usable.floor)
     }
 }
 

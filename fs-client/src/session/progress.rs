@@ -32,11 +32,23 @@ struct GroupProgress {
     /// Up to there updates of several groups may be prepared here whose effect the client has seen elsewhere, and this
     /// group's stream says nothing of prepared updates.
     effects: AtomicU64,
+    /// The same of updates of others: of its own ones a client knows what they change.
+    foreign: AtomicU64,
 }
 
 /// A stretch of a stream in which a cached entry is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(u64);
+
+/// What may answer now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usable {
+    /// Entries of this stretch.
+    pub epoch: Epoch,
+    /// That were asked for by who had seen these effects. Others may be older than an effect that was seen, until the stream
+    /// has come to where that has executed; then it has told what that changed.
+    pub floor: LogIndex,
+}
 
 /// One stream of one group, from its beginning to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +67,7 @@ impl Progress {
                 stream: AtomicU64::new(0),
                 settled: AtomicU64::new(0),
                 effects: AtomicU64::new(0),
+                foreign: AtomicU64::new(0),
             })
             .collect();
         groups.sort_by_key(|group| group.id);
@@ -66,14 +79,17 @@ impl Progress {
         self.groups.get(at)
     }
 
-    /// The stream whose entries may answer now, if any. Ask before looking for the entry: one that is found afterwards
-    /// has survived every invalidation up to what had been seen here.
+    /// Which entries may answer now, if any. Ask before looking for the entry: one that is found afterwards has survived
+    /// every invalidation up to what had been seen here.
     #[must_use]
-    pub fn usable(&self, group: GroupId) -> Option<Epoch> {
+    pub fn usable(&self, group: GroupId) -> Option<Usable> {
         let group = self.group(group)?;
         let seen = group.seen.load(Ordering::Acquire);
-        let epoch = group.epoch.load(Ordering::Acquire);
-        (group.position.load(Ordering::Acquire) > seen).then_some(Epoch(epoch))
+        let foreign = group.foreign.load(Ordering::Acquire);
+        let epoch = Epoch(group.epoch.load(Ordering::Acquire));
+        let is_settled = foreign <= group.settled.load(Ordering::Acquire);
+        let floor = if is_settled { LogIndex::ZERO } else { LogIndex(foreign) };
+        (group.position.load(Ordering::Acquire) > seen).then_some(Usable { epoch, floor })
     }
 
     /// The present stream and its position.
@@ -147,8 +163,7 @@ impl Progress {
     }
 
     /// An answer depends on these. Where it shows effects of updates that another group has prepared, what is cached of that
-    /// group may be older than they are: it is void, and only what is asked for from now on counts. Unless the stream is
-    /// behind them already.
+    /// group may be older than they are: until the stream is behind them, only what is asked for from now on counts.
     pub fn depend(&self, dependencies: &VectorClock) {
         for (id, index) in dependencies.iter() {
             self.see(id, index);
@@ -156,10 +171,8 @@ impl Progress {
         for (id, index) in dependencies.iter_effects() {
             match self.group(id) {
                 Some(group) => {
-                    if group.effects.fetch_max(index.0, Ordering::AcqRel) < index.0
-                        && group.settled.load(Ordering::Acquire) < index.0
-                    {
-                        group.epoch.fetch_add(1, Ordering::AcqRel);
+                    if group.effects.fetch_max(index.0, Ordering::AcqRel) < index.0 {
+                        group.foreign.fetch_max(index.0, Ordering::AcqRel);
                     }
                 }
                 None => self.unknown.lock().advance_effects(id, index),
@@ -246,22 +259,27 @@ mod tests {
     }
 
     #[test]
-    fn effect_seen_elsewhere_voids_what_is_cached_once() {
+    fn effect_seen_elsewhere_silences_what_is_cached_until_the_stream_has_passed_it() {
         let progress = Progress::new([GroupId(0), G]);
         progress.begin_stream(G, LogIndex(10));
         let before = progress.usable(G).unwrap();
+        assert_eq!(before.floor, LogIndex::ZERO);
         progress.depend(&[(G, LogIndex(6))].into_iter().collect());
         assert_eq!(progress.usable(G), Some(before), "an index is no effect");
         let mut dependencies = VectorClock::new();
         dependencies.advance_effects(G, LogIndex(7));
         progress.depend(&dependencies);
         let after = progress.usable(G).unwrap();
-        assert_ne!(before, after);
+        assert_eq!((after.epoch, after.floor), (before.epoch, LogIndex(7)));
         assert_eq!((progress.effects(G), progress.effects(GroupId(0))), (LogIndex(7), LogIndex(0)));
         progress.depend(&dependencies);
         assert_eq!(progress.usable(G), Some(after), "no news");
         assert_eq!(progress.seen(G), LogIndex(7));
         assert_eq!(progress.clock(), dependencies);
+        progress.settle(G, LogIndex(6));
+        assert_eq!(progress.usable(G), Some(after), "not yet");
+        progress.settle(G, LogIndex(7));
+        assert_eq!(progress.usable(G), Some(before), "what has changed was told meanwhile");
     }
 
     #[test]
