@@ -41,6 +41,8 @@ pub struct MemCluster {
     pub consistency: Mutex<Consistency>,
     /// While set, updates fail as if no quorum answered.
     pub cut: AtomicBool,
+    /// While set, reads are not answered.
+    pub mute: AtomicBool,
     /// What becomes of the next updates.
     fates: Mutex<VecDeque<Fate>>,
     /// What was sent and has not arrived.
@@ -101,6 +103,7 @@ impl MemCluster {
             reads: AtomicU64::new(0),
             consistency: Mutex::default(),
             cut: AtomicBool::new(false),
+            mute: AtomicBool::new(false),
             fates: Mutex::default(),
             late: Mutex::default(),
             trips: Mutex::default(),
@@ -229,6 +232,11 @@ impl State {
 }
 
 impl MemVolume {
+    /// Its stream of a group is behind everything that was prepared up to there.
+    pub fn settle_stream(&self, group: GroupId, index: LogIndex) {
+        self.cache.invalidate(group, self.streams[&group], &[], (index, index));
+    }
+
     /// Has seen what `clock` says.
     pub fn depend(&self, clock: &VectorClock) {
         self.progress.depend(clock);
@@ -299,6 +307,9 @@ impl Volume for MemVolume {
             tokio::task::yield_now().await;
             self.cluster.reads.fetch_add(1, Ordering::Relaxed);
             self.cluster.note_trip(&op, &[group]);
+            if self.cluster.mute.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
             let state = self.cluster.state.lock();
             let Some((namespace, index)) = state.groups.get(&group) else { return Err(Errno::EIO.into()) };
             let result = read(namespace.store(), group, &op).unwrap();

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use metadata::op::{NewNode, RenameMode, SetAttr};
 use metadata::types::{Attr, FileKind, InodeId, NodeRef};
-use multicast::ids::GroupId;
+use multicast::ids::{GroupId, LogIndex, VectorClock};
 use proptest::prelude::*;
 
 use super::file::OpenFile;
@@ -1025,5 +1025,33 @@ fn only_the_first_who_opens_a_file_of_a_group_that_is_cut_off_waits_for_it() {
         }
         cluster.cut.store(true, Ordering::Relaxed);
         assert!(waited().await > std::time::Duration::from_millis(100), "it may be there again");
+    });
+}
+
+/// An effect of a stranger's update was seen elsewhere: the group is asked, but its stream comes to it before the answer does.
+#[test]
+fn what_is_kept_answers_as_soon_as_the_stream_has_come_so_far() {
+    run(async {
+        let cluster = MemCluster::new(1);
+        let client = cluster.client();
+        let fs = Fs::start(client.clone(), &cluster.config(), None);
+        make(&fs, ROOT, "dir", NewNode::Directory { placement: None }).await;
+        let known = fs.lookup(ROOT, &bytes("dir")).await.unwrap();
+        let far = LogIndex(1 << 20);
+        client.settle_stream(ROOT.home, far);
+        let mut effects = VectorClock::new();
+        effects.advance_effects(ROOT.home, LogIndex(far.0 + 1));
+        client.depend(&effects);
+        cluster.mute.store(true, Ordering::Relaxed);
+        cluster.trips();
+        let lookup = tokio::spawn({
+            let fs = fs.clone();
+            async move { fs.lookup(ROOT, &bytes("dir")).await }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert!(!lookup.is_finished() && cluster.trips() == ["Lookup 0"]);
+        client.settle_stream(ROOT.home, LogIndex(far.0 + 1));
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(10), lookup).await;
+        assert_eq!(answer.unwrap().unwrap().unwrap().ino, known.ino);
     });
 }
