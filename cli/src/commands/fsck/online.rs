@@ -69,7 +69,8 @@ struct Job<'a> {
 
 impl Check<'_> {
     async fn run(&self, report: &mut Report) -> Result<()> {
-        let statuses = self.statuses(report).await;
+        let (statuses, silent) = self.statuses().await;
+        report.missing.extend(silent);
         if statuses.is_empty() {
             return Err(Failure::new(Exit::Unavailable, "no node answers"));
         }
@@ -105,8 +106,9 @@ impl Check<'_> {
         Ok(())
     }
 
-    pub(super) async fn statuses(&self, report: &mut Report) -> BTreeMap<u32, NodeStatus> {
-        let mut statuses = BTreeMap::new();
+    /// What the nodes say of themselves, and which say nothing, and why.
+    pub(super) async fn statuses(&self) -> (BTreeMap<u32, NodeStatus>, Vec<String>) {
+        let (mut statuses, mut silent) = (BTreeMap::new(), Vec::new());
         let ask = |node: &Node| {
             let (client, id) = (self.client.clone(), node.id);
             async move { tokio::time::timeout(self.args.timeout.0, client.node_status(id)).await }
@@ -117,10 +119,10 @@ impl Check<'_> {
                 answer.map_err(|_| "no answer".to_owned()).and_then(|answer| answer.map_err(|e| e.to_string()));
             match answer.and_then(|json| serde_json::from_slice(&json).map_err(|error| error.to_string())) {
                 Ok(status) => drop(statuses.insert(node.id.0, status)),
-                Err(why) => report.missing.push(format!("node {}: {why}", node.name)),
+                Err(why) => silent.push(format!("node {}: {why}", node.name)),
             }
         }
-        statuses
+        (statuses, silent)
     }
 
     /// What the nodes say themselves.

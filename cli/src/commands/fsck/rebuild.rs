@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use metadata::operate::{Operated, Operation, Refusal};
 use metadata::protocol::Reply;
 use multicast::ChangeRefused;
@@ -48,7 +49,7 @@ impl Check<'_> {
     /// The primary goes first: copies come from it.
     async fn next(&self, group: &Group, wrong: &BTreeSet<String>) -> Option<String> {
         let first = wrong.first()?;
-        let statuses = self.statuses(&mut Report::default()).await;
+        let (statuses, _) = self.statuses().await;
         let primary = primary(group, &statuses).and_then(|(node, _)| wrong.get(&node.name));
         Some(primary.unwrap_or(first).clone())
     }
@@ -64,7 +65,7 @@ impl Check<'_> {
         let node = self.cluster.node(name).map_err(|failure| failure.message())?;
         let until = Instant::now() + HAND_OVER_PATIENCE;
         loop {
-            let statuses = self.statuses(&mut Report::default()).await;
+            let (statuses, _) = self.statuses().await;
             let is_sound =
                 |other: &str| !wrong.contains(other) && inspected.contains(&(group.name.clone(), other.to_owned()));
             let incarnation = may_be_rebuilt(group, node, &statuses, is_sound)?;
@@ -90,14 +91,26 @@ impl Check<'_> {
 
     async fn await_copy(&self, group: &Group, node: &Node) -> Result<bool, String> {
         let until = Instant::now() + COPY_PATIENCE;
+        let bar = ProgressBar::new(100).with_style(
+            ProgressStyle::with_template("{spinner} {msg} {bar:30} {percent} % {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_message(format!("a copy of group {} for {}", group.name, node.name));
         while Instant::now() < until {
             tokio::time::sleep(PAUSE).await;
-            let statuses = self.statuses(&mut Report::default()).await;
+            let (statuses, _) = self.statuses().await;
             let found = replicas(&statuses, group.id).find(|(status, _)| status.node == node.id.0);
-            if found.is_some_and(|(_, replica)| replica.quarantine.is_none() && replica.role == "follower") {
+            let Some((_, replica)) = found else { continue };
+            if replica.quarantine.is_none() && replica.role == "follower" {
+                bar.finish_and_clear();
                 return Ok(true);
             }
+            if let Some(copy) = replica.copies.iter().find(|copy| !copy.is_sent) {
+                bar.set_position(copy.percent.min(100));
+            }
+            bar.tick();
         }
+        bar.finish_and_clear();
         Err("it has given up its state, and has not got a copy in time: it goes on asking for one".into())
     }
 }
