@@ -78,6 +78,9 @@ pub fn run(plan: &RealPlan) -> Result<Report> {
     works.retain(|&(op, scope, _)| {
         (plan.ops.is_empty() || plan.ops.contains(&op)) && (regions > 1 || scope != Scope::Remote)
     });
+    // Whoever works in two groups in turn makes each tell the other of its progress, for some seconds: what does not, and needs no
+    // file that another region has made, comes first.
+    works.sort_by_key(|&(op, scope, _)| (scope, matches!(op, Op::Read | Op::Stat)));
     for (op, scope, clients) in works {
         if stop.load(Ordering::Relaxed) {
             report.conditions.interrupted = true;
