@@ -131,7 +131,7 @@ fn effect_seen_elsewhere_or_a_lost_stream_takes_everything_back() {
         effects.advance_effects(G, LogIndex(1));
         kernel.volume.cache().progress().depend(&effects);
         kernel.volume.cache().progress().advance_stream(G, LogIndex(1));
-        assert!(!kernel.caches.is_settled(), "another epoch");
+        assert!(!kernel.caches.is_settled(), "it may be older than the effect");
         kernel.caches.settle().await;
         assert_eq!(kernel.told(), [1]);
         let kernel = Kernel::new();

@@ -171,7 +171,9 @@ impl Progress {
         for (id, index) in dependencies.iter_effects() {
             match self.group(id) {
                 Some(group) => {
-                    if group.effects.fetch_max(index.0, Ordering::AcqRel) < index.0 {
+                    // What is as new as the newest known is no news. What is older may be: an own update that was prepared
+                    // later has only told of itself.
+                    if group.effects.fetch_max(index.0, Ordering::AcqRel) != index.0 {
                         group.foreign.fetch_max(index.0, Ordering::AcqRel);
                     }
                 }
@@ -302,6 +304,23 @@ mod tests {
         assert_eq!(progress.effects(G), LogIndex(7));
         progress.depend(&told(9));
         assert_ne!(progress.usable(G), Some(before));
+    }
+
+    #[test]
+    fn own_update_hides_no_effect_of_another_that_was_prepared_before_it() {
+        let told = |effects: u64| {
+            let mut dependencies = VectorClock::new();
+            dependencies.advance_effects(G, LogIndex(effects));
+            dependencies
+        };
+        let progress = Progress::new([G]);
+        progress.begin_stream(G, LogIndex(10));
+        let own = Elsewhere { group: G, index: LogIndex(7), prior: LogIndex(0) };
+        assert!(progress.depend_on_own(&told(7), &own));
+        progress.depend(&told(7));
+        assert_eq!(progress.usable(G).unwrap().floor, LogIndex::ZERO);
+        progress.depend(&told(5));
+        assert_eq!(progress.usable(G).unwrap().floor, LogIndex(5));
     }
 
     #[test]
