@@ -38,6 +38,13 @@ fn woken_primary_does_not_close_what_it_has_not_heard_of() {
     assert_eq!(run(50_246, None, false).verdict, Verdict::Clean);
 }
 
+/// A client sees the directory that it has made, still to be executed by the parent's group, before one that a stranger
+/// makes beside it and that the group puts first: no state of the group was ever so, and the client has missed nothing.
+#[test]
+fn own_update_may_be_seen_before_a_strangers_that_its_group_puts_first() {
+    assert_eq!(run(701_632, None, false).verdict, Verdict::Clean);
+}
+
 #[test]
 fn same_seed_gives_the_same_run() {
     for seed in 1..=12 {

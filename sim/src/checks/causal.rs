@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use metadata::op::{FsOp, RenameMode};
-use metadata::read::ReadOp;
+use metadata::outcome::Done;
+use metadata::read::{ReadAnswer, ReadOp, ReadResult};
+use metadata::types::Attr;
 use multicast::command::{Key, Mode};
 use multicast::ids::GroupId;
 
@@ -39,6 +41,14 @@ impl Past {
 /// A change of one key: where in the group's log, by which command.
 type Changes = BTreeMap<(GroupId, Key), Vec<(u64, usize)>>;
 
+/// What a client's own update, executed elsewhere, said of a directory: as it will be in its group once the update has executed
+/// there too, if nobody else changes it meanwhile. Where somebody does, adding what commutes with it, no state of the group
+/// was ever so: the client sees its own update before one that it knows nothing of, and that the group put before it.
+struct Foretold {
+    attr: Attr,
+    number: usize,
+}
+
 struct Causes<'a> {
     history: &'a History<'a>,
     /// Commands whose effect each command saw directly.
@@ -59,6 +69,7 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
     let mut asked: HashMap<(usize, u64), Past> = HashMap::new();
     let mut acknowledged: BTreeMap<GroupId, Vec<(u64, usize)>> = BTreeMap::new();
     let mut listed_at: HashMap<(usize, u64), u64> = HashMap::new();
+    let mut foretold: HashMap<usize, Vec<Foretold>> = HashMap::new();
     for seen in &ledger.seen {
         match seen {
             Seen::Submitted { client, id, .. } => {
@@ -67,8 +78,12 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
                     causes.knew.entry(number).or_insert(past);
                 }
             }
-            Seen::Replied { at, client, id, group, .. } => {
+            Seen::Replied { at, client, id, group, outcome } => {
                 let Some(&number) = history.numbers.get(id) else { continue };
+                let directories = outcome.as_ref().map_or(&[][..], Done::directories).iter();
+                let elsewhere = directories.filter(|attr| attr.home != *group);
+                let told = elsewhere.map(|attr| Foretold { attr: attr.clone(), number });
+                foretold.entry(*client).or_default().extend(told);
                 acknowledged.entry(*group).or_default().push((*at, number));
                 let closed = causes.close(number);
                 pasts.entry(*client).or_default().merge(&closed);
@@ -88,7 +103,10 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
                 // The earliest that its past allows: of what came later it need not know.
                 let spans = ledger.when_true(*group, op, result, index.0);
                 let misses = |span: &Span| causes.misses(*group, op, span.until, |number| past.has(number));
-                let Some(shown) = spans.iter().find(|span| misses(span).is_none()) else {
+                let shown = spans.iter().find(|span| misses(span).is_none()).map(|span| span.from);
+                let own = foretold.get(client).map_or(&[][..], Vec::as_slice);
+                let pending = || causes.foretold(ledger, (*group, op, index.0), result, own, &past);
+                let Some(shown) = shown.or_else(pending) else {
                     let why = match spans.last().and_then(misses) {
                         Some((_, missed)) => format!("{} at {:?}", history.ids[missed], history.index(missed, *group)),
                         None => "that it never was so".to_owned(),
@@ -97,7 +115,7 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
                         "client {client} answered {op:?} of {group} itself, at {index}: {result:?}, and missed {why}"
                     ));
                 };
-                for number in causes.seen_by(*group, op, shown.from) {
+                for number in causes.seen_by(*group, op, shown) {
                     let closed = causes.close(number);
                     pasts.entry(*client).or_default().merge(&closed);
                 }
@@ -205,6 +223,32 @@ impl<'a> Causes<'a> {
             }
         }
         None
+    }
+
+    /// The state of the group behind what the client's own update, still to be executed there, has foretold of a directory, if
+    /// that is what it read, and nothing else of its past came later.
+    fn foretold(
+        &self,
+        ledger: &Ledger,
+        (group, op, newest): (GroupId, &ReadOp, u64),
+        result: &ReadResult,
+        told: &[Foretold],
+        past: &Past,
+    ) -> Option<u64> {
+        told.iter().find_map(|Foretold { attr, number }| {
+            // Without another update between the two, the group's own state must have been so.
+            let executed = self.history.index(*number, group).unwrap_or(u64::MAX);
+            let locked = ledger.locked.get(&(group, self.history.ids[*number]))?.0;
+            let is_beside_another = op.keys().into_iter().any(|key| {
+                let changes = self.changes.get(&(group, key)).map_or(&[][..], Vec::as_slice);
+                changes.iter().any(|(at, _)| *at > locked && *at < executed)
+            });
+            let was = Ok(ReadAnswer::Attr(Box::new(attr.clone())));
+            let shows = attr.home == group && *op == ReadOp::GetAttr { ino: attr.ino } && fits(op, result, &was);
+            let missed = |other: usize| other != *number && past.has(other);
+            (executed > newest && is_beside_another && shows && self.misses(group, op, locked, missed).is_none())
+                .then_some(locked)
+        })
     }
 
     /// The commands whose effect a read at that index shows.

@@ -132,6 +132,8 @@ pub struct Ledger {
     digests: HashMap<(GroupId, LogIndex), u128>,
     order_digests: HashMap<(GroupId, LogIndex), u64>,
     last: BTreeMap<GroupId, LogIndex>,
+    /// Where a group locked the keys of a command of several groups, and said of what state the others may build on.
+    pub locked: HashMap<(GroupId, CommandId), LogIndex>,
     /// What each group executed, in its order.
     pub executed: BTreeMap<GroupId, Vec<Execution>>,
     /// Answers to questions about single places, from which index on.
@@ -181,8 +183,10 @@ impl Ledger {
             return;
         }
         *last = entry.index;
-        if let Change::Executed(command) = &entry.applied.change {
-            self.execute(entry, command, state);
+        match &entry.applied.change {
+            Change::Executed(command) => self.execute(entry, command, state),
+            Change::Locked(command) => _ = self.locked.insert((entry.group, command.id), entry.index),
+            _ => {}
         }
     }
 
