@@ -307,20 +307,12 @@ impl Cache {
         drop(turn);
     }
 
-    /// An own update, answered by another group, changes these keys here: they are forgotten. `dependencies`: of the answer.
-    /// Where the update is all that the answer tells about this group, everything else stays.
-    pub fn depend_on_own(
-        &self,
-        dependencies: &VectorClock,
-        own: &Elsewhere,
-        changed: impl IntoIterator<Item = Key>,
-    ) -> bool {
-        let turn = self.writing.lock();
+    /// An own update, answered by another group, changes these keys here: they are forgotten. Everything else stays.
+    pub fn see_own(&self, own: &Elsewhere, changed: impl IntoIterator<Item = Key>) {
+        let _turn = self.writing.lock();
         // Before they are forgotten: what comes later and was asked for earlier is refused from here on.
-        let is_all = self.progress.depend_on_own(dependencies, own);
+        self.progress.see_own(own);
         self.drop_keys(own.group, changed);
-        drop(turn);
-        is_all
     }
 
     /// Forgets everything of `group`; its stream goes on.

@@ -154,7 +154,7 @@ impl MemCluster {
     pub fn client(self: &Arc<Self>) -> Arc<MemVolume> {
         let mut state = self.state.lock();
         let session = SessionId(1000 + state.clients.len() as u64);
-        let progress = Arc::new(Progress::new(state.groups.keys().copied()));
+        let progress = Arc::new(Progress::new(session, state.groups.keys().copied()));
         let cache = Cache::new(progress.clone(), 10_000);
         let cache = Arc::new(match *self.consistency.lock() {
             Consistency::Causal => cache,
@@ -239,7 +239,8 @@ impl MemVolume {
 
     /// Has seen what `clock` says.
     pub fn depend(&self, clock: &VectorClock) {
-        self.progress.depend(clock);
+        // Its updates are answered at once.
+        let _ = self.progress.depend(clock);
     }
 
     fn attempt(&self, update: &Update, sent: &Sent) -> Result<Outcome> {

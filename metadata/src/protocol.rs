@@ -14,7 +14,7 @@ use crate::read::{ReadOp, ReadResult};
 use crate::types::InodeId;
 
 /// Version of these messages; the channel's hello compares it.
-pub const CLIENT_PROTOCOL_VERSION: u16 = 5;
+pub const CLIENT_PROTOCOL_VERSION: u16 = 6;
 /// The net channel kind of this protocol.
 pub const CLIENT_CHANNEL_KIND: u8 = 1;
 

@@ -292,7 +292,7 @@ fn replies() -> Vec<Reply> {
     let group = GroupId(1);
     let dependencies = || [(GroupId(2), LogIndex(3))].into_iter().collect();
     let position = || Position { index: LogIndex(9), dependencies: dependencies(), settled: LogIndex(4) };
-    let elsewhere = vec![multicast::Elsewhere { group: GroupId(2), index: LogIndex(3), prior: LogIndex(1) }];
+    let elsewhere = vec![multicast::Elsewhere { group: GroupId(2), index: LogIndex(3) }];
     let mut replies = vec![
         Reply::Session(position()),
         Reply::Alive,

@@ -108,13 +108,37 @@ impl fmt::Display for CommandId {
 
 /// "Has seen": group → log index. A missing group stands for index zero.
 ///
-/// Beside what was seen of each group's log it knows, for each group, the newest `Prepare` there of a command of several
-/// groups whose *effect* was seen in another one: whoever carries it must not read past that command's keys there. What was
-/// merely logged there, and executed nowhere yet, holds up no reader.
+/// Beside what was seen of each group's log it knows, for each group, the newest command of several groups which that one has
+/// committed and whose *effect* was seen in another one: whoever carries it must not read past that command's keys there. What was
+/// merely logged there, and executed nowhere yet, holds up no reader. Whose command it is stands there too, and the newest of
+/// everybody else: a client knows what its own have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VectorClock {
     seen: ByGroup<LogIndex>,
-    effects: ByGroup<LogIndex>,
+    effects: ByGroup<Effect>,
+}
+
+/// The newest effect, and the newest one by anybody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Effect {
+    index: LogIndex,
+    by: SessionId,
+    others: LogIndex,
+}
+
+impl Effect {
+    /// The newest one that is not that session's.
+    fn beside(&self, session: SessionId) -> LogIndex {
+        if self.by == session { self.others } else { self.index }
+    }
+
+    /// For each session, what is beside it in either.
+    fn merge(&self, other: &Effect) -> Effect {
+        // One group commits one command at an index; who claims something else is believed nothing in particular.
+        let (newer, older) =
+            if (self.index, self.by) >= (other.index, other.by) { (self, other) } else { (other, self) };
+        Effect { others: newer.others.max(older.beside(newer.by)), ..*newer }
+    }
 }
 
 impl VectorClock {
@@ -133,7 +157,13 @@ impl VectorClock {
     /// Commands prepared in `group` up to here may have been seen executed elsewhere.
     #[must_use]
     pub fn effects(&self, group: GroupId) -> LogIndex {
-        self.effects.get(group).copied().unwrap_or(LogIndex::ZERO)
+        self.effects.get(group).map_or(LogIndex::ZERO, |effect| effect.index)
+    }
+
+    /// The same, without the commands of a session.
+    #[must_use]
+    pub fn effects_beside(&self, group: GroupId, session: SessionId) -> LogIndex {
+        self.effects.get(group).map_or(LogIndex::ZERO, |effect| effect.beside(session))
     }
 
     /// Notes that `group`'s log has been seen up to `index`; never goes back. True if that was news.
@@ -141,10 +171,27 @@ impl VectorClock {
         raise(&mut self.seen, group, index)
     }
 
-    /// Notes that the effect of a command which `group` prepared at `index` has been seen elsewhere.
-    pub fn advance_effects(&mut self, group: GroupId, index: LogIndex) {
-        raise(&mut self.effects, group, index);
-        raise(&mut self.seen, group, index);
+    /// Notes that the effect of a command of that session which `group` committed at `index` has been seen elsewhere.
+    pub fn advance_effects(&mut self, group: GroupId, index: LogIndex, by: SessionId) {
+        self.merge_effect(group, &Effect { index, by, others: LogIndex::ZERO });
+    }
+
+    fn merge_effect(&mut self, group: GroupId, effect: &Effect) {
+        if effect.index == LogIndex::ZERO {
+            return;
+        }
+        match self.effects.get_mut(group) {
+            Some(known) => *known = known.merge(effect),
+            None => self.effects.insert(group, *effect),
+        }
+        raise(&mut self.seen, group, effect.index);
+    }
+
+    /// Takes what `other` says of effects in `group`.
+    pub fn merge_effects(&mut self, other: &VectorClock, group: GroupId) {
+        if let Some(effect) = other.effects.get(group) {
+            self.merge_effect(group, effect);
+        }
     }
 
     /// Takes the larger index of each group.
@@ -152,20 +199,23 @@ impl VectorClock {
         for (group, &index) in other.seen.iter() {
             self.advance(group, index);
         }
-        for (group, &index) in other.effects.iter() {
-            self.advance_effects(group, index);
+        for (group, effect) in other.effects.iter() {
+            self.merge_effect(group, effect);
         }
     }
 
     /// Takes back what this clock claims of `group` beyond `index`.
     pub(crate) fn clip(&mut self, group: GroupId, index: LogIndex) {
-        for components in [&mut self.seen, &mut self.effects] {
-            if let Some(component) = components.get_mut(group) {
-                *component = index.min(*component);
-                if *component == LogIndex::ZERO {
-                    components.remove(group);
-                }
-            }
+        if let Some(seen) = self.seen.get_mut(group) {
+            *seen = index.min(*seen);
+        }
+        if let Some(effect) = self.effects.get_mut(group) {
+            effect.index = index.min(effect.index);
+            effect.others = effect.index.min(effect.others);
+        }
+        if index == LogIndex::ZERO {
+            self.seen.remove(group);
+            self.effects.remove(group);
         }
     }
 
@@ -174,11 +224,9 @@ impl VectorClock {
         self.iter().chain(self.iter_effects())
     }
 
-    /// True if this clock has seen all that `other` has.
-    #[must_use]
-    pub fn covers(&self, other: &VectorClock) -> bool {
-        other.seen.iter().all(|(group, &index)| self.index(group) >= index)
-            && other.effects.iter().all(|(group, &index)| self.effects(group) >= index)
+    /// False if it cannot have come about by seeing.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.effects.iter().all(|(_, effect)| effect.others <= effect.index && effect.index > LogIndex::ZERO)
     }
 
     /// What was seen of each group's log, by group.
@@ -188,7 +236,7 @@ impl VectorClock {
 
     /// The newest effects, by group; see [`VectorClock::effects`].
     pub fn iter_effects(&self) -> impl Iterator<Item = (GroupId, LogIndex)> + '_ {
-        self.effects.iter().map(|(group, &index)| (group, index))
+        self.effects.iter().map(|(group, effect)| (group, effect.index))
     }
 }
 
@@ -214,5 +262,57 @@ impl FromIterator<(GroupId, LogIndex)> for VectorClock {
             clock.advance(group, index);
         }
         clock
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const G: GroupId = GroupId(1);
+
+    fn clock(effects: &[(u64, u64)]) -> VectorClock {
+        let mut clock = VectorClock::new();
+        effects.iter().for_each(|&(index, by)| clock.advance_effects(G, LogIndex(index), SessionId(by)));
+        clock
+    }
+
+    proptest! {
+        /// Each index is of one session.
+        #[test]
+        fn effects_beside_a_session_are_the_newest_of_the_others(
+            owners in prop::collection::vec(0..4_u64, 12),
+            parts in prop::collection::vec(prop::collection::vec(1..12_usize, 0..6), 1..4),
+            asked in 0..4_u64,
+        ) {
+            let of = |part: &[usize]| -> Vec<(u64, u64)> { part.iter().map(|&at| (at as u64, owners[at])).collect() };
+            let mut merged = VectorClock::new();
+            parts.iter().for_each(|part| merged.merge(&clock(&of(part))));
+            let mut backwards = VectorClock::new();
+            parts.iter().rev().for_each(|part| backwards.merge(&clock(&of(part))));
+            prop_assert_eq!(&merged, &backwards);
+            prop_assert!(merged.is_sound());
+            let all = of(&parts.concat());
+            let newest = |keep: &dyn Fn(u64) -> bool| {
+                LogIndex(all.iter().filter(|(_, by)| keep(*by)).map(|(index, _)| *index).max().unwrap_or(0))
+            };
+            prop_assert_eq!(merged.effects(G), newest(&|_| true));
+            prop_assert_eq!(merged.effects_beside(G, SessionId(asked)), newest(&|by| by != asked));
+            prop_assert_eq!(merged.index(G), merged.effects(G));
+        }
+    }
+
+    #[test]
+    fn clipped_clock_claims_no_more_than_that() {
+        let mut clipped = clock(&[(9, 1), (7, 2)]);
+        clipped.clip(G, LogIndex(5));
+        assert_eq!((clipped.index(G), clipped.effects(G)), (LogIndex(5), LogIndex(5)));
+        assert_eq!(clipped.effects_beside(G, SessionId(1)), LogIndex(5));
+        assert!(clipped.is_sound());
+        clipped.clip(G, LogIndex::ZERO);
+        assert_eq!(clipped, VectorClock::new());
     }
 }

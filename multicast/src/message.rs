@@ -44,7 +44,7 @@ use crate::membership::Membership;
 use crate::record::{Contribution, Entry, Position, Rejection, decode_versioned, encode_behind};
 
 /// Version of the encoding of [`Message`], its first byte. Variants and fields are only ever appended with a new version.
-pub const MESSAGE_VERSION: u8 = 3;
+pub const MESSAGE_VERSION: u8 = 4;
 
 /// The most bytes that one encoded message may have.
 pub const MESSAGE_BYTES_MAX: usize = 20 << 20;

@@ -108,9 +108,6 @@ pub struct Elsewhere {
     pub group: GroupId,
     /// Its state as of there went into the outcome; the command is locked there.
     pub index: LogIndex,
-    /// The newest effects of that group that this state had shown before this command's, or that came with it: whoever knew
-    /// of these learns of no other effect there.
-    pub prior: LogIndex,
 }
 
 /// Why a command or session was not taken.

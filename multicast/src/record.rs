@@ -12,7 +12,7 @@ use crate::ids::{Ballot, CommandId, GroupId, LogIndex, SessionId, Timestamp, Vec
 use crate::membership::Membership;
 
 /// Version of the encoding of [`Record`], its first byte.
-pub const RECORD_VERSION: u8 = 1;
+pub const RECORD_VERSION: u8 = 2;
 
 /// The most bytes that one encoded record may have: room for a `Finish` with the largest contributions.
 pub const RECORD_BYTES_MAX: usize = 16 << 20;

@@ -40,7 +40,7 @@ fn sample_command() -> Arc<Command> {
 
 fn sample_clock() -> VectorClock {
     let mut clock: VectorClock = [(GroupId(1), LogIndex(200))].into_iter().collect();
-    clock.advance_effects(GroupId(2), LogIndex(3));
+    clock.advance_effects(GroupId(2), LogIndex(3), SessionId(7));
     clock
 }
 

@@ -57,7 +57,7 @@ fn claim_of_what_does_not_exist_is_not_replicated() {
     let mut liar = VectorClock::new();
     liar.advance(B, LogIndex(u64::MAX));
     let mut worse = VectorClock::new();
-    worse.advance_effects(B, LogIndex(last_of(&sim, B).0 + 1));
+    worse.advance_effects(B, LogIndex(last_of(&sim, B).0 + 1), SessionId(1));
     for (sequence, clock) in [(1, liar), (2, worse)] {
         let began = sim.now;
         let one = command(sequence, &[A], sequence, clock);

@@ -139,7 +139,7 @@ impl Client {
             open_sequences: BTreeSet::new(),
             registered: BTreeSet::new(),
             was_expired: false,
-            kept: Kept::new(groups.iter().copied(), bug),
+            kept: Kept::new(session, groups.iter().copied(), bug),
             primaries: BTreeMap::new(),
             readers: BTreeMap::new(),
             connections: BTreeMap::new(),

@@ -5,21 +5,20 @@ use std::sync::Arc;
 
 use metadata::op::FsOp;
 use metadata::outcome::{Errno, OpError, Outcome};
-use metadata::protocol::{Event, Executed, Position};
+use metadata::protocol::{Event, Position};
 use metadata::read::{ReadAnswer, ReadOp, ReadResult};
 use multicast::Elsewhere;
 use multicast::command::{Command, Destination};
-use multicast::ids::{GroupId, LogIndex, ReplicaId, VectorClock};
+use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 
 use crate::cache::Cache;
 use crate::planted::Bug;
+use crate::session::across::Across;
 use crate::session::fill::{self, Kept as By};
 use crate::session::progress::{Progress, StreamId};
 
 /// More than a run has: what is dropped for want of room depends on how the cache spreads it.
 const ENTRIES_MAX: usize = 100_000;
-/// As the engine has it.
-const ACROSS_MAX: usize = 256;
 
 /// From where: a node, and the connection to it.
 pub type From = (ReplicaId, u64);
@@ -30,14 +29,6 @@ struct Stream {
     asked: From,
     /// It has begun.
     live: Option<StreamId>,
-}
-
-/// An own update of several groups.
-#[derive(Debug)]
-struct Across {
-    op: Arc<FsOp>,
-    /// Groups of which its answer has taught something.
-    counted: Vec<GroupId>,
 }
 
 /// An own update that was answered.
@@ -65,17 +56,17 @@ pub struct Kept {
     progress: Arc<Progress>,
     cache: Cache,
     streams: BTreeMap<GroupId, Stream>,
-    across: BTreeMap<u64, Across>,
+    across: Across,
     bug: Option<Bug>,
 }
 
 impl Kept {
     /// Nothing.
     #[must_use]
-    pub fn new(groups: impl IntoIterator<Item = GroupId>, bug: Option<Bug>) -> Kept {
-        let progress = Arc::new(Progress::new(groups));
+    pub fn new(session: SessionId, groups: impl IntoIterator<Item = GroupId>, bug: Option<Bug>) -> Kept {
+        let progress = Arc::new(Progress::new(session, groups));
         let cache = Cache::new(Arc::clone(&progress), ENTRIES_MAX);
-        Kept { progress, cache, streams: BTreeMap::new(), across: BTreeMap::new(), bug }
+        Kept { progress, cache, streams: BTreeMap::new(), across: Across::default(), bug }
     }
 
     /// What the client has seen.
@@ -124,13 +115,8 @@ impl Kept {
         if *invalidate_all {
             self.cache.invalidate_all(*group, stream);
         }
-        for Executed { sequence, done } in executed {
-            let Some(known) = self.across.get_mut(sequence) else { continue };
-            let is_counted = known.counted.contains(group);
-            let learned = fill::executed(&self.cache, (*group, stream), (&known.op, done), *index, is_counted);
-            if learned && !is_counted {
-                known.counted.push(*group);
-            }
+        for executed in executed {
+            self.across.execute(&self.cache, (*group, stream), executed, *index);
         }
         self.cache.invalidate(*group, stream, invalidated, (*index, *settled));
         self.depend(dependencies);
@@ -143,9 +129,10 @@ impl Kept {
             dependencies.iter().for_each(|(group, index)| _ = told.advance(group, index));
         }
         if self.bug != Some(Bug::CachePastEffects) {
-            dependencies.iter_effects().for_each(|(group, index)| told.advance_effects(group, index));
+            dependencies.iter_effects().for_each(|(group, _)| told.merge_effects(dependencies, group));
         }
-        self.progress.depend(&told);
+        let shown = self.progress.depend(&told);
+        self.across.forget_open(&self.cache, &shown);
     }
 
     /// The client has seen this state of the group.
@@ -174,14 +161,7 @@ impl Kept {
 
     /// An own update goes out.
     pub fn expect(&mut self, command: &Command, op: &Arc<FsOp>) {
-        if command.destinations.len() < 2 {
-            return;
-        }
-        let new = || Across { op: Arc::clone(op), counted: Vec::new() };
-        self.across.entry(command.id.sequence).or_insert_with(new);
-        if self.across.len() > ACROSS_MAX {
-            self.across.pop_first();
-        }
+        self.across.expect(command.id.sequence, op, &command.destinations.clone().into());
     }
 
     /// It was answered.
@@ -200,11 +180,8 @@ impl Kept {
         if self.bug == Some(Bug::KeepOwnElsewhere) {
             others.iter_mut().for_each(|other| other.footprint.clear());
         }
-        let learned =
-            fill::elsewhere(&self.cache, &others, (op, outcome), &position.dependencies, elsewhere, &command.clock);
-        if let Some(known) = self.across.get_mut(&command.id.sequence) {
-            known.counted.extend(learned.into_iter().chain(here.then_some(group)));
-        }
+        let learned = fill::elsewhere(&self.cache, &others, (op, outcome), elsewhere, &command.clock);
+        self.across.answer(command.id.sequence, learned.into_iter().chain(here.then_some(group)));
     }
 
     /// The answer, if the client may give it by itself, and to what: of a file's content only what it says of the file.

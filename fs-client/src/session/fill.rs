@@ -125,16 +125,15 @@ pub fn elsewhere(
     cache: &Cache,
     destinations: &[Destination],
     (op, outcome): (&FsOp, &Outcome),
-    dependencies: &VectorClock,
     elsewhere: &[Elsewhere],
     asked: &VectorClock,
 ) -> Vec<GroupId> {
     let mut learned = Vec::new();
     for own in elsewhere {
         let before = cache.effects(own.group);
-        let is_all = cache.depend_on_own(dependencies, own, changed(destinations, own.group));
-        // Who asked knew of everything but of what the update itself has done.
-        if let (true, Ok(done)) = (is_all && asked.effects(own.group) >= before, outcome)
+        cache.see_own(own, changed(destinations, own.group));
+        // Who asked knew of everything but of what came before the update in its group, and is in what that has contributed.
+        if let (true, Ok(done)) = (asked.effects(own.group) >= before, outcome)
             && let Some(fill) = cache.fill(own.group, None, own.index, own.index)
         {
             teach(&fill, own.group, op, done, false);
@@ -149,7 +148,7 @@ pub fn elsewhere(
 }
 
 /// The keys that an update changes in one of its groups.
-fn changed(destinations: &[Destination], group: GroupId) -> impl Iterator<Item = Key> {
+pub fn changed(destinations: &[Destination], group: GroupId) -> impl Iterator<Item = Key> {
     let footprints = destinations.iter().filter(move |destination| destination.group == group);
     let keys = footprints.flat_map(|destination| &destination.footprint);
     keys.filter(|(_, mode)| mode.changes()).map(|(key, _)| *key)
@@ -261,12 +260,14 @@ fn teach_names(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done, is_count
 mod tests {
     #![allow(clippy::unwrap_used)]
     use metadata::types::InodeId;
+    use multicast::ids::SessionId;
 
     use super::*;
     use crate::session::progress::Progress;
 
     const HERE: GroupId = GroupId(1);
     const THERE: GroupId = GroupId(2);
+    const OWN: SessionId = SessionId(5);
 
     fn attr(ino: u64, kind: FileKind, home: GroupId) -> Attr {
         Attr::blank(NodeRef { ino: InodeId(ino), kind, home })
@@ -281,7 +282,7 @@ mod tests {
     /// A file is renamed into a directory of another group, which prepared that at or before 12. `prior`: other effects that
     /// the answer shows. What the cache knows of that group then: a bystander, the directory's size, the new name.
     fn renamed(prior: u64, then: impl FnOnce(&Cache, StreamId, &FsOp, &Done)) -> (bool, Option<u64>, bool) {
-        let cache = Cache::new(Arc::new(Progress::new([HERE, THERE])), 100);
+        let cache = Cache::new(Arc::new(Progress::new(OWN, [HERE, THERE])), 100);
         let stream = cache.begin_stream(THERE, LogIndex(10));
         let (dir, bystander) = (attr(7, FileKind::Directory, THERE), attr(8, FileKind::File, THERE));
         told(&cache, stream, &dir);
@@ -302,12 +303,13 @@ mod tests {
         let moved = Box::new(attr(6, FileKind::File, THERE));
         let done = Done::Renamed { attr: moved, target: None, directories: vec![grown] };
         let mut dependencies = VectorClock::new();
-        dependencies.advance_effects(THERE, LogIndex(12));
+        dependencies.advance_effects(THERE, LogIndex(12), OWN);
+        dependencies.advance_effects(THERE, LogIndex(prior), SessionId(9));
         cache.invalidate(THERE, stream, &[], (LogIndex(12), LogIndex(10)));
-        let own = [Elsewhere { group: THERE, index: LogIndex(12), prior: LogIndex(prior) }];
+        let own = [Elsewhere { group: THERE, index: LogIndex(12) }];
         let others: Vec<Destination> = op.destinations().into_iter().filter(|to| to.group == THERE).collect();
-        elsewhere(&cache, &others, (&op, &Ok(done.clone())), &dependencies, &own, &VectorClock::new());
-        cache.progress().depend(&dependencies);
+        elsewhere(&cache, &others, (&op, &Ok(done.clone())), &own, &VectorClock::new());
+        let _ = cache.progress().depend(&dependencies);
         then(&cache, stream, &op, &done);
         let is_named = cache.dirent(THERE, InodeId(7), b"g").is_some();
         (cache.attr(THERE, InodeId(8)).is_some(), cache.attr(THERE, InodeId(7)).map(|dir| dir.size), is_named)
@@ -318,7 +320,7 @@ mod tests {
         assert_eq!(renamed(0, |_, _, _, _| {}), (true, Some(1), true));
         // The stream had passed everything up to 10.
         assert_eq!(renamed(10, |_, _, _, _| {}), (true, Some(1), true));
-        assert_eq!(renamed(11, |_, _, _, _| {}), (false, None, false), "another's effect came before it");
+        assert_eq!(renamed(11, |_, _, _, _| {}), (false, Some(1), true), "another's effect came before it");
         let later = |cache: &Cache, stream, _: &FsOp, _: &Done| {
             cache.invalidate(THERE, stream, &[], (LogIndex(13), LogIndex(10)));
         };
@@ -328,7 +330,7 @@ mod tests {
     /// A directory with no names is known as a whole; then an own name comes, and a stranger's before it. The answer could not
     /// tell of the directory, the stream does. True if a third name is taken for absent.
     fn is_absent_beside_a_stranger(is_counted: bool) -> bool {
-        let cache = Cache::new(Arc::new(Progress::new([HERE, THERE])), 100);
+        let cache = Cache::new(Arc::new(Progress::new(OWN, [HERE, THERE])), 100);
         let stream = cache.begin_stream(THERE, LogIndex(10));
         let dir = attr(7, FileKind::Directory, THERE);
         told(&cache, stream, &dir);
@@ -342,13 +344,11 @@ mod tests {
         let op = FsOp::Link { node, parent, name: "g".into() };
         let link =
             |directories| Done::Node { attr: Box::new(attr(6, node.kind, HERE)), appended_at: None, directories };
-        let mut dependencies = VectorClock::new();
-        dependencies.advance_effects(THERE, LogIndex(12));
         cache.invalidate(THERE, stream, &[], (LogIndex(12), LogIndex(10)));
-        let own = [Elsewhere { group: THERE, index: LogIndex(12), prior: LogIndex(0) }];
+        let own = [Elsewhere { group: THERE, index: LogIndex(12) }];
         let others: Vec<Destination> = op.destinations().into_iter().filter(|to| to.group == THERE).collect();
         let outcome = Ok(link(Vec::new()));
-        let learned = elsewhere(&cache, &others, (&op, &outcome), &dependencies, &own, &VectorClock::new());
+        let learned = elsewhere(&cache, &others, (&op, &outcome), &own, &VectorClock::new());
         assert_eq!(learned, [THERE]);
         let grown = Attr { size: 2, data_version: 2, ..dir };
         executed(&cache, (THERE, stream), (&op, &link(vec![grown])), LogIndex(14), is_counted);

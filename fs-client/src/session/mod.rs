@@ -11,6 +11,7 @@ pub mod reach;
 pub mod route;
 pub mod window;
 
+pub(crate) mod across;
 mod directory;
 pub(crate) mod fill;
 mod probing;
@@ -79,7 +80,8 @@ impl Engine {
     /// An engine with a session of its own. Connects when it is used. Must be called inside a tokio runtime.
     pub fn start(config: ClientConfig, endpoint: &Endpoint) -> Result<Arc<Engine>> {
         config.check()?;
-        let progress = Arc::new(Progress::new(config.groups.iter().map(|group| group.id)));
+        let session = SessionId(random());
+        let progress = Arc::new(Progress::new(session, config.groups.iter().map(|group| group.id)));
         let cache = Cache::new(progress.clone(), config.limits.cache_entries_max);
         let cache = Arc::new(match config.consistency {
             Consistency::Causal => cache,
@@ -108,7 +110,7 @@ impl Engine {
             (group.id, group_state)
         });
         let shared = Arc::new(Shared {
-            session: SessionId(random()),
+            session,
             cache,
             progress,
             orphans: Arc::default(),
@@ -140,7 +142,7 @@ impl Engine {
         for group in groups {
             let _ = self.read_behind(group, ReadOp::Usage, Some(clock)).await?;
         }
-        self.shared.progress.depend(clock);
+        self.shared.depend(clock);
         Ok(())
     }
 
@@ -290,9 +292,7 @@ impl Engine {
             let target = self.target(group, tries)?;
             let (destinations, op) = (update.destinations.clone(), update.op.clone());
             let (sequence, clock) = (sent.command.id.sequence, sent.command.clock.clone());
-            if destinations.len() > 1 {
-                self.shared.expect_across(sequence, &op);
-            }
+            self.shared.across.lock().expect(sequence, &op, &destinations);
             let expect = Expect::Update { group, destinations, op, sequence, clock };
             let request = Request::Update { group, command: sent.command.clone() };
             let asked_at = Instant::now();

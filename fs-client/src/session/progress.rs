@@ -6,15 +6,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use multicast::Elsewhere;
-use multicast::ids::{GroupId, LogIndex, VectorClock};
+use multicast::ids::{GroupId, LogIndex, SessionId, VectorClock};
 use parking_lot::Mutex;
 
 /// The clock and the stream positions of one client.
 #[derive(Debug)]
 pub struct Progress {
+    session: SessionId,
     groups: Box<[GroupProgress]>,
-    /// Components of groups that the configuration does not name; they are handed on.
-    unknown: Mutex<VectorClock>,
+    /// What is handed on as it was told: effects, and components of groups that the configuration does not name.
+    told: Mutex<VectorClock>,
 }
 
 #[derive(Debug)]
@@ -55,8 +56,8 @@ pub struct Usable {
 pub struct StreamId(u64);
 
 impl Progress {
-    /// Nothing seen of these groups.
-    pub fn new(groups: impl IntoIterator<Item = GroupId>) -> Progress {
+    /// Nothing seen of these groups by this session, whose own updates do not make void what it knows.
+    pub fn new(session: SessionId, groups: impl IntoIterator<Item = GroupId>) -> Progress {
         let mut groups: Vec<GroupProgress> = groups
             .into_iter()
             .map(|id| GroupProgress {
@@ -71,7 +72,7 @@ impl Progress {
             })
             .collect();
         groups.sort_by_key(|group| group.id);
-        Progress { groups: groups.into(), unknown: Mutex::default() }
+        Progress { session, groups: groups.into(), told: Mutex::default() }
     }
 
     fn group(&self, id: GroupId) -> Option<&GroupProgress> {
@@ -149,7 +150,7 @@ impl Progress {
                 group.seen.fetch_max(index.0, Ordering::AcqRel);
             }
             None => {
-                self.unknown.lock().advance(group, index);
+                self.told.lock().advance(group, index);
             }
         }
     }
@@ -163,37 +164,37 @@ impl Progress {
     }
 
     /// An answer depends on these. Where it shows effects of updates that another group has prepared, what is cached of that
-    /// group may be older than they are: until the stream is behind them, only what is asked for from now on counts.
-    pub fn depend(&self, dependencies: &VectorClock) {
+    /// group may be older than they are: until the stream is behind them, only what is asked for from now on counts. Returns the
+    /// groups of which it may show, besides, own updates that nobody has answered yet: what those change there is void.
+    #[must_use]
+    pub fn depend(&self, dependencies: &VectorClock) -> Vec<GroupId> {
+        let mut shown = Vec::new();
         for (id, index) in dependencies.iter() {
             self.see(id, index);
         }
         for (id, index) in dependencies.iter_effects() {
-            match self.group(id) {
-                Some(group) => {
-                    // What is as new as the newest known is no news. What is older may be: an own update that was prepared
-                    // later has only told of itself.
-                    if group.effects.fetch_max(index.0, Ordering::AcqRel) != index.0 {
-                        group.foreign.fetch_max(index.0, Ordering::AcqRel);
-                    }
-                }
-                None => self.unknown.lock().advance_effects(id, index),
+            self.told.lock().merge_effects(dependencies, id);
+            let Some(group) = self.group(id) else { continue };
+            let others = dependencies.effects_beside(id, self.session);
+            let is_known = index.0 <= group.effects.fetch_max(index.0, Ordering::AcqRel);
+            // The newest own one that is known may hide older ones, of others or without an answer.
+            let foreign = if is_known { others } else { index };
+            group.foreign.fetch_max(foreign.0, Ordering::AcqRel);
+            if foreign < index && group.settled.load(Ordering::Acquire) < index.0 {
+                shown.push(id);
             }
         }
+        shown
     }
 
-    /// What an own update's outcome says about another of its groups, given all that the answer depends on. True if the
-    /// update itself is all that is new there: then only what it changes is void, and the caller sees to that. Else nothing
-    /// was noted, and [`Progress::depend`] says what is void.
-    pub fn depend_on_own(&self, dependencies: &VectorClock, own: &Elsewhere) -> bool {
-        let Some(group) = self.group(own.group) else { return false };
-        let known = group.effects.load(Ordering::Acquire).max(group.settled.load(Ordering::Acquire));
-        if own.prior.0 > known || dependencies.effects(own.group) > own.index.max(own.prior) {
-            return false;
+    /// An own update that another group has answered is to execute in this one. What it changes there is void, and the caller
+    /// sees to that; what else the answer shows, [`Progress::depend`] does.
+    pub fn see_own(&self, own: &Elsewhere) {
+        if let Some(group) = self.group(own.group) {
+            self.told.lock().advance_effects(own.group, own.index, self.session);
+            group.effects.fetch_max(own.index.0, Ordering::AcqRel);
+            group.seen.fetch_max(own.index.0, Ordering::AcqRel);
         }
-        group.effects.fetch_max(own.index.0, Ordering::AcqRel);
-        group.seen.fetch_max(own.index.0, Ordering::AcqRel);
-        true
     }
 
     /// What is cached of `group` must have been asked for by a client whose clock had reached these effects.
@@ -219,11 +220,10 @@ impl Progress {
     /// The clock.
     #[must_use]
     pub fn clock(&self) -> VectorClock {
-        let mut clock = self.unknown.lock().clone();
+        let mut clock = self.told.lock().clone();
         for group in &self.groups {
             let seen = group.seen.load(Ordering::Acquire);
             clock.advance(group.id, LogIndex(seen));
-            clock.advance_effects(group.id, self.effects(group.id));
         }
         clock
     }
@@ -235,10 +235,12 @@ mod tests {
     use super::*;
 
     const G: GroupId = GroupId(3);
+    const OWN: SessionId = SessionId(5);
+    const OTHER: SessionId = SessionId(6);
 
     #[test]
     fn usable_only_with_a_stream_that_reached_the_clock() {
-        let progress = Progress::new([GroupId(0), G]);
+        let progress = Progress::new(OWN, [GroupId(0), G]);
         assert_eq!(progress.usable(G), None, "no stream");
         let first = progress.begin_stream(G, LogIndex(0));
         let epoch = progress.usable(G).unwrap();
@@ -262,76 +264,75 @@ mod tests {
 
     #[test]
     fn effect_seen_elsewhere_silences_what_is_cached_until_the_stream_has_passed_it() {
-        let progress = Progress::new([GroupId(0), G]);
+        let progress = Progress::new(OWN, [GroupId(0), G]);
         progress.begin_stream(G, LogIndex(10));
         let before = progress.usable(G).unwrap();
         assert_eq!(before.floor, LogIndex::ZERO);
-        progress.depend(&[(G, LogIndex(6))].into_iter().collect());
+        assert!(progress.depend(&[(G, LogIndex(6))].into_iter().collect()).is_empty());
         assert_eq!(progress.usable(G), Some(before), "an index is no effect");
         let mut dependencies = VectorClock::new();
-        dependencies.advance_effects(G, LogIndex(7));
-        progress.depend(&dependencies);
+        dependencies.advance_effects(G, LogIndex(7), OTHER);
+        assert!(progress.depend(&dependencies).is_empty());
         let after = progress.usable(G).unwrap();
         assert_eq!((after.epoch, after.floor), (before.epoch, LogIndex(7)));
         assert_eq!((progress.effects(G), progress.effects(GroupId(0))), (LogIndex(7), LogIndex(0)));
-        progress.depend(&dependencies);
+        assert!(progress.depend(&dependencies).is_empty());
         assert_eq!(progress.usable(G), Some(after), "no news");
         assert_eq!(progress.seen(G), LogIndex(7));
-        assert_eq!(progress.clock(), dependencies);
+        assert_eq!(progress.clock(), shows(&[(7, OTHER)]));
         progress.settle(G, LogIndex(6));
         assert_eq!(progress.usable(G), Some(after), "not yet");
         progress.settle(G, LogIndex(7));
         assert_eq!(progress.usable(G), Some(before), "what has changed was told meanwhile");
     }
 
-    #[test]
-    fn own_update_voids_only_what_it_changes_unless_its_answer_shows_other_effects() {
-        let told = |effects: u64| {
-            let mut dependencies = VectorClock::new();
-            dependencies.advance_effects(G, LogIndex(effects));
-            dependencies
-        };
-        let own = |index, prior| Elsewhere { group: G, index: LogIndex(index), prior: LogIndex(prior) };
-        let progress = Progress::new([G]);
-        progress.begin_stream(G, LogIndex(10));
-        progress.depend(&told(4));
-        let before = progress.usable(G).unwrap();
-        assert!(progress.depend_on_own(&told(7), &own(7, 4)));
-        progress.depend(&told(7));
-        assert_eq!((progress.usable(G), progress.effects(G)), (Some(before), LogIndex(7)));
-        assert!(!progress.depend_on_own(&told(9), &own(9, 8)), "another's effect came before");
-        assert!(!progress.depend_on_own(&told(9), &own(8, 7)), "another's effect came after");
-        assert_eq!(progress.effects(G), LogIndex(7));
-        progress.depend(&told(9));
-        assert_ne!(progress.usable(G), Some(before));
+    /// What depends on these effects, each of somebody.
+    fn shows(effects: &[(u64, SessionId)]) -> VectorClock {
+        let mut dependencies = VectorClock::new();
+        effects.iter().for_each(|&(index, by)| dependencies.advance_effects(G, LogIndex(index), by));
+        dependencies
     }
 
     #[test]
-    fn own_update_hides_no_effect_of_another_that_was_prepared_before_it() {
-        let told = |effects: u64| {
-            let mut dependencies = VectorClock::new();
-            dependencies.advance_effects(G, LogIndex(effects));
-            dependencies
-        };
-        let progress = Progress::new([G]);
+    fn own_update_makes_nothing_else_void_unless_its_answer_shows_other_effects() {
+        let progress = Progress::new(OWN, [G]);
         progress.begin_stream(G, LogIndex(10));
-        let own = Elsewhere { group: G, index: LogIndex(7), prior: LogIndex(0) };
-        assert!(progress.depend_on_own(&told(7), &own));
-        progress.depend(&told(7));
+        assert!(progress.depend(&shows(&[(4, OTHER)])).is_empty());
+        let before = progress.usable(G).unwrap();
+        progress.see_own(&Elsewhere { group: G, index: LogIndex(7) });
+        let _ = progress.depend(&shows(&[(4, OTHER), (7, OWN)]));
+        assert_eq!((progress.usable(G), progress.effects(G)), (Some(before), LogIndex(7)));
+        for (effects, floor) in [([(7, OWN), (6, OTHER)], 6), ([(7, OWN), (8, OTHER)], 8)] {
+            let _ = progress.depend(&shows(&effects));
+            assert_eq!(progress.usable(G).unwrap().floor, LogIndex(floor));
+        }
+        let _ = progress.depend(&shows(&[(9, OWN)]));
+        assert_eq!(progress.usable(G).unwrap().floor, LogIndex(9), "no answer has told of it");
+    }
+
+    #[test]
+    fn own_update_hides_nothing_that_came_before_it() {
+        let progress = Progress::new(OWN, [G]);
+        progress.begin_stream(G, LogIndex(10));
+        progress.see_own(&Elsewhere { group: G, index: LogIndex(7) });
+        assert_eq!(progress.depend(&shows(&[(7, OWN)])), [G], "of older own ones it cannot be known");
         assert_eq!(progress.usable(G).unwrap().floor, LogIndex::ZERO);
-        progress.depend(&told(5));
+        let _ = progress.depend(&shows(&[(7, OWN), (5, OTHER)]));
         assert_eq!(progress.usable(G).unwrap().floor, LogIndex(5));
+        assert_eq!(progress.clock(), shows(&[(7, OWN), (5, OTHER)]), "whom it is told to must know");
+        progress.settle(G, LogIndex(7));
+        assert!(progress.depend(&shows(&[(7, OWN)])).is_empty(), "what has changed was told meanwhile");
     }
 
     #[test]
     fn effect_that_the_stream_has_passed_voids_nothing_until_the_stream_ends() {
-        let progress = Progress::new([G]);
+        let progress = Progress::new(OWN, [G]);
         progress.begin_stream(G, LogIndex(10));
         progress.settle(G, LogIndex(10));
         let before = progress.usable(G).unwrap();
         let mut dependencies = VectorClock::new();
-        dependencies.advance_effects(G, LogIndex(9));
-        progress.depend(&dependencies);
+        dependencies.advance_effects(G, LogIndex(9), OTHER);
+        assert!(progress.depend(&dependencies).is_empty());
         assert_eq!((progress.usable(G), progress.floor(G)), (Some(before), LogIndex(0)));
         assert_eq!(progress.effects(G), LogIndex(9), "who is asked must know");
         progress.end_stream(G);
@@ -341,9 +342,9 @@ mod tests {
 
     #[test]
     fn clock_hands_on_unknown_groups() {
-        let progress = Progress::new([G]);
+        let progress = Progress::new(OWN, [G]);
         let other = [(G, LogIndex(2)), (GroupId(9), LogIndex(7))].into_iter().collect();
-        progress.depend(&other);
+        assert!(progress.depend(&other).is_empty());
         progress.see(G, LogIndex(1));
         assert_eq!(progress.clock(), other);
         assert_eq!(progress.seen(G), LogIndex(2));

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use metadata::op::FsOp;
-use metadata::protocol::{Event, Executed, Reply, Request};
+use metadata::protocol::{Event, Reply, Request};
 use metadata::read::ReadOp;
 use multicast::command::Destination;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
+use super::across::Across;
 use super::fill::{self, Kept};
 use super::link::{Generation, Handler, Link};
 use super::progress::{Progress, StreamId};
@@ -20,17 +21,6 @@ use super::route::Route;
 use super::window::SequenceWindow;
 use crate::cache::Cache;
 use crate::volume::OrphanBox;
-
-/// Updates of several groups that are remembered.
-const ACROSS_MAX: usize = 256;
-
-/// An update of several groups.
-pub struct Across {
-    op: Arc<FsOp>,
-    /// Groups of which its answer has taught something. The stream may tell it once more, also for the group that answers:
-    /// it may come from another replica.
-    counted: Vec<GroupId>,
-}
 
 /// What connections' tasks work on.
 pub struct Shared {
@@ -40,9 +30,9 @@ pub struct Shared {
     pub(super) orphans: Arc<OrphanBox>,
     pub(super) window: Arc<Mutex<SequenceWindow>>,
     pub(super) groups: BTreeMap<GroupId, Group>,
-    /// The last updates of several groups, by sequence: what they have done is told by the streams of all these groups.
-    /// Locked before the cache is, and while one is taken into account: each is counted once, whichever group tells it first.
-    pub(super) across: Mutex<BTreeMap<u64, Across>>,
+    /// Own updates of several groups. Locked before the cache is, and while one is taken into account: each is counted once,
+    /// whichever group tells it first.
+    pub(super) across: Mutex<Across>,
     /// Somebody was not where he was looked for, or there is somebody new to ask: who belongs to the groups is asked anew.
     pub(super) doubt: Notify,
 }
@@ -117,12 +107,11 @@ impl Shared {
         groups.iter().map(of).collect()
     }
 
-    /// An update of several groups is asked for.
-    pub(super) fn expect_across(&self, sequence: u64, op: &Arc<FsOp>) {
-        let mut across = self.across.lock();
-        across.entry(sequence).or_insert_with(|| Across { op: op.clone(), counted: Vec::new() });
-        if across.len() > ACROSS_MAX {
-            across.pop_first();
+    /// Something was seen that depends on these.
+    pub(super) fn depend(&self, dependencies: &VectorClock) {
+        let shown = self.progress.depend(dependencies);
+        if !shown.is_empty() {
+            self.across.lock().forget_open(&self.cache, &shown);
         }
     }
 
@@ -184,7 +173,7 @@ impl Handler for Shared {
                     let question = fill::Question { group, op: &op, asked };
                     fill::read(&self.cache, stream, &question, result, position.index);
                 }
-                self.progress.depend(&position.dependencies);
+                self.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
             (
@@ -198,15 +187,12 @@ impl Handler for Shared {
                     let mut across = self.across.lock();
                     let (others, done) = (others(&destinations, group), (&*op, outcome));
                     let here = fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
-                    let learned =
-                        fill::elsewhere(&self.cache, &others, done, &position.dependencies, elsewhere, &clock);
-                    if let Some(known) = across.get_mut(&sequence) {
-                        known.counted.extend(learned.into_iter().chain(here.then_some(group)));
-                    }
+                    let learned = fill::elsewhere(&self.cache, &others, done, elsewhere, &clock);
+                    across.answer(sequence, learned.into_iter().chain(here.then_some(group)));
                 } else {
                     fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
                 }
-                self.progress.depend(&position.dependencies);
+                self.depend(&position.dependencies);
                 self.progress.see(group, position.index);
             }
             (Expect::Session { .. } | Expect::Read { .. } | Expect::Update { .. } | Expect::Other, _) => {}
@@ -224,17 +210,11 @@ impl Handler for Shared {
             self.cache.invalidate_all(group, stream);
         }
         // Before that these keys have changed, so that they are never missed.
-        for Executed { sequence, done } in &executed {
-            if let Some(known) = self.across.lock().get_mut(sequence) {
-                let is_counted = known.counted.contains(&group);
-                // A replica that a later stream comes from may have yet to execute it.
-                if fill::executed(&self.cache, (group, stream), (&known.op, done), index, is_counted) && !is_counted {
-                    known.counted.push(group);
-                }
-            }
+        for executed in &executed {
+            self.across.lock().execute(&self.cache, (group, stream), executed, index);
         }
         self.cache.invalidate(group, stream, &invalidated, (index, settled));
-        self.progress.depend(&dependencies);
+        self.depend(&dependencies);
         self.orphans.put(group, &orphans);
     }
 

@@ -260,9 +260,8 @@ impl OrderState {
         }
         let mut elsewhere = Vec::new();
         for (group, theirs) in others() {
-            let prior = self.depends_on.effects(group);
-            elsewhere.push(Elsewhere { group, index: theirs.index, prior });
-            self.depends_on.advance_effects(group, theirs.index);
+            elsewhere.push(Elsewhere { group, index: theirs.index });
+            self.depends_on.advance_effects(group, theirs.index, id.session);
         }
         let outcome = machine.execute(&self.context_of(timestamp, &command), &command, &values);
         let binding = command.binding();
@@ -402,8 +401,8 @@ impl OrderState {
             }
         }
         // But that an effect of what is still locked here was seen elsewhere, only the vector tells.
-        for (group, index) in seen.iter_effects() {
-            self.depends_on.advance_effects(group, index);
+        for (group, _) in seen.iter_effects() {
+            self.depends_on.merge_effects(seen, group);
         }
     }
 

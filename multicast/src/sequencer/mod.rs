@@ -401,6 +401,7 @@ impl Sequencer {
         let destinations = &command.destinations;
         let is_known = |group: GroupId| group == self.group || self.peers.contains_key(&group);
         len_bytes(command) <= COMMAND_BYTES_MAX
+            && command.clock.is_sound()
             && command.clock.iter().chain(command.clock.iter_effects()).all(|(group, _)| is_known(group))
             && destinations.len() <= DESTINATIONS_MAX
             && destinations.is_sorted_by(|a, b| a.group < b.group)

@@ -584,7 +584,7 @@ pub(super) mod tests {
             }
         };
         assert!(attached(1));
-        view.advance(|front, _| front.dependencies.advance_effects(GROUP, LogIndex(5)));
+        view.advance(|front, _| front.dependencies.advance_effects(GROUP, LogIndex(5), SessionId(1)));
         assert!(!attached(2), "what the state depends on has been executed elsewhere");
     }
 

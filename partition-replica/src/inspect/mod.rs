@@ -21,7 +21,7 @@ pub use stopped::{StoppedNode, StoppedReplica};
 /// The channel of an inspection.
 pub const INSPECT_CHANNEL: ChannelKind = ChannelKind::new(4, 1);
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// What is seen is gathered until it has about so many bytes.
 const BATCH_BYTES: usize = 128 << 10;
 /// The longest frame: a batch, and one thing more with the longest name.
@@ -143,7 +143,7 @@ mod tests {
         let (a, b) = (GroupId(1), GroupId(2));
         let state = |settled, other, effects| {
             let mut dependencies = VectorClock::new();
-            dependencies.advance_effects(other, LogIndex(effects));
+            dependencies.advance_effects(other, LogIndex(effects), SessionId(1));
             Standing { settled: LogIndex(settled), dependencies, ..Standing::default() }
         };
         let pair = |of_a, of_b| Standing::are_of_one_moment([(a, &of_a), (b, &of_b)]);
