@@ -8,7 +8,7 @@
 //! Every entry knows the log index that it reflects. An invalidation at index `e` drops what reflects less than `e`, and
 //! a fill that reflects less than the stream's position comes too late: an invalidation of its key may have passed.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -16,13 +16,15 @@ use metadata::footprint::{key_dirent, key_home, key_inode};
 use metadata::types::{Attr, Dirent, InodeId};
 use multicast::Elsewhere;
 use multicast::command::Key;
-use multicast::ids::{GroupId, LogIndex, VectorClock};
+use multicast::ids::{GroupId, LogIndex};
 use parking_lot::Mutex;
 
 use crate::content::FileMap;
 use crate::listings::{Listings, NameChange};
 use crate::session::progress::{Epoch, Progress, StreamId, Usable};
 
+/// Changes that are remembered of each group, for what comes late.
+const TOLD_MAX: usize = 1024;
 /// Longest chain of cached content per inode, in bytes; longer ones are asked for again.
 const MAP_BYTES_MAX: usize = 256 << 10;
 
@@ -36,7 +38,8 @@ pub struct Cache {
     /// Directories that have names here: when a directory leaves its home or ends, all its names are void at once.
     homes: quick_cache::sync::Cache<Place, Arc<HomeMark>>,
     listings: Listings,
-    writing: Mutex<()>,
+    /// By group. Locked by whoever writes.
+    writing: Mutex<BTreeMap<GroupId, Told>>,
     dropped: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
     borrower: OnceLock<Arc<dyn Borrower>>,
     /// It answers nothing: whoever reads asks.
@@ -57,6 +60,15 @@ impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cache").field("names", &self.names.len()).field("inodes", &self.inodes.len()).finish()
     }
+}
+
+/// What the present stream of a group has told lately.
+#[derive(Debug)]
+struct Told {
+    /// Behind this index everything that it has told is here, and its replica has noted what it was to note.
+    since: LogIndex,
+    /// Which keys have changed, and where: in order.
+    keys: VecDeque<(LogIndex, Key)>,
 }
 
 #[derive(Debug)]
@@ -98,7 +110,11 @@ pub struct Fill<'a> {
     cache: &'a Cache,
     group: GroupId,
     stamp: Stamp,
-    _turn: parking_lot::MutexGuard<'a, ()>,
+    /// It came in the order of the stream.
+    in_order: bool,
+    /// Of these inodes it will tell, if not of all: of one whose number nobody knew before it cannot.
+    foreseen: Option<Vec<Key>>,
+    turn: parking_lot::MutexGuard<'a, BTreeMap<GroupId, Told>>,
 }
 
 /// Most xattrs cached of one inode.
@@ -114,7 +130,7 @@ impl Cache {
             inodes: quick_cache::sync::Cache::new(part),
             homes: quick_cache::sync::Cache::new((part / 4).max(16)),
             listings: Listings::default(),
-            writing: Mutex::new(()),
+            writing: Mutex::default(),
             dropped: OnceLock::new(),
             borrower: OnceLock::new(),
             is_mute: false,
@@ -283,19 +299,43 @@ impl Cache {
             cache: self,
             group,
             stamp: Stamp { epoch, as_of, asked, noted: source.is_some() },
-            _turn: turn,
+            in_order: source.is_some(),
+            foreseen: None,
+            turn,
+        })
+    }
+
+    /// Begins to fill with what an own update, committed by `group` at `index` and answered elsewhere, will have done there. The
+    /// replica that the stream comes from has noted its names and the keys that it changes when it applied that index, if it was
+    /// asked for the stream before; then what the stream has told since of others does not matter.
+    #[must_use]
+    pub fn fill_own(&self, group: GroupId, index: LogIndex, changed: Vec<Key>) -> Option<Fill<'_>> {
+        let turn = self.writing.lock();
+        let (epoch, position) = self.progress.stream(group)?;
+        let noted = turn.get(&group).is_some_and(|told| index > told.since);
+        let floor = self.progress.floor(group);
+        ((noted || index >= position) && index >= floor).then_some(Fill {
+            cache: self,
+            group,
+            stamp: Stamp { epoch, as_of: index, asked: index, noted },
+            in_order: false,
+            foreseen: Some(changed),
+            turn,
         })
     }
 
     /// Applies an invalidation of a stream of `group` at `index`, then lets the stream's position be known, and that what was
     /// prepared up to `settled` has executed there. Of a stream that has ended nothing counts.
     pub fn invalidate(&self, group: GroupId, stream: StreamId, keys: &[Key], (index, settled): (LogIndex, LogIndex)) {
-        let turn = self.writing.lock();
+        let mut turn = self.writing.lock();
         if !self.progress.is_current(group, stream) {
             return;
         }
         for &key in keys {
             self.invalidate_key((group, key), index);
+        }
+        if let Some(told) = turn.get_mut(&group) {
+            told.note(index, keys);
         }
         if let Some(borrower) = self.borrower.get()
             && !keys.is_empty()
@@ -315,12 +355,13 @@ impl Cache {
         self.drop_keys(own.group, changed);
     }
 
-    /// Forgets everything of `group`; its stream goes on.
-    pub fn invalidate_all(&self, group: GroupId, stream: StreamId) {
-        let _turn = self.writing.lock();
+    /// Forgets everything of `group`; its stream goes on. At `index` the replica has forgotten what it had noted.
+    pub fn invalidate_all(&self, group: GroupId, stream: StreamId, index: LogIndex) {
+        let mut turn = self.writing.lock();
         if !self.progress.is_current(group, stream) {
             return;
         }
+        turn.insert(group, Told::since(index));
         self.progress.void(group);
         self.tell_void(group);
     }
@@ -345,16 +386,18 @@ impl Cache {
 
     /// A stream of `group` begins; it is complete from `position` on.
     pub fn begin_stream(&self, group: GroupId, position: LogIndex) -> StreamId {
-        let _turn = self.writing.lock();
+        let mut turn = self.writing.lock();
         let stream = self.progress.begin_stream(group, position);
+        turn.insert(group, Told::since(position));
         self.tell_void(group);
         stream
     }
 
     /// The stream of `group` has ended.
     pub fn end_stream(&self, group: GroupId) {
-        let _turn = self.writing.lock();
+        let mut turn = self.writing.lock();
         self.progress.end_stream(group);
+        turn.remove(&group);
         self.tell_void(group);
     }
 
@@ -404,6 +447,26 @@ impl Cache {
     }
 }
 
+impl Told {
+    fn since(index: LogIndex) -> Told {
+        Told { since: index, keys: VecDeque::new() }
+    }
+
+    fn note(&mut self, index: LogIndex, keys: &[Key]) {
+        self.keys.extend(keys.iter().map(|&key| (index, key)));
+        while self.keys.len() > TOLD_MAX
+            && let Some((index, _)) = self.keys.pop_front()
+        {
+            self.since = self.since.max(index);
+        }
+    }
+
+    /// True if it has told of the key behind that index.
+    fn has_changed(&self, key: Key, index: LogIndex) -> bool {
+        self.keys.iter().rev().take_while(|(at, _)| *at > index).any(|(_, changed)| *changed == key)
+    }
+}
+
 impl InodeSlot {
     fn new(ino: InodeId) -> InodeSlot {
         InodeSlot { ino, attr: None, map: None, target: None, xattrs: Vec::new() }
@@ -418,12 +481,11 @@ impl Fill<'_> {
     /// What a name stands for.
     pub fn dirent(&self, parent: InodeId, name: &Bytes, dirent: Option<Dirent>) {
         let place = (self.group, key_dirent(parent, name));
-        if let Some(slot) = self.cache.names.peek(&place)
-            && !self.is_newer(&slot.stamp)
-        {
+        let home_place = (self.group, key_home(parent));
+        let is_older = self.cache.names.peek(&place).is_some_and(|slot| !self.is_newer(&slot.stamp));
+        if is_older || [place, home_place].iter().any(|(_, key)| self.is_late(*key)) {
             return;
         }
-        let home_place = (self.group, key_home(parent));
         let home = self.cache.homes.get(&home_place).unwrap_or_else(|| {
             let mark = Arc::new(HomeMark);
             self.cache.homes.insert(home_place, mark.clone());
@@ -482,7 +544,7 @@ impl Fill<'_> {
     /// An own update has added or taken away names of a directory. `now`: the directory afterwards, if that is told.
     pub fn names(&self, dir: InodeId, changes: &[NameChange<'_>], now: Option<&Attr>) {
         let (place, version) = ((self.group, key_inode(dir)), now.map(|attr| attr.data_version));
-        self.cache.listings.change(place, changes, self.stamp.as_of, version, self.stamp.noted);
+        self.cache.listings.change(place, changes, self.stamp.as_of, version, self.in_order);
     }
 
     /// A directory that is new and therefore empty.
@@ -512,12 +574,23 @@ impl Fill<'_> {
         }
     }
 
+    /// True if the stream has told meanwhile that this has changed.
+    fn is_late(&self, key: Key) -> bool {
+        self.turn.get(&self.group).is_some_and(|told| told.has_changed(key, self.stamp.as_of))
+    }
+
     fn is_newer(&self, than: &Stamp) -> bool {
         than.epoch != self.stamp.epoch || than.as_of <= self.stamp.as_of
     }
 
     fn change(&self, ino: InodeId, change: impl FnOnce(&mut InodeSlot, Stamp)) {
         let place = (self.group, key_inode(ino));
+        let is_foreseen = self.foreseen.as_ref().is_none_or(|keys| keys.contains(&place.1));
+        let stamp = Stamp { noted: self.stamp.noted && is_foreseen, ..self.stamp };
+        let is_newest = || self.cache.progress.stream(self.group).is_some_and(|(_, at)| at <= stamp.as_of);
+        if self.is_late(place.1) || !(stamp.noted || is_newest()) {
+            return;
+        }
         let before = self.cache.inodes.peek(&place).filter(|slot| slot.ino == ino);
         let mut slot = match before {
             Some(slot) => {
@@ -532,7 +605,7 @@ impl Fill<'_> {
             }
             None => InodeSlot::new(ino),
         };
-        change(&mut slot, self.stamp);
+        change(&mut slot, stamp);
         self.cache.inodes.insert(place, Arc::new(slot));
     }
 }

@@ -69,7 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 impl Model {
     fn new() -> Model {
-        let cache = Cache::new(Arc::new(Progress::new(SessionId(1), [G])), 1000);
+        let cache = Cache::new(Arc::new(Progress::new(multicast::ids::SessionId(1), [G])), 1000);
         let source = Some(cache.begin_stream(G, LogIndex(0)));
         let (noted, stream, late) = (BTreeSet::new(), VecDeque::new(), VecDeque::new());
         Model { log: Vec::new(), applied: 0, noted, stream, source, late, cache }

@@ -77,7 +77,7 @@ impl Absurd {
         for _ in 0..self.0.below(3) {
             clock.advance(self.group(), self.index());
             if self.flag() {
-                clock.advance_effects(self.group(), self.index(), SessionId(self.below(4)));
+                clock.advance_effects(self.group(), self.index(), SessionId(self.0.below(4)));
             }
         }
         clock

@@ -8,7 +8,7 @@ use metadata::protocol::Reply;
 use metadata::{Error, Namespace, Overlay, Store};
 use multicast::command::{Command, Key};
 use multicast::core::{Core, SessionChange};
-use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
+use multicast::ids::{CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
 use multicast::{
     Applied, Change, ChangeRefused, Decline, Entry, Event, ForceRefused, InstallRefused, MemberChange, Membership,
     Message, OrderState, Time, Writes,
@@ -21,6 +21,7 @@ use crate::front::{Front, PendingRead, locked_keys};
 use crate::interest::{Interest, PROGRESS_PAUSE_MS};
 use crate::leases::Leases;
 use crate::replies::{StepEnd, Waiting};
+use crate::taught;
 
 /// Members compare their states at multiples of this index.
 pub const DIGEST_INTERVAL: u64 = 1000;
@@ -439,14 +440,33 @@ impl<T: Ticket> ReplicaCore<T> {
         if changes_locks(&entries) {
             front.locked = Arc::new(locked_keys(order));
         }
-        for (applied, _) in &entries {
-            if let Change::Locked(command) = &applied.change {
-                interest.expect(command.id.session);
+        let waiting = &mut self.waiting;
+        let mut foreseen = Vec::new();
+        for (at, (applied, end)) in entries.iter().enumerate() {
+            match &applied.change {
+                Change::Locked(command) => interest.expect(command.id.session),
+                // Its client may hear of the outcome by another group, long before it executes here.
+                Change::Committed(id) if interest.has_stream(id.session) => {
+                    let finished = || entries[at..].iter().find_map(|(later, _)| executed(later, *id));
+                    if let Some(command) = order.unfinished(*id).or_else(finished) {
+                        let keys = taught::foretold(self.config.group, command).into_iter();
+                        // What has changed behind it is told with this step, what has changed before it is not meant.
+                        let (told, kept): (Vec<Key>, Vec<Key>) =
+                            keys.partition(|&key| changed.is_changed_behind(*end, key));
+                        let tell = &mut |client: &_, event| waiting.tell(client, event);
+                        interest.foresee(id.session, &told, front.applied, tell);
+                        foreseen.push((id.session, kept));
+                    }
+                }
+                _ => {}
             }
         }
-        let waiting = &mut self.waiting;
         let learned = waiting.learned(&entries, &changed, (front, interest));
-        interest.publish(front, changed.all(), &orphans, learned, &mut |client, event| waiting.tell(client, event));
+        let tell = &mut |client: &_, event| waiting.tell(client, event);
+        interest.publish(front, changed.all(), &orphans, learned, tell);
+        for (session, keys) in foreseen {
+            interest.foresee(session, &keys, front.applied, tell);
+        }
         for (applied, end) in entries {
             let is_changed = |key| changed.is_changed_behind(end, key);
             self.settle(applied, StepEnd { front, interest, is_changed: &is_changed });
@@ -645,5 +665,12 @@ impl<T: Ticket> ReplicaCore<T> {
         if self.tick_at.is_none() && self.ordering.is_ready() {
             self.tick_at = Some(now.after_ms(TICK_PAUSE_MS));
         }
+    }
+}
+/// The command, if that is its execution.
+fn executed(applied: &Applied, id: CommandId) -> Option<&Arc<Command>> {
+    match &applied.change {
+        Change::Executed(command) if command.id == id => Some(command),
+        _ => None,
     }
 }

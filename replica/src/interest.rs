@@ -119,22 +119,28 @@ impl<C: Connection> Interest<C> {
         if !self.is_subscribed(session, client) {
             return false;
         }
-        // Before the keys are noted: their answer comes behind the event and stays cached.
-        if self.keys.len() + keys.len() > self.keys_max {
-            self.shed(applied, tell);
-        }
+        self.foresee(session, keys, applied, tell);
         let Some(subscriber) = self.subscribers.get_mut(&session) else { return false };
-        subscriber.is_active = true;
         if std::mem::take(&mut subscriber.is_behind) {
             // Else what it has cached could not be used beside this answer.
             tell(&subscriber.client, Event::quiet(self.group, applied));
         }
+        true
+    }
+
+    /// Notes these keys for a session that has a stream: another group may tell it what will become of them.
+    pub fn foresee(&mut self, session: SessionId, keys: &[Key], applied: LogIndex, tell: &mut impl FnMut(&C, Event)) {
+        // Before the keys are noted: their answer comes behind the event and stays cached.
+        if self.keys.len() + keys.len() > self.keys_max {
+            self.shed(applied, tell);
+        }
+        let Some(subscriber) = self.subscribers.get_mut(&session) else { return };
+        subscriber.is_active = true;
         for &key in keys {
             if self.keys.insert((key, session)) {
                 subscriber.keys.insert(key);
             }
         }
-        true
     }
 
     /// An update of the session that another group answers has got its place in this group's log: what the answer says of this

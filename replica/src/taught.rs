@@ -5,15 +5,40 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use metadata::codec;
 use metadata::footprint::{key_dirent, key_home, key_inode};
 use metadata::op::FsOp;
 use metadata::outcome::Done;
 use metadata::types::{Attr, FileKind, NodeRef};
-use multicast::command::Key;
+use multicast::command::{Command, Key};
 use multicast::ids::GroupId;
 
 /// What the client takes from an outcome, but for [`Done::directories`].
 pub fn keys(group: GroupId, op: &FsOp, done: &Done) -> Vec<Key> {
+    let mut keys = names(group, op);
+    let is_kept = |attr: &Attr| attr.home == group && attr.nlink > 0;
+    let kept = match done {
+        Done::Nothing | Done::Staged { .. } => None,
+        // Also of what has no name any more: whoever holds it open reads and writes it, and so do others.
+        Done::Node { attr, .. } => Some(attr).filter(|attr| attr.home == group),
+        Done::Removed { attr, .. } => Some(attr).filter(|attr| is_kept(attr)),
+        // Of a renamed directory this is not the last word.
+        Done::Renamed { attr, .. } => Some(attr).filter(|attr| is_kept(attr) && attr.kind != FileKind::Directory),
+    };
+    keys.extend(kept.map(|attr| key_inode(attr.ino)));
+    keys
+}
+
+/// What the client may take from the outcome of a command that is committed here, whichever group tells it.
+pub fn foretold(group: GroupId, command: &Command) -> Vec<Key> {
+    let mut keys = codec::decode_op(&command.payload).map_or_else(|_| Vec::new(), |op| names(group, &op));
+    let footprint = command.footprint(group).into_iter().flatten();
+    keys.extend(footprint.filter(|(_, mode)| mode.changes()).map(|(key, _)| *key));
+    keys
+}
+
+/// The names that it makes, changes or takes away.
+fn names(group: GroupId, op: &FsOp) -> Vec<Key> {
     let mut keys = Vec::with_capacity(4);
     let mut name = |parent: &NodeRef, name: &Bytes| {
         if parent.home == group {
@@ -41,16 +66,6 @@ pub fn keys(group: GroupId, op: &FsOp, done: &Done) -> Vec<Key> {
         | FsOp::CancelMove { .. }
         | FsOp::Collected { .. } => {}
     }
-    let is_kept = |attr: &Attr| attr.home == group && attr.nlink > 0;
-    let kept = match done {
-        Done::Nothing | Done::Staged { .. } => None,
-        // Also of what has no name any more: whoever holds it open reads and writes it, and so do others.
-        Done::Node { attr, .. } => Some(attr).filter(|attr| attr.home == group),
-        Done::Removed { attr, .. } => Some(attr).filter(|attr| is_kept(attr)),
-        // Of a renamed directory this is not the last word.
-        Done::Renamed { attr, .. } => Some(attr).filter(|attr| is_kept(attr) && attr.kind != FileKind::Directory),
-    };
-    keys.extend(kept.map(|attr| key_inode(attr.ino)));
     keys
 }
 

@@ -113,7 +113,7 @@ impl Kept {
         let Event { group, index, invalidated, invalidate_all, settled, executed, dependencies, .. } = event;
         let Some(stream) = self.source(*group, from) else { return };
         if *invalidate_all {
-            self.cache.invalidate_all(*group, stream);
+            self.cache.invalidate_all(*group, stream, *index);
         }
         for executed in executed {
             self.across.execute(&self.cache, (*group, stream), executed, *index);
@@ -180,7 +180,10 @@ impl Kept {
         if self.bug == Some(Bug::KeepOwnElsewhere) {
             others.iter_mut().for_each(|other| other.footprint.clear());
         }
-        let learned = fill::elsewhere(&self.cache, &others, (op, outcome), elsewhere, &command.clock);
+        let learned = {
+            let told = self.across.counted(command.id.sequence);
+            fill::elsewhere(&self.cache, &others, (op, outcome), elsewhere, (&command.clock, told))
+        };
         self.across.answer(command.id.sequence, learned.into_iter().chain(here.then_some(group)));
     }
 

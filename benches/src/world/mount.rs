@@ -337,8 +337,8 @@ fn through_the_kernel(op: Op, group: GroupId, steps: Vec<Step>, locks: &[Lock]) 
         Op::Read => (names - 1, &[2, 1], 1),
         // The directories' names | the own name | GETATTR.
         Op::Stat => (names - 1, &[1], 0),
-        // The names | CREATE | GETATTR, GETXATTR, WRITE | FLUSH; RELEASE.
-        Op::Create => (names, &[3, 0], 1),
+        // The names | CREATE | WRITE, past the page cache | FLUSH; RELEASE.
+        Op::Create => (names, &[1, 0], 1),
         // The names, OPEN, GETXATTR, WRITE | FLUSH; RELEASE.
         Op::Write => (names + 3, &[0], 1),
         // The names | SETATTR, MKDIR.

@@ -111,7 +111,7 @@ mod tests {
         let fly = || tokio::time::timeout(Duration::from_millis(300), fs.attr_flights.fly(&fs, root));
         assert!(fly().await.is_err(), "shares the question");
         let mut clock = VectorClock::new();
-        clock.advance_effects(root.home, LogIndex(3), SessionId(1));
+        clock.advance_effects(root.home, LogIndex(3), multicast::ids::SessionId(1));
         client.depend(&clock);
         assert!(fly().await.unwrap().is_ok(), "asks its own");
     }

@@ -1040,7 +1040,7 @@ fn what_is_kept_answers_as_soon_as_the_stream_has_come_so_far() {
         let far = LogIndex(1 << 20);
         client.settle_stream(ROOT.home, far);
         let mut effects = VectorClock::new();
-        effects.advance_effects(ROOT.home, LogIndex(far.0 + 1), SessionId(1));
+        effects.advance_effects(ROOT.home, LogIndex(far.0 + 1), multicast::ids::SessionId(1));
         client.depend(&effects);
         cluster.mute.store(true, Ordering::Relaxed);
         cluster.trips();

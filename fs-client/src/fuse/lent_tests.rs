@@ -127,8 +127,8 @@ fn effect_seen_elsewhere_or_a_lost_stream_takes_everything_back() {
         let kernel = Kernel::new();
         kernel.lend_root().await;
         let mut effects = multicast::ids::VectorClock::new();
-        effects.advance_effects(G, LogIndex(0), SessionId(1));
-        effects.advance_effects(G, LogIndex(1), SessionId(1));
+        effects.advance_effects(G, LogIndex(0), multicast::ids::SessionId(1));
+        effects.advance_effects(G, LogIndex(1), multicast::ids::SessionId(1));
         assert!(kernel.volume.cache().progress().depend(&effects).is_empty());
         kernel.volume.cache().progress().advance_stream(G, LogIndex(1));
         assert!(!kernel.caches.is_settled(), "it may be older than the effect");

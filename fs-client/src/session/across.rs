@@ -47,6 +47,12 @@ impl Across {
         }
     }
 
+    /// The groups that have told of it already, or of which an answer has.
+    pub fn counted(&self, sequence: u64) -> &[GroupId] {
+        let own = self.open.get(&sequence).or_else(|| self.answered.get(&sequence));
+        own.map_or(&[], |own| &own.counted)
+    }
+
     /// It was answered, and of these groups that has taught something.
     pub fn answer(&mut self, sequence: u64, learned: impl IntoIterator<Item = GroupId>) {
         if let Some(own) = self.open.remove(&sequence) {

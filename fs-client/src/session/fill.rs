@@ -119,22 +119,23 @@ pub fn executed(
 
 /// What an own update's outcome means in its groups that did not answer. There it has yet to execute; nobody else changes
 /// the names and inodes that it has locked, so what will become of them holds until something newer of the group is seen
-/// or told. `asked`: the effects that had been seen of each group when it was asked for. Returns the groups of which
-/// something was learned.
+/// or told. `asked`: the effects that had been seen of each group when it was asked for. `told`: groups that have told of it
+/// already. Returns the groups of which something was learned.
 pub fn elsewhere(
     cache: &Cache,
     destinations: &[Destination],
     (op, outcome): (&FsOp, &Outcome),
     elsewhere: &[Elsewhere],
-    asked: &VectorClock,
+    (asked, told): (&VectorClock, &[GroupId]),
 ) -> Vec<GroupId> {
     let mut learned = Vec::new();
     for own in elsewhere {
         let before = cache.effects(own.group);
         cache.see_own(own, changed(destinations, own.group));
         // Who asked knew of everything but of what came before the update in its group, and is in what that has contributed.
-        if let (true, Ok(done)) = (asked.effects(own.group) >= before, outcome)
-            && let Some(fill) = cache.fill(own.group, None, own.index, own.index)
+        let is_news = asked.effects(own.group) >= before && !told.contains(&own.group);
+        if let (true, Ok(done)) = (is_news, outcome)
+            && let Some(fill) = cache.fill_own(own.group, own.index, changed(destinations, own.group).collect())
         {
             teach(&fill, own.group, op, done, false);
             learned.push(own.group);
@@ -259,6 +260,7 @@ fn teach_names(fill: &Fill<'_>, group: GroupId, op: &FsOp, done: &Done, is_count
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use metadata::footprint::key_inode;
     use metadata::types::InodeId;
     use multicast::ids::SessionId;
 
@@ -280,8 +282,13 @@ mod tests {
     }
 
     /// A file is renamed into a directory of another group, which prepared that at or before 12. `prior`: other effects that
-    /// the answer shows. What the cache knows of that group then: a bystander, the directory's size, the new name.
-    fn renamed(prior: u64, then: impl FnOnce(&Cache, StreamId, &FsOp, &Done)) -> (bool, Option<u64>, bool) {
+    /// the answer shows. `before`: what its stream tells before the answer. What the cache knows of that group then: a bystander,
+    /// the directory's size, the new name.
+    fn renamed_after(
+        prior: u64,
+        before: impl FnOnce(&Cache, StreamId),
+        then: impl FnOnce(&Cache, StreamId, &FsOp, &Done),
+    ) -> (bool, Option<u64>, bool) {
         let cache = Cache::new(Arc::new(Progress::new(OWN, [HERE, THERE])), 100);
         let stream = cache.begin_stream(THERE, LogIndex(10));
         let (dir, bystander) = (attr(7, FileKind::Directory, THERE), attr(8, FileKind::File, THERE));
@@ -306,13 +313,18 @@ mod tests {
         dependencies.advance_effects(THERE, LogIndex(12), OWN);
         dependencies.advance_effects(THERE, LogIndex(prior), SessionId(9));
         cache.invalidate(THERE, stream, &[], (LogIndex(12), LogIndex(10)));
+        before(&cache, stream);
         let own = [Elsewhere { group: THERE, index: LogIndex(12) }];
         let others: Vec<Destination> = op.destinations().into_iter().filter(|to| to.group == THERE).collect();
-        elsewhere(&cache, &others, (&op, &Ok(done.clone())), &own, &VectorClock::new());
+        elsewhere(&cache, &others, (&op, &Ok(done.clone())), &own, (&VectorClock::new(), &[]));
         let _ = cache.progress().depend(&dependencies);
         then(&cache, stream, &op, &done);
         let is_named = cache.dirent(THERE, InodeId(7), b"g").is_some();
         (cache.attr(THERE, InodeId(8)).is_some(), cache.attr(THERE, InodeId(7)).map(|dir| dir.size), is_named)
+    }
+
+    fn renamed(prior: u64, then: impl FnOnce(&Cache, StreamId, &FsOp, &Done)) -> (bool, Option<u64>, bool) {
+        renamed_after(prior, |_, _| {}, then)
     }
 
     #[test]
@@ -321,10 +333,26 @@ mod tests {
         // The stream had passed everything up to 10.
         assert_eq!(renamed(10, |_, _, _, _| {}), (true, Some(1), true));
         assert_eq!(renamed(11, |_, _, _, _| {}), (false, Some(1), true), "another's effect came before it");
-        let later = |cache: &Cache, stream, _: &FsOp, _: &Done| {
-            cache.invalidate(THERE, stream, &[], (LogIndex(13), LogIndex(10)));
+    }
+
+    #[test]
+    fn own_rename_stays_known_until_the_stream_tells_otherwise_if_it_began_before() {
+        let later = |tells: fn(&Cache, StreamId)| move |cache: &Cache, stream, _: &FsOp, _: &Done| tells(cache, stream);
+        let others = |cache: &Cache, stream: StreamId| {
+            cache.invalidate(THERE, stream, &[Key(99)], (LogIndex(13), LogIndex(10)));
         };
-        assert_eq!(renamed(0, later), (true, None, false), "nobody has noted that for this client");
+        let the_directory = |cache: &Cache, stream: StreamId| {
+            cache.invalidate(THERE, stream, &[key_inode(InodeId(7))], (LogIndex(13), LogIndex(10)));
+        };
+        assert_eq!(renamed(0, later(others)), (true, Some(1), true));
+        assert_eq!(renamed(0, later(the_directory)), (true, None, true));
+        // The same, told before the answer.
+        assert_eq!(renamed_after(0, others, |_, _, _, _| {}), (true, Some(1), true));
+        assert_eq!(renamed_after(0, the_directory, |_, _, _, _| {}), (true, None, true));
+        // The replica has forgotten what it had noted.
+        let anew = |cache: &Cache, stream: StreamId| cache.invalidate_all(THERE, stream, LogIndex(12));
+        assert_eq!(renamed_after(0, anew, |_, _, _, _| {}), (false, Some(1), true));
+        assert_eq!(renamed_after(0, anew, later(others)), (false, None, false));
     }
 
     /// A directory with no names is known as a whole; then an own name comes, and a stranger's before it. The answer could not
@@ -348,7 +376,7 @@ mod tests {
         let own = [Elsewhere { group: THERE, index: LogIndex(12) }];
         let others: Vec<Destination> = op.destinations().into_iter().filter(|to| to.group == THERE).collect();
         let outcome = Ok(link(Vec::new()));
-        let learned = elsewhere(&cache, &others, (&op, &outcome), &own, &VectorClock::new());
+        let learned = elsewhere(&cache, &others, (&op, &outcome), &own, (&VectorClock::new(), &[]));
         assert_eq!(learned, [THERE]);
         let grown = Attr { size: 2, data_version: 2, ..dir };
         executed(&cache, (THERE, stream), (&op, &link(vec![grown])), LogIndex(14), is_counted);

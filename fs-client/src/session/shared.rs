@@ -187,7 +187,8 @@ impl Handler for Shared {
                     let mut across = self.across.lock();
                     let (others, done) = (others(&destinations, group), (&*op, outcome));
                     let here = fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
-                    let learned = fill::elsewhere(&self.cache, &others, done, elsewhere, &clock);
+                    let told = across.counted(sequence);
+                    let learned = fill::elsewhere(&self.cache, &others, done, elsewhere, (&clock, told));
                     across.answer(sequence, learned.into_iter().chain(here.then_some(group)));
                 } else {
                     fill::update(&self.cache, group, &destinations, &op, outcome, position.index, kept);
@@ -207,7 +208,7 @@ impl Handler for Shared {
         let Event { group, index, invalidated, invalidate_all, orphans, settled, executed, dependencies } = event;
         let Some(stream) = self.source(group, link.node.number, generation) else { return };
         if invalidate_all {
-            self.cache.invalidate_all(group, stream);
+            self.cache.invalidate_all(group, stream, index);
         }
         // Before that these keys have changed, so that they are never missed.
         for executed in &executed {

@@ -461,6 +461,12 @@ impl OrderState {
         first.map_or(self.applied, |first| LogIndex(first.0.saturating_sub(1)))
     }
 
+    /// The command, if it is prepared here and has not ended.
+    #[must_use]
+    pub fn unfinished(&self, id: CommandId) -> Option<&Arc<Command>> {
+        self.prepared.get(&id).map(|prepared| &prepared.command)
+    }
+
     /// The unfinished command that a client must wait for before it reads `key`. `effects` is its clock's
     /// [`VectorClock::effects`] for this group.
     #[must_use]

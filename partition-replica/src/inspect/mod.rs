@@ -143,7 +143,7 @@ mod tests {
         let (a, b) = (GroupId(1), GroupId(2));
         let state = |settled, other, effects| {
             let mut dependencies = VectorClock::new();
-            dependencies.advance_effects(other, LogIndex(effects), SessionId(1));
+            dependencies.advance_effects(other, LogIndex(effects), multicast::ids::SessionId(1));
             Standing { settled: LogIndex(settled), dependencies, ..Standing::default() }
         };
         let pair = |of_a, of_b| Standing::are_of_one_moment([(a, &of_a), (b, &of_b)]);
