@@ -36,6 +36,8 @@ const LOADED_WORKS: [(Op, Scope); 6] = [
 ];
 /// A replica in another region may be a moment behind the one that has acknowledged.
 const SETTLE: Duration = Duration::from_millis(500);
+/// So often a folder is emptied before it counts as one that cannot be.
+const REMOVE_TRIES: usize = 5;
 
 /// What to compare.
 pub struct RealPlan {
@@ -140,9 +142,12 @@ struct Site<'a> {
 impl Drop for Site<'_> {
     fn drop(&mut self) {
         let remove = |folder: PathBuf| {
-            if let Err(error) = fs::remove_dir_all(&folder)
-                && error.kind() != io::ErrorKind::NotFound
-            {
+            // What another mount has just moved here, this one may not have heard of when it lists the folder.
+            let mut tries = (0..REMOVE_TRIES).map(|_| fs::remove_dir_all(&folder));
+            let is_late = |error: &io::Error| error.kind() == io::ErrorKind::DirectoryNotEmpty;
+            let last = tries.find(|removed| !removed.as_ref().is_err_and(is_late));
+            let failed = last.unwrap_or_else(|| Err(io::ErrorKind::DirectoryNotEmpty.into())).err();
+            if let Some(error) = failed.filter(|error| error.kind() != io::ErrorKind::NotFound) {
                 tell!("globalfs: {} is left behind: {error}", folder.display());
             }
         };
