@@ -53,6 +53,7 @@ pub struct Answered<'a> {
 /// One client's cache.
 #[derive(Debug)]
 pub struct Kept {
+    session: SessionId,
     progress: Arc<Progress>,
     cache: Cache,
     streams: BTreeMap<GroupId, Stream>,
@@ -66,7 +67,7 @@ impl Kept {
     pub fn new(session: SessionId, groups: impl IntoIterator<Item = GroupId>, bug: Option<Bug>) -> Kept {
         let progress = Arc::new(Progress::new(session, groups));
         let cache = Cache::new(Arc::clone(&progress), ENTRIES_MAX);
-        Kept { progress, cache, streams: BTreeMap::new(), across: Across::default(), bug }
+        Kept { session, progress, cache, streams: BTreeMap::new(), across: Across::default(), bug }
     }
 
     /// What the client has seen.
@@ -128,8 +129,13 @@ impl Kept {
         if self.bug != Some(Bug::CacheBehindClock) {
             dependencies.iter().for_each(|(group, index)| _ = told.advance(group, index));
         }
-        if self.bug != Some(Bug::CachePastEffects) {
-            dependencies.iter_effects().for_each(|(group, _)| told.merge_effects(dependencies, group));
+        match self.bug {
+            Some(Bug::CachePastEffects) => {}
+            Some(Bug::OwnHidesOthers) => dependencies.iter_effects().for_each(|(group, index)| {
+                let is_own = dependencies.effects_beside(group, self.session) < index;
+                told.advance_effects(group, index, if is_own { self.session } else { SessionId(0) });
+            }),
+            _ => dependencies.iter_effects().for_each(|(group, _)| told.merge_effects(dependencies, group)),
         }
         let shown = self.progress.depend(&told);
         self.across.forget_open(&self.cache, &shown);

@@ -44,6 +44,8 @@ pub enum Bug {
     CacheBehindClock,
     /// A client keeps what it cached of a group when it learns of effects of commands prepared there.
     CachePastEffects,
+    /// A client knows of effects only the newest: an own update hides what others have committed before it.
+    OwnHidesOthers,
     /// A client keeps what an own update changes in a group that does not answer.
     KeepOwnElsewhere,
     /// A client takes the first piece of a directory's listing for all of it.
