@@ -38,7 +38,16 @@ fn unfinished(cluster: &Cluster) -> Vec<Value> {
     commands.into_iter().map(|command| Value::Object(command.clone())).collect()
 }
 
-/// Starts renames of `old` until one of them is caught in its middle by a cut between us and eu.
+/// Whether a group has commands that it has not executed yet: others on their keys wait for them.
+fn holds_keys(cluster: &Cluster, group: &str) -> bool {
+    let status = cluster.status();
+    let of_it = status["groups"].as_array().unwrap().iter().filter(|one| one["name"] == group);
+    let commands = of_it.flat_map(|group| objects_with(group, &["destinations", "locks_keys"]));
+    commands.map(|command| &command["locks_keys"]).any(|holds| *holds == Value::Bool(true))
+}
+
+/// Starts renames of `old` until one of them is caught by a cut between us and eu while it holds its keys in us. (A little
+/// later us has executed it, holds nothing any more, and only waits for eu to say the same.)
 fn rename_caught_by_a_cut(cluster: &Cluster, from: &Path, to: &Path) -> (PathBuf, PathBuf, thread::JoinHandle<()>) {
     for attempt in 0..20 {
         let (old, new) = (from.join(format!("moving-{attempt}")), to.join(format!("moved-{attempt}")));
@@ -48,9 +57,7 @@ fn rename_caught_by_a_cut(cluster: &Cluster, from: &Path, to: &Path) -> (PathBuf
         while !rename.is_finished() && unfinished(cluster).is_empty() {}
         cluster.cut("us", "eu");
         thread::sleep(Duration::from_millis(1500));
-        // One that only has to be forgotten holds up nobody.
-        let holds = |command: &Value| command["locks_keys"] == Value::Bool(true);
-        if !rename.is_finished() && unfinished(cluster).iter().any(holds) {
+        if !rename.is_finished() && holds_keys(cluster, "us") {
             eprintln!("caught at attempt {attempt}: {:?}", unfinished(cluster));
             return (old, new, rename);
         }

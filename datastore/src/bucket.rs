@@ -295,12 +295,14 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
     /// It was a timeout.
     pub(crate) slow: bool,
+    /// It had so little time that this says nothing about the bucket.
+    pub(crate) hurried: bool,
     pub(crate) cause: Option<Cause>,
 }
 
 impl Failure {
     pub(crate) fn new(kind: FailureKind, reason: impl Into<String>) -> Failure {
-        Failure { kind, reason: reason.into(), slow: false, cause: None }
+        Failure { kind, reason: reason.into(), slow: false, hurried: false, cause: None }
     }
 
     pub(crate) fn corrupt(reason: impl Into<String>) -> Failure {
@@ -357,7 +359,7 @@ impl From<object_store::Error> for Failure {
             _ if FULL_CODES.contains(&code) || text.contains("507 Insufficient Storage") => FailureKind::Full,
             _ => system_failure(&error),
         };
-        Failure { kind, reason: explain(&text), slow: false, cause: Some(Arc::new(error)) }
+        Failure { cause: Some(Arc::new(error)), ..Failure::new(kind, explain(&text)) }
     }
 }
 

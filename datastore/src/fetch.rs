@@ -196,6 +196,10 @@ impl<'a> Source<'a> {
     }
 
     fn failed(&mut self, blob: &BlobRef, failure: Failure) {
+        // Why it failed when it had time says more.
+        if failure.hurried && self.last.is_some() {
+            return;
+        }
         if failure.kind == FailureKind::Corrupt {
             self.corrupt += 1;
             tracing::warn!(blob = %blob.id, bucket = self.place.bucket.url(), reason = failure.reason, "corrupt blob");

@@ -314,6 +314,7 @@ impl Shared {
             attempts += 1;
             let failure = match attempt {
                 Ok(()) => return Ok(()),
+                Err(failure) if failure.hurried => Failure::new(FailureKind::Transient, place.last_reason()),
                 Err(failure) => failure,
             };
             let again = match failure.kind {
@@ -417,6 +418,8 @@ impl Shared {
         };
         let limit = deadline.min(Instant::now() + self.limits.attempt_timeout);
         let allowed = limit.saturating_duration_since(Instant::now());
+        // What is left before the deadline may be next to nothing.
+        let hurried = allowed < self.limits.attempt_timeout.min(self.limits.deadline) / 2;
         let result = timeout_at(limit, async {
             if place.region != self.local
                 && let Err(cut) = self.link.cross(self.local, place.region, bytes).await
@@ -426,9 +429,10 @@ impl Shared {
             attempt.await
         })
         .await
-        .unwrap_or_else(|_| Err(Failure::slow(allowed)));
+        .unwrap_or_else(|_| Err(Failure { hurried, ..Failure::slow(allowed) }));
         match &result {
             Ok(_) => permit.answered(),
+            Err(failure) if failure.hurried => drop(permit),
             Err(failure) => {
                 *place.last_failure.lock() = Some(failure.reason.clone());
                 match failure.kind {

@@ -513,6 +513,21 @@ async fn link_delays_other_regions_only_and_a_healed_cut_is_noticed() {
     assert!(started.elapsed() < Duration::from_millis(500));
 }
 
+#[tokio::test(start_paused = true)]
+async fn attempt_that_the_deadline_cuts_short_blames_nobody() {
+    let world = World::new();
+    let link = Arc::new(TestLink::default());
+    // A crossing takes 70 ms; the second one has at most 20.
+    let (deadline, pause_first) = (Duration::from_millis(100), Duration::from_millis(20));
+    let limits = StoreLimits { deadline, pause_first, ..limits() };
+    let store = world.store_with(US, None, Arc::clone(&link) as Arc<dyn Link>, limits);
+    link.cut.store(true, Ordering::Relaxed);
+    let error = store.get(&blob(1, 1, 1000).0, 0..10).await.unwrap_err();
+    let (tried, _) = get_error(&error);
+    assert_eq!(tried[1].reason, "region 1 cannot be reached from region 0", "{error}");
+    assert!(store.status().iter().all(|bucket| !bucket.paused && bucket.failures == 0), "{:?}", store.status());
+}
+
 #[test]
 fn store_without_a_bucket_of_its_own_region_is_refused() {
     let (bucket, _) = memory_bucket("eu");

@@ -23,9 +23,12 @@ pub const CONTRIBUTION_BYTES_MAX: usize = 8 << 20;
 /// Most messages and values fit: growing by doubling from nothing is dear.
 const MESSAGE_ROOM: usize = 512;
 const VALUE_ROOM: usize = 256;
-const VERSION: u8 = 1;
-const OUTCOME_VERSION: u8 = 2;
-const CONTRIBUTION_VERSION: u8 = 2;
+/// Version of the encoding of operations and messages, its first byte.
+pub const VERSION: u8 = 1;
+/// Version of the encoding of outcomes, its first byte.
+pub const OUTCOME_VERSION: u8 = 2;
+/// Version of the encoding of contributions, its first byte.
+pub const CONTRIBUTION_VERSION: u8 = 2;
 
 /// A command's payload.
 #[must_use]

@@ -10,7 +10,8 @@ use crate::op::{LockKind, LockRange};
 use crate::store::Store;
 use crate::types::{Attr, BlobRange, Dirent, TimeNs};
 
-const ROW_VERSION: u8 = 1;
+/// Version of the encoding of rows, the first byte of each value.
+pub const ROW_VERSION: u8 = 1;
 
 /// What holds for the whole volume; written once, equal in every group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -39,7 +39,20 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The data directory belongs to another node or cluster, or has another format.
+    /// The data directory was written by a version that encodes what is in it otherwise.
+    #[error(
+        "{}: the data have format {found}, this version of globalfs works with format {spoken}. Nothing is damaged, and \
+         nothing was changed: start the node with the version that wrote them", path.display()
+    )]
+    OtherFormat {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// This program's format.
+        spoken: u32,
+    },
+    /// The data directory belongs to another node or cluster.
     #[error("{}: {problem}", path.display())]
     ForeignData {
         /// The directory.
@@ -125,7 +138,11 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Error::Locked { .. } | Error::Stopping => ErrorClass::Retry,
-            Error::File { .. } | Error::ForeignData { .. } | Error::Config(_) | Error::Net(_) => ErrorClass::Caller,
+            Error::File { .. }
+            | Error::OtherFormat { .. }
+            | Error::ForeignData { .. }
+            | Error::Config(_)
+            | Error::Net(_) => ErrorClass::Caller,
             Error::Corrupt { .. }
             | Error::CorruptState(_)
             | Error::DamagedState { .. }

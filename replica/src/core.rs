@@ -667,6 +667,7 @@ impl<T: Ticket> ReplicaCore<T> {
         }
     }
 }
+
 /// The command, if that is its execution.
 fn executed(applied: &Applied, id: CommandId) -> Option<&Arc<Command>> {
     match &applied.change {

@@ -142,12 +142,18 @@ struct Site<'a> {
 impl Drop for Site<'_> {
     fn drop(&mut self) {
         let remove = |folder: PathBuf| {
-            // What another mount has just moved here, this one may not have heard of when it lists the folder.
-            let mut tries = (0..REMOVE_TRIES).map(|_| fs::remove_dir_all(&folder));
-            let is_late = |error: &io::Error| error.kind() == io::ErrorKind::DirectoryNotEmpty;
-            let last = tries.find(|removed| !removed.as_ref().is_err_and(is_late));
-            let failed = last.unwrap_or_else(|| Err(io::ErrorKind::DirectoryNotEmpty.into())).err();
-            if let Some(error) = failed.filter(|error| error.kind() != io::ErrorKind::NotFound) {
+            let mut removed = fs::remove_dir_all(&folder);
+            // What another mount has just moved here, this one may not have heard of when it listed the folder.
+            for _ in 1..REMOVE_TRIES {
+                if !removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::DirectoryNotEmpty) {
+                    break;
+                }
+                std::thread::sleep(SETTLE);
+                removed = fs::remove_dir_all(&folder);
+            }
+            if let Err(error) = removed
+                && error.kind() != io::ErrorKind::NotFound
+            {
                 tell!("globalfs: {} is left behind: {error}", folder.display());
             }
         };

@@ -172,8 +172,12 @@ impl Progress {
         for (id, index) in dependencies.iter() {
             self.see(id, index);
         }
+        // Before what is cached is judged by them: a question asked from then on names them.
+        if dependencies.iter_effects().next().is_some() {
+            let mut told = self.told.lock();
+            dependencies.iter_effects().for_each(|(id, _)| told.merge_effects(dependencies, id));
+        }
         for (id, index) in dependencies.iter_effects() {
-            self.told.lock().merge_effects(dependencies, id);
             let Some(group) = self.group(id) else { continue };
             let others = dependencies.effects_beside(id, self.session);
             let is_known = index.0 <= group.effects.fetch_max(index.0, Ordering::AcqRel);

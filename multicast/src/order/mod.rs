@@ -3,7 +3,7 @@
 #[cfg(feature = "explore")]
 mod explore;
 mod locks;
-mod rows;
+pub mod rows;
 mod sessions;
 
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock
 use crate::membership::Membership;
 
 /// Version of the encoding of rows, the first byte of each value.
-const ROW_VERSION: u8 = 2;
+pub const ROW_VERSION: u8 = 2;
 
 /// Names one row. Its order is that of the encoded keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,13 +4,27 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use metadata::codec::{CONTRIBUTION_VERSION, OUTCOME_VERSION, VERSION};
+use metadata::rows::ROW_VERSION;
 use multicast::ids::{Incarnation, ReplicaId};
+use multicast::order;
+use multicast::record::RECORD_VERSION;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::config::FirstStart;
 use crate::error::{Error, Result};
 
-const FORMAT: u32 = 2;
+/// How what is in a data directory is encoded. It stands in the stamp, which is read before anything else: data of another
+/// format are refused as such there, and not taken for damaged ones later.
+const FORMAT: u32 = 3;
+const _: () = assert!(
+    matches!(
+        (FORMAT, RECORD_VERSION, order::rows::ROW_VERSION, ROW_VERSION, VERSION, OUTCOME_VERSION, CONTRIBUTION_VERSION),
+        (3, 2, 2, 1, 1, 2, 2)
+    ),
+    "all of these are on disks: whoever raises one raises FORMAT, and renews the list"
+);
+const TITLE: &str = "globalfs node data\nformat ";
 const INCARNATION: &str = "incarnation ";
 /// Whoever makes a cluster leaves a file of this name in the data directories of its nodes: the first start takes part in its
 /// founding. It is gone afterwards, so that a directory that was emptied is not taken for one of the founding.
@@ -36,8 +50,7 @@ impl Stamp {
     /// know of it must not take the disk for one of the founding.
     fn text(&self, incarnation: Incarnation) -> String {
         let Stamp { cluster, authority, node } = self;
-        let mut text =
-            format!("globalfs node data\nformat {FORMAT}\ncluster {cluster}\nauthority {authority}\nnode {}\n", node.0);
+        let mut text = format!("{TITLE}{FORMAT}\ncluster {cluster}\nauthority {authority}\nnode {}\n", node.0);
         if incarnation != Incarnation::GENESIS {
             text.push_str(&format!("{INCARNATION}{:016x}\n", incarnation.0));
         }
@@ -54,6 +67,21 @@ impl Stamp {
         let number = u64::from_str_radix(end.strip_prefix(INCARNATION)?.trim_end(), 16).ok()?;
         let incarnation = Incarnation(number);
         (number != 0 && self.text(incarnation) == found).then_some(incarnation)
+    }
+
+    /// What to say about a directory whose stamp is another one.
+    fn refused(&self, path: &Path, found: &[u8]) -> Error {
+        let found = String::from_utf8_lossy(found);
+        let path = path.into();
+        let format = found.strip_prefix(TITLE).and_then(|rest| rest.lines().next()?.parse().ok());
+        match format {
+            Some(format) if format != FORMAT => Error::OtherFormat { path, found: format, spoken: FORMAT },
+            _ => {
+                let expected = self.text(Incarnation::GENESIS);
+                let problem = format!("holds \"{}\", this node is \"{}\"", shown(&found), shown(&expected));
+                Error::ForeignData { path, problem }
+            }
+        }
     }
 }
 
@@ -105,8 +133,7 @@ impl DataFolder {
     pub fn disk_of(path: &Path, stamp: &Stamp) -> Result<Incarnation> {
         let file = path.join("stamp");
         let found = fs::read(&file).map_err(Error::file(&file))?;
-        let foreign = || Error::ForeignData { path: path.into(), problem: "the stamp is not this node's".into() };
-        stamp.read(&found).ok_or_else(foreign)
+        stamp.read(&found).ok_or_else(|| stamp.refused(path, &found))
     }
 
     /// Which of the node's disks this is, as was written when it was formatted.
@@ -138,11 +165,7 @@ impl DataFolder {
         let path = self.path.join("stamp");
         let marker = self.path.join(INITIALISE_MARKER);
         let incarnation = match fs::read(&path) {
-            Ok(found) => stamp.read(&found).ok_or_else(|| {
-                let (found, expected) = (String::from_utf8_lossy(&found), stamp.text(Incarnation::GENESIS));
-                let problem = format!("holds \"{}\", this node is \"{}\"", shown(&found), shown(&expected));
-                Error::ForeignData { path: self.path.clone(), problem }
-            })?,
+            Ok(found) => stamp.read(&found).ok_or_else(|| stamp.refused(&self.path, &found))?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if self.log().exists() || self.state().exists() {
                     let problem = "there are data without the stamp that says whose they are".into();
@@ -253,6 +276,27 @@ mod tests {
         let second = open(FirstStart::NewDisk).unwrap();
         assert!(second != Incarnation::GENESIS && second != first);
         assert!(!folder.join(INITIALISE_MARKER).exists());
+    }
+
+    #[test]
+    fn data_of_another_format_are_named_so_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || DataFolder::open(folder.path(), &stamp("c", "a", 1), FirstStart::NewDisk);
+        drop(open().unwrap());
+        let path = folder.path().join("stamp");
+        let now = fs::read_to_string(&path).unwrap();
+        for format in [FORMAT - 1, FORMAT + 1] {
+            let other = now.replace(&format!("format {FORMAT}\n"), &format!("format {format}\n"));
+            assert_ne!(other, now);
+            fs::write(&path, &other).unwrap();
+            let refused = open().unwrap_err();
+            assert!(
+                matches!(refused, Error::OtherFormat { found, spoken: FORMAT, .. } if found == format),
+                "{refused}"
+            );
+            assert_eq!(refused.class(), crate::ErrorClass::Caller, "nothing is damaged, so nothing may be set aside");
+            assert_eq!(fs::read_to_string(&path).unwrap(), other);
+        }
     }
 
     #[test]
