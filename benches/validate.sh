@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measures this machine, then compares the lab with a cluster on it: three regions, emulated distances, one node per region.
-# Usage: benches/validate.sh GLOBALFS OUT [calibrate] [geo3-fast] [geo3]. Without steps all are done, in this order. The machine
-# should be idle; they take about one, two and three minutes. What a step has left in OUT serves the next ones.
+# Compares the lab with a cluster on this machine: three regions, emulated distances, one node per region, three rounds, each
+# with the costs as they are then. Usage: benches/validate.sh GLOBALFS OUT [geo3-fast] [geo3]. Without networks both. The machine
+# should be idle; each takes ten to fifteen minutes.
 set -euo pipefail
 # What was written before is not to be flushed meanwhile.
 sync
@@ -9,7 +9,7 @@ globalfs=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
 shift 2
-[ $# -gt 0 ] || set -- calibrate geo3-fast geo3
+[ $# -gt 0 ] || set -- geo3-fast geo3
 data=$(mktemp -d "$out/cluster.XXXXXX")
 up=
 end() {
@@ -30,15 +30,12 @@ compare() {
         sleep 0.5
     done
     "$globalfs" bench geo --real "$mnt/us,$mnt/eu,$mnt/ap" --rtt "$wan" --voters 1 --duration 2s \
-        --calibration "$out/calibration.toml" --out "$out/$wan" | tee "$out/$wan.txt"
+        --rounds "${ROUNDS:-3}" --calibrate --out "$out/$wan" | tee "$out/$wan.txt"
     kill -TERM "$up"
     wait "$up" || true
     up=
 }
 
-for step in "$@"; do
-    case $step in
-    calibrate) "$globalfs" bench calibrate --disk "$out" --out "$out/calibration.toml" ;;
-    *) compare "$step" ;;
-    esac
+for wan in "$@"; do
+    compare "$wan"
 done

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// More than this share of the work cannot come last: it would be done by nobody.
+pub const AHEAD_MAX: f64 = 0.9;
+
 /// Costs of a machine. Everything in microseconds of one CPU unless the name says otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,7 +24,7 @@ pub struct Calibration {
 }
 
 /// Where and when it was measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
     /// Processor, system, memory.
@@ -30,6 +33,9 @@ pub struct Machine {
     pub date: String,
     /// CPUs of each machine, as many as the measured one had.
     pub cpus: usize,
+    /// The share of its work that a thread of a node or a mount does after it has handed on what others wait for.
+    #[serde(default)]
+    pub ahead: f64,
 }
 
 /// CPU time per piece of work.
@@ -66,6 +72,9 @@ pub struct Cpu {
     pub fuse: f64,
     /// … and what that takes longer while processors sleep in between.
     pub fuse_idle: f64,
+    /// … and while they are busy, but the mount's thread has slept before.
+    #[serde(default)]
+    pub fuse_cold: f64,
     /// One request of the kernel to a mount that asks a node, with the calling program's part.
     pub fuse_call: f64,
     /// The mount's part of asking a node, beside the network's.
@@ -140,6 +149,7 @@ impl Calibration {
             cpu.log_batch,
             cpu.fuse,
             cpu.fuse_idle,
+            cpu.fuse_cold,
             cpu.fuse_call,
             cpu.mount_call,
             cpu.lent,
@@ -152,6 +162,9 @@ impl Calibration {
         if all.iter().any(|cost| !cost.is_finite() || *cost < 0.0 || *cost > 1e7) {
             return Err("a cost is negative or beyond ten seconds".into());
         }
+        if !(0.0..=AHEAD_MAX).contains(&self.machine.ahead) {
+            return Err(format!("`ahead` is a share, from 0 to {AHEAD_MAX}"));
+        }
         let rates = [self.disk.mib_per_s, self.network.mbit_per_s];
         if rates.iter().any(|rate| !rate.is_finite() || *rate <= 0.0) || !(1..=1024).contains(&self.machine.cpus) {
             return Err("rates must be positive, and there are 1 to 1024 CPUs".into());
@@ -161,6 +174,8 @@ impl Calibration {
 
     /// Two digits behind the point are more than anybody can measure.
     pub fn round(&mut self) {
+        let rounded = |value: f64| (value * 100.0).round() / 100.0;
+        self.machine.ahead = rounded(self.machine.ahead);
         let (cpu, disk, network) = (&mut self.cpu_us, &mut self.disk, &mut self.network);
         for value in [
             &mut cpu.wake,
@@ -178,6 +193,7 @@ impl Calibration {
             &mut cpu.log_batch,
             &mut cpu.fuse,
             &mut cpu.fuse_idle,
+            &mut cpu.fuse_cold,
             &mut cpu.fuse_call,
             &mut cpu.mount_call,
             &mut cpu.lent,
@@ -187,7 +203,7 @@ impl Calibration {
             &mut network.path_us,
             &mut network.hold_late_us,
         ] {
-            *value = (*value * 100.0).round() / 100.0;
+            *value = rounded(*value);
         }
     }
 

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::cluster::{Cluster, Options, Part, binary, eventually, is_reference, run};
+use common::cluster::{Cluster, Options, Part, binary, eventually, is_reference, run, succeeded};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -261,7 +261,9 @@ fn lab_agrees_with_a_cluster_on_what_distance_costs() {
     let mounts = mounts.map(|mount| mount.to_str().unwrap().to_owned()).join(",");
     let place = out.to_str().unwrap();
     let asked = ["--rtt", "geo3", "--voters", "1", "--ops", "write,stat", "--duration", "1s", "--out", place];
-    cluster.globalfs_ok(&[&["bench", "geo", "--real", &mounts], &asked[..]].concat());
+    let arguments = [&["bench", "geo", "--real", &mounts], &asked[..]].concat();
+    // It lets everything come to rest several times.
+    succeeded(&arguments, &cluster.globalfs_within(Duration::from_secs(180), &arguments));
     let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
     let lines = report["validation"].as_array().unwrap();
     assert!(lines.len() >= 8, "{report}");

@@ -61,8 +61,14 @@ pub struct Checked {
     pub scope: Scope,
     /// Applications per region.
     pub clients: usize,
+    /// How often it was measured; the figures are medians.
+    #[serde(default = "once")]
+    pub rounds: usize,
     /// Median on mounts.
     pub real_ms: f64,
+    /// … of the fastest and the slowest round.
+    #[serde(default)]
+    pub real_ms_range: (f64, f64),
     /// … and in the simulation.
     pub simulated_ms: f64,
     /// Operations per second on mounts.
@@ -71,7 +77,46 @@ pub struct Checked {
     pub simulated_per_second: f64,
 }
 
+fn once() -> usize {
+    1
+}
+
 impl Checked {
+    /// One line for each workload of several rounds: medians of what each round has.
+    #[must_use]
+    pub fn medians(rounds: &[Checked]) -> Vec<Checked> {
+        let mut lines: Vec<Vec<&Checked>> = Vec::new();
+        for found in rounds {
+            let is_same = |line: &&mut Vec<&Checked>| {
+                let first = line[0];
+                (&first.rtt, first.op, first.scope, first.clients) == (&found.rtt, found.op, found.scope, found.clients)
+            };
+            match lines.iter_mut().find(is_same) {
+                Some(line) => line.push(found),
+                None => lines.push(vec![found]),
+            }
+        }
+        let merged = |line: Vec<&Checked>| {
+            let sorted = |of: fn(&Checked) -> f64| {
+                let mut values: Vec<f64> = line.iter().map(|found| of(found)).collect();
+                values.sort_by(f64::total_cmp);
+                values
+            };
+            let median = |of| middle(&sorted(of));
+            let real = sorted(|found| found.real_ms);
+            Checked {
+                rounds: line.len(),
+                real_ms: middle(&real),
+                real_ms_range: (real[0], real[real.len() - 1]),
+                simulated_ms: median(|found| found.simulated_ms),
+                real_per_second: median(|found| found.real_per_second),
+                simulated_per_second: median(|found| found.simulated_per_second),
+                ..line[0].clone()
+            }
+        };
+        lines.into_iter().map(merged).collect()
+    }
+
     /// Simulated median by real one.
     #[must_use]
     pub fn median_ratio(&self) -> f64 {
@@ -83,6 +128,12 @@ impl Checked {
     pub fn throughput_ratio(&self) -> f64 {
         self.simulated_per_second / self.real_per_second.max(1e-6)
     }
+}
+
+/// The median of sorted values, of which there are some.
+fn middle(sorted: &[f64]) -> f64 {
+    let half = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[half] } else { f64::midpoint(sorted[half - 1], sorted[half]) }
 }
 
 /// Everything of a run.
@@ -224,4 +275,33 @@ pub fn compare(a: &Report, b: &Report) -> Vec<Compared> {
     let (first, second) = (lines(a), lines(b));
     let both = first.into_iter().filter_map(|(key, a)| second.get(&key).map(|b| (a, b.clone())));
     both.map(|(a, b)| Compared { what: a.0, per_second: (a.1, b.1), p50_ms: (a.2, b.2), p99_ms: (a.3, b.3) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_become_medians_with_the_range_of_what_was_measured() {
+        let found = |op, (real_ms, simulated_ms): (f64, f64)| Checked {
+            rtt: "geo3".into(),
+            op,
+            scope: Scope::Local,
+            clients: 1,
+            rounds: 1,
+            real_ms,
+            real_ms_range: (real_ms, real_ms),
+            simulated_ms,
+            real_per_second: 1_000.0 / real_ms,
+            simulated_per_second: 1_000.0 / simulated_ms,
+        };
+        let rounds = [(2.0, 1.0), (8.0, 3.0), (4.0, 2.0)].map(|times| found(Op::Chmod, times));
+        let other = [(1.0, 1.0), (2.0, 1.0)].map(|times| found(Op::Mkdir, times));
+        let lines = Checked::medians(&[&rounds[..1], &other[..], &rounds[1..]].concat());
+        assert_eq!(lines.len(), 2);
+        let (chmod, mkdir) = (&lines[0], &lines[1]);
+        assert_eq!((chmod.op, chmod.rounds, chmod.real_ms, chmod.real_ms_range), (Op::Chmod, 3, 4.0, (2.0, 8.0)));
+        assert_eq!((chmod.simulated_ms, chmod.real_per_second, chmod.simulated_per_second), (2.0, 250.0, 500.0));
+        assert_eq!((mkdir.op, mkdir.rounds, mkdir.real_ms, mkdir.real_ms_range), (Op::Mkdir, 2, 1.5, (1.0, 2.0)));
+    }
 }

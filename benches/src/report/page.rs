@@ -151,8 +151,9 @@ fn validation(out: &mut String, report: &Report) {
     out.push_str(
         "<section id=\"validation\"><h2>Simulator against reality</h2><p>The same workloads through the kernel, on the \
          mounts of a cluster that ran on one machine, and simulated on one machine. Medians should agree within 15 %, \
-         throughput within 25 %; what does not is marked.</p><div class=\"scroll\"><table><thead><tr><th>network</th>\
-         <th>operation</th><th>applications</th><th>real p50 ms</th><th>simulated</th><th>ratio</th><th>real ops/s</th>\
+         throughput within 25 %; what does not is marked. Of several rounds the median counts; how far the real ones were \
+         apart stands beside it.</p><div class=\"scroll\"><table><thead><tr><th>network</th>\
+         <th>operation</th><th>applications</th><th>rounds</th><th>real p50 ms</th><th>least–most</th><th>simulated</th><th>ratio</th><th>real ops/s</th>\
          <th>simulated</th><th>ratio</th></tr></thead><tbody>",
     );
     for line in &report.validation {
@@ -160,12 +161,15 @@ fn validation(out: &mut String, report: &Report) {
         let mark = |off: bool| if off { " class=\"off\"" } else { "" };
         put!(
             out,
-            "<tr><th>{}</th><th>{} {}</th><td>{}</td><td>{:.2}</td><td>{:.2}</td><td{}>{median:.2}</td><td>{:.0}</td><td>{:.0}</td><td{}>{rate:.2}</td></tr>",
+            "<tr><th>{}</th><th>{} {}</th><td>{}</td><td>{}</td><td>{:.2}</td><td>{:.2}–{:.2}</td><td>{:.2}</td><td{}>{median:.2}</td><td>{:.0}</td><td>{:.0}</td><td{}>{rate:.2}</td></tr>",
             escape(&line.rtt),
             line.op.name(),
             line.scope.name(),
             line.clients,
+            line.rounds,
             line.real_ms,
+            line.real_ms_range.0,
+            line.real_ms_range.1,
             line.simulated_ms,
             mark((median - 1.0).abs() > 0.15),
             line.real_per_second,

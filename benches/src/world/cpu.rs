@@ -2,6 +2,10 @@
 
 use std::collections::VecDeque;
 
+/// So long a thread keeps its CPU while others wait for one: what Linux grants on two CPUs (`base_slice_ns`: 0.7 ms, and as much
+/// for each time that one can halve their number).
+const SLICE_NS: u64 = 1_400_000;
+
 /// A thread's number.
 pub type ThreadId = usize;
 
@@ -27,6 +31,10 @@ struct Thread<J> {
     jobs: VecDeque<(J, Wake)>,
     is_running: bool,
     is_ready: bool,
+    /// It keeps its CPU for the next job.
+    goes_on: bool,
+    /// Since when it has had a CPU.
+    runs_since: u64,
 }
 
 /// All machines. A thread runs one job at a time; a machine as many threads as it has CPUs.
@@ -49,7 +57,14 @@ impl<J> Machines<J> {
 
     /// Another thread.
     pub fn add_thread(&mut self, machine: usize) -> ThreadId {
-        self.threads.push(Thread { machine, jobs: VecDeque::new(), is_running: false, is_ready: false });
+        self.threads.push(Thread {
+            machine,
+            jobs: VecDeque::new(),
+            is_running: false,
+            is_ready: false,
+            goes_on: false,
+            runs_since: 0,
+        });
         self.threads.len() - 1
     }
 
@@ -75,7 +90,7 @@ impl<J> Machines<J> {
     }
 
     /// The next job that a CPU of the thread's machine can begin: thread, job, whether the thread was asleep.
-    pub fn begin(&mut self, thread: ThreadId) -> Option<(ThreadId, J, Wake)> {
+    pub fn begin(&mut self, now: u64, thread: ThreadId) -> Option<(ThreadId, J, Wake)> {
         let machine = &mut self.machines[self.threads[thread].machine];
         if machine.idle == 0 {
             return None;
@@ -85,19 +100,24 @@ impl<J> Machines<J> {
         found.is_ready = false;
         let (job, wake) = found.jobs.pop_front()?;
         found.is_running = true;
+        if !std::mem::take(&mut found.goes_on) {
+            found.runs_since = now;
+        }
         machine.idle -= 1;
         Some((next, job, wake))
     }
 
-    /// The thread has done its job.
-    pub fn end(&mut self, thread: ThreadId) {
+    /// The thread has done its job. It goes on with its next one, unless others have waited for long.
+    /// `stays`: it has not slept in between, as one does that takes turns with a program.
+    pub fn end(&mut self, now: u64, thread: ThreadId, stays: bool) {
         let found = &mut self.threads[thread];
         found.is_running = false;
         let machine = &mut self.machines[found.machine];
         machine.idle += 1;
         if !found.jobs.is_empty() {
             found.is_ready = true;
-            machine.ready.push_back(thread);
+            found.goes_on = stays && now - found.runs_since < SLICE_NS;
+            if found.goes_on { machine.ready.push_front(thread) } else { machine.ready.push_back(thread) }
         }
     }
 }

@@ -38,6 +38,8 @@ const MS: u64 = 1_000_000;
 const EPOCH_NS: u64 = 1_700_000_000_000_000_000;
 /// How long the cluster may take until all directories are made.
 const SETUP_MS_MAX: u64 = 600_000;
+/// After a sleep the end of one operation and the beginning of the next one find nothing in the processor's caches.
+const COLD_JOBS: u32 = 2;
 const HOUSEKEEP_NS: u64 = 300 * MS;
 const SWEEP_NS: u64 = 50 * MS;
 /// When the fault comes and how long a cut lasts, in measured time.
@@ -91,6 +93,12 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    /// Only its own thread works on it: others go on before it is through, and it may have the next job at once. The kernel's
+    /// requests are a program and a thread of the mount that take turns, and wait for each other.
+    fn is_alone(&self) -> bool {
+        matches!(self, Job::Arrived(_) | Job::Post(..) | Job::Turn(_) | Job::Log(_) | Job::Call(_))
+    }
+
     /// Whose CPU it takes.
     fn part(&self) -> Part {
         match self {
@@ -109,7 +117,13 @@ impl Job {
 }
 
 pub(crate) enum Event {
-    Finished(ThreadId, Job),
+    /// What a job is for is done.
+    Done(Job),
+    /// Its thread is free.
+    Finished {
+        thread: ThreadId,
+        stays: bool,
+    },
     Arrive(Box<Frame>),
     Leave(usize, Box<Round>),
     Flushed(usize),
@@ -211,6 +225,8 @@ pub struct World<'a> {
     dirs: Dirs,
     script: setup::Script,
     sent_until: BTreeMap<End, u64>,
+    /// Jobs that a thread towards the kernel has done since it slept.
+    runs: BTreeMap<ThreadId, u32>,
     arrived: BTreeMap<(End, End), u64>,
     /// Since when a region is cut off, and since when it works again.
     cut: Option<(usize, u64)>,
@@ -271,9 +287,9 @@ impl World<'_> {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Finished(thread, job) => {
-                self.machines.end(thread);
-                self.complete(job);
+            Event::Done(job) => self.complete(job),
+            Event::Finished { thread, stays } => {
+                self.machines.end(self.now, thread, stays);
                 self.dispatch(thread);
             }
             Event::Arrive(frame) => self.arrive(frame),
@@ -305,15 +321,18 @@ impl World<'_> {
     }
 
     fn dispatch(&mut self, thread: ThreadId) {
-        while let Some((thread, job, wake)) = self.machines.begin(thread) {
+        while let Some((thread, job, wake)) = self.machines.begin(self.now, thread) {
             let is_idle = self.machines.has_idle(thread);
             let (cost_us, job) = self.start(job, wake, is_idle);
             self.recorder.used(job.part(), cost_us);
-            self.after(ns(cost_us), Event::Finished(thread, job));
+            let stays = job.is_alone();
+            let after = if stays { self.costs.machine.ahead } else { 0.0 };
+            self.after(ns(cost_us * (1.0 - after)), Event::Done(job));
+            self.after(ns(cost_us), Event::Finished { thread, stays });
         }
     }
 
-    /// What a job costs. A replica's turn happens at its start; everything else at its end.
+    /// What a job costs. A replica's turn happens at its start; everything else when it hands on.
     fn start(&mut self, job: Job, wake: Wake, is_idle: bool) -> (f64, Job) {
         let cpu = &self.costs.cpu_us;
         let waking = match wake {
@@ -348,7 +367,12 @@ impl World<'_> {
                 return (self.turn(member, waking), job);
             }
             Job::Log(_) => cpu.log_batch,
-            Job::Fuse(client) => return (self.fuse_cost(*client, waking, is_idle), job),
+            Job::Fuse(client) => {
+                let run = self.runs.entry(self.clients[*client].fuse).or_default();
+                *run = if wake == Wake::Awake { *run + 1 } else { 1 };
+                let is_cold = *run <= COLD_JOBS;
+                return (self.fuse_cost(*client, waking, is_idle, is_cold), job);
+            }
             Job::Late(requests, is_told) => f64::from(*requests) * cpu.fuse + if *is_told { cpu.lent } else { 0.0 },
             // What is asked while the thread is awake goes with the rest.
             Job::Call(_) => cpu.mount_call + cpu.frame + if wake == Wake::Awake { 0.0 } else { cpu.packet },

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use metadata::op::{FsOp, NewNode};
 use metadata::types::NodeRef;
 use multicast::ids::{GroupId, Incarnation, ReplicaId};
-use multicast::{ChangeRefused, Config, MemberChange};
+use multicast::{ChangeRefused, Config, MemberChange, Timing};
 
 use super::cpu::Machines;
 use super::member::Member;
@@ -106,6 +106,7 @@ impl<'a> World<'a> {
             dirs: BTreeMap::new(),
             script: Script::default(),
             sent_until: BTreeMap::new(),
+            runs: BTreeMap::new(),
             arrived: BTreeMap::new(),
             cut: None,
             stopped: vec![false; point.regions],
@@ -292,12 +293,14 @@ impl<'a> World<'a> {
     fn begin_all(&mut self) {
         // Not before: who follows from the log's beginning must find it.
         self.after(HOUSEKEEP_NS, Event::Housekeep);
-        // Beyond the time after which the preferred primaries are back.
+        // Beyond the time after which the preferred primaries are back, and so long after the directories were made that no
+        // group tells others of its progress only because one mount has asked all of them in turn.
+        let quiet = 1_000 * MS + Timing::default().subscription_ms * MS;
         let spread = 20 * MS;
         for client in 1..self.clients.len() {
-            let delay = 1_000 * MS + self.random.below(spread);
+            let delay = quiet + self.random.below(spread);
             self.after(delay, Event::Begin(client));
         }
-        self.after(1_000 * MS + spread + self.point.warmup_ms * MS, Event::Measure);
+        self.after(quiet + spread + self.point.warmup_ms * MS, Event::Measure);
     }
 }

@@ -74,12 +74,16 @@ impl World<'_> {
     }
 
     /// What the program, the kernel and the mount's threads towards it do until a node must be asked, or to the end.
-    pub(crate) fn fuse_cost(&self, at: usize, waking: f64, is_idle: bool) -> f64 {
+    pub(crate) fn fuse_cost(&self, at: usize, waking: f64, is_idle: bool, is_cold: bool) -> f64 {
         let cpu = &self.costs.cpu_us;
         let Some(doing) = self.clients[at].doing.as_ref() else { return 0.0 };
         let Some(Step::Kernel { requests, returns }) = doing.steps.front() else { return 0.0 };
         // The program and the mount take turns, each waking the other one.
-        let turns = if is_idle { cpu.fuse_idle } else { 0.0 };
+        let turns = match (is_idle, is_cold) {
+            (true, _) => cpu.fuse_idle,
+            (false, true) => cpu.fuse_cold,
+            (false, false) => 0.0,
+        };
         let returning = if *returns { waking + cpu.fuse_call } else { 0.0 };
         let let_in = if doing.was_locked_out { waking } else { 0.0 };
         let_in + returning + f64::from(*requests) * (cpu.fuse + turns)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use geo_bench::calibrate;
-use geo_bench::costs::{Calibration, Cpu};
+use geo_bench::costs::{AHEAD_MAX, Calibration, Cpu};
 use geo_bench::spec::{Op, Point, Scope};
 use geo_bench::stats::{Latencies, Part};
 use rustix::time::{ClockId, clock_gettime};
@@ -27,6 +27,8 @@ const ROUNDS: usize = 3;
 const LOADED: usize = 16;
 const KNOWN_FILES: usize = 16;
 const LEN: usize = 1024;
+/// Each halves what is not known of [`geo_bench::costs::Machine::ahead`].
+const OVERLAP_STEPS: u32 = 8;
 /// What was done before has settled.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Requests of the kernel when a file two directories below the mount is read again, and when it is overwritten: three names,
@@ -91,13 +93,11 @@ fn through_a_mount(disk: &Path, costs: &mut Calibration) -> Result<Vec<String>> 
     }
     drop(cluster);
     work_of_threads(&mut costs.cpu_us, &rounds);
-    let asleep = waking(costs, rounds.write.alone(|found| found.median_us))?;
+    overlap(costs, rounds.write.alone(|found| found.median_us))?;
     let mut checks = Vec::new();
     for (op, found) in [(Op::Reread, &rounds.reread), (Op::Write, &rounds.write)] {
         checks.extend(check(costs, op, found)?);
     }
-    let wake = costs.cpu_us.wake;
-    checks.push(format!("waking a thread: between two threads {asleep:.1} µs, on the whole way {wake:.1} µs"));
     Ok(checks)
 }
 
@@ -110,6 +110,11 @@ fn check(costs: &Calibration, op: Op, found: &Pair) -> Result<Vec<String>> {
         format!("{name}, one application: median in µs: real {median_us:.0}, simulated {:.0}", one.median_us),
         format!("{name}, {LOADED}: per second: real {per_second:.0}, simulated {:.0}", many.per_second),
     ];
+    lines.push(format!(
+        "{name}, CPU of the machine per operation in µs: {:.0}; {LOADED}: {:.0}",
+        found.alone(|found| found.machine_us),
+        found.among(|found| found.machine_us)
+    ));
     for part in [Part::Kernel, Part::MountNetwork, Part::NodeNetwork, Part::Replica, Part::Log] {
         let used = |played: &Played| played.cpu_us.get(&part).copied().unwrap_or(0.0);
         let (alone, among) = (found.alone(|found| found.of(part).cpu_us), found.among(|found| found.of(part).cpu_us));
@@ -159,6 +164,7 @@ fn work_of_threads(cpu: &mut Cpu, rounds: &Rounds) {
     let Rounds { reread, write } = rounds;
     cpu.fuse = reread.among(|found| found.of(Part::Kernel).cpu_us) / REREAD_REQUESTS;
     cpu.fuse_idle = (reread.alone(|found| found.median_us) / (REREAD_REQUESTS - 1.0) - cpu.fuse).max(0.0);
+    cpu.fuse_cold = (reread.alone(|found| found.of(Part::Kernel).cpu_us) / REREAD_REQUESTS - cpu.fuse).max(0.0);
     let face = write.among(|found| found.of(Part::Kernel).cpu_us);
     cpu.fuse_call = (face - (WRITE_REQUESTS - 1.0) * cpu.fuse - cpu.switch).max(cpu.fuse);
     cpu.lent = write.among(|found| found.mount.of("fuse-lent").cpu_us);
@@ -180,16 +186,17 @@ fn work_of_threads(cpu: &mut Cpu, rounds: &Rounds) {
     (cpu.turn, cpu.store_batch) = (without(fixed, 3.0), fixed / 3.0);
 }
 
-/// What a whole round trip takes beyond the work of all threads and the flush is waking them. Returns what it takes between two
-/// threads.
-fn waking(costs: &mut Calibration, median_us: f64) -> Result<f64> {
-    let asleep = costs.cpu_us.wake;
-    let with = played(costs, Op::Write, 1)?.median_us;
-    costs.cpu_us.wake = 0.0;
-    let without = played(costs, Op::Write, 1)?.median_us;
-    let wake = if with > without { asleep * (median_us - without) / (with - without) } else { asleep };
-    costs.cpu_us.wake = wake.clamp(costs.cpu_us.switch, 4.0 * asleep);
-    Ok(asleep)
+/// A round trip takes less than the work of all its threads, one after the other, with waking them: each does a part of its
+/// work when the next one is under way already. How large a part, is what makes the whole take as long as it does.
+fn overlap(costs: &mut Calibration, median_us: f64) -> Result<()> {
+    let (mut least, mut most) = (0.0, AHEAD_MAX);
+    for _ in 0..OVERLAP_STEPS {
+        costs.machine.ahead = f64::midpoint(least, most);
+        let is_slower = played(costs, Op::Write, 1)?.median_us > median_us;
+        if is_slower { least = costs.machine.ahead } else { most = costs.machine.ahead }
+    }
+    costs.machine.ahead = f64::midpoint(least, most);
+    Ok(())
 }
 
 /// The same in the lab.
@@ -238,6 +245,8 @@ struct Measured {
     median_us: f64,
     per_second: f64,
     program_us: f64,
+    /// CPU of the whole machine.
+    machine_us: f64,
     node: Threads,
     mount: Threads,
 }
@@ -343,7 +352,7 @@ impl Cluster {
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
         // What they need is no part of what is measured.
         let (made, start) = (Barrier::new(threads + 1), Barrier::new(threads + 1));
-        let now = || (Threads::now(self.node), Threads::now(self.mounter));
+        let now = || (Threads::now(self.node), Threads::now(self.mounter), machine_cpu_us());
         let (results, before, after) = std::thread::scope(|scope| {
             let work = |number: usize| {
                 let (folder, made, start) = (&folder, &made, &start);
@@ -376,6 +385,7 @@ impl Cluster {
             median_us: all.quantile_ms(0.5) * 1_000.0,
             per_second: count / MEASURED.as_secs_f64(),
             program_us: program_us / count,
+            machine_us: (after.2 - before.2) / count,
             node: after.0.since(&before.0, count),
             mount: after.1.since(&before.1, count),
         })
@@ -391,6 +401,17 @@ impl Drop for Cluster {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// What all processors have been busy with, interrupts and what the host has taken included, in microseconds of one CPU.
+fn machine_cpu_us() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let ticks: Vec<f64> = fields.map(|field| field.parse().unwrap_or(0.0)).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; what guests take is in user.
+    let busy: f64 =
+        ticks.iter().take(8).enumerate().filter(|(at, _)| ![3, 4].contains(at)).map(|(_, ticks)| ticks).sum();
+    busy * 1e6 / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// The calling thread's CPU so far.

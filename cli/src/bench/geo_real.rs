@@ -1,5 +1,6 @@
 //! The lab's workloads through the kernel, on mounts of a running cluster, beside what the simulation says of them.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +16,7 @@ use geo_bench::report::{Checked, Report};
 use geo_bench::spec::{Op, Point, Scope};
 use geo_bench::stats::Latencies;
 
-use super::geo;
+use super::{geo, geo_calibrate};
 use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::output::tell;
 
@@ -36,6 +37,9 @@ const LOADED_WORKS: [(Op, Scope); 6] = [
 ];
 /// A replica in another region may be a moment behind the one that has acknowledged.
 const SETTLE: Duration = Duration::from_millis(500);
+/// A group tells others of its progress, every few milliseconds, for ten seconds after somebody has asked them in turn. What
+/// works in one group alone is not to be measured beside that; the simulation begins as quiet.
+const QUIET: Duration = Duration::from_secs(11);
 /// So often a folder is emptied before it counts as one that cannot be.
 const REMOVE_TRIES: usize = 5;
 
@@ -53,8 +57,12 @@ pub struct RealPlan {
     pub time: Duration,
     /// Bytes of a file.
     pub size: usize,
-    /// What work costs.
+    /// What work costs …
     pub costs: Calibration,
+    /// … unless it is measured before each round, in this folder.
+    pub calibrate: Option<PathBuf>,
+    /// How often everything is measured.
+    pub rounds: usize,
     /// Of the simulation.
     pub seed: u64,
     /// Tell what is going on.
@@ -65,51 +73,88 @@ pub struct RealPlan {
 pub fn run(plan: &RealPlan) -> Result<Report> {
     let stop = Arc::new(AtomicBool::new(false));
     let _watch = super::run::watch_interrupt(stop.clone())?;
-    let regions = plan.mounts.len();
-    let begun = Instant::now();
+    let (works, begun) = (works(plan), Instant::now());
     let mut report = geo::empty(plan.costs.clone(), plan.seed, false);
-    let site = Site::prepare(plan)?;
-    let mut works: Vec<_> = LOADED_WORKS.into_iter().map(|(op, scope)| (op, scope, LOADED)).collect();
-    for scope in [Scope::Local, Scope::Remote, Scope::Global] {
-        let alone = regions == 1 && scope == Scope::Remote;
-        works.extend(Op::ALL.into_iter().filter(|&op| op != Op::Move && !alone).map(|op| (op, scope, 1)));
-    }
-    if regions > 1 {
-        works.push((Op::Move, Scope::Cross, 1));
-    }
-    works.retain(|&(op, scope, _)| {
-        (plan.ops.is_empty() || plan.ops.contains(&op)) && (regions > 1 || scope != Scope::Remote)
-    });
-    // Whoever works in two groups in turn makes each tell the other of its progress, for some seconds: what does not, and needs no
-    // file that another region has made, comes first.
-    works.sort_by_key(|&(op, scope, _)| (scope, matches!(op, Op::Read | Op::Stat)));
-    for (op, scope, clients) in works {
-        if stop.load(Ordering::Relaxed) {
-            report.conditions.interrupted = true;
-            break;
+    let mut found = Vec::new();
+    'rounds: for round in 0..plan.rounds {
+        if let Some(disk) = &plan.calibrate {
+            report.conditions.calibration = calibrated(plan, disk)?;
         }
-        if plan.progress {
-            tell!("{} {} x{clients}", op.name(), scope.name());
+        let site = Site::prepare(plan, &works, round)?;
+        // Each mount has been everywhere.
+        let mut last = Scope::Cross;
+        for &work in &works {
+            let Work { op, scope, clients, .. } = work;
+            if stop.load(Ordering::Relaxed) {
+                report.conditions.interrupted = true;
+                break 'rounds;
+            }
+            if plan.progress {
+                tell!("round {} of {}: {} {} x{clients}", round + 1, plan.rounds, op.name(), scope.name());
+            }
+            // A mount that comes from another scope, or has made files for another region, has asked two groups in turn.
+            let is_alone = matches!(scope, Scope::Local | Scope::Global);
+            let settles = last != scope || needs_another_author(op);
+            last = scope;
+            let settle = if is_alone && settles { QUIET } else { SETTLE };
+            let (real, per_second) = site.measure(work, settle)?;
+            let point = point(plan, op, scope, clients);
+            let stopped = || stop.load(Ordering::Relaxed);
+            let costs = &report.conditions.calibration;
+            let played = geo_bench::world::play(&point, costs, plan.seed, &stopped).or_exit(Exit::Failed)?;
+            let simulated = played.as_ref().and_then(|outcome| outcome.of(op, scope));
+            let Some(simulated) = simulated else { continue };
+            let real_ms = real.quantile_ms(0.5);
+            found.push(Checked {
+                rtt: plan.rtt.clone(),
+                op,
+                scope,
+                clients,
+                rounds: 1,
+                real_ms,
+                real_ms_range: (real_ms, real_ms),
+                simulated_ms: simulated.latency.p50_ms,
+                real_per_second: per_second,
+                simulated_per_second: simulated.per_second,
+            });
         }
-        let (real, per_second) = site.measure(op, scope, clients)?;
-        let point = point(plan, op, scope, clients);
-        let stopped = || stop.load(Ordering::Relaxed);
-        let played = geo_bench::world::play(&point, &plan.costs, plan.seed, &stopped).or_exit(Exit::Failed)?;
-        let simulated = played.as_ref().and_then(|outcome| outcome.of(op, scope));
-        let Some(simulated) = simulated else { continue };
-        report.validation.push(Checked {
-            rtt: plan.rtt.clone(),
-            op,
-            scope,
-            clients,
-            real_ms: real.quantile_ms(0.5),
-            simulated_ms: simulated.latency.p50_ms,
-            real_per_second: per_second,
-            simulated_per_second: simulated.per_second,
-        });
     }
+    report.validation = Checked::medians(&found);
     report.conditions.took_s = begun.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// What is measured, in this order.
+fn works(plan: &RealPlan) -> Vec<Work> {
+    let regions = plan.mounts.len();
+    let mut works: Vec<_> = LOADED_WORKS.into_iter().map(|(op, scope)| (op, scope, LOADED)).collect();
+    for scope in [Scope::Local, Scope::Remote, Scope::Global] {
+        works.extend(Op::ALL.into_iter().filter(|&op| op != Op::Move).map(|op| (op, scope, 1)));
+    }
+    works.push((Op::Move, Scope::Cross, 1));
+    works.retain(|&(op, scope, _)| {
+        let is_possible = regions > 1 || matches!(scope, Scope::Local | Scope::Global);
+        is_possible && (plan.ops.is_empty() || plan.ops.contains(&op))
+    });
+    // What needs pauses together, so that there are few of them.
+    works.sort_by_key(|&(op, scope, _)| (scope, needs_another_author(op)));
+    works.into_iter().enumerate().map(|(number, (op, scope, clients))| Work { number, op, scope, clients }).collect()
+}
+
+/// What is read for the first time must have been written by another mount.
+fn needs_another_author(op: Op) -> bool {
+    matches!(op, Op::Read | Op::Stat)
+}
+
+/// What work costs now.
+fn calibrated(plan: &RealPlan, disk: &Path) -> Result<Calibration> {
+    if plan.progress {
+        tell!("measuring what work costs");
+    }
+    fs::create_dir_all(disk).with_context(|| format!("making {}", disk.display()))?;
+    let found = geo_calibrate::measure(disk, true)?;
+    found.missing.iter().for_each(|note| tell!("globalfs: {note}"));
+    Ok(found.costs)
 }
 
 /// The same in the simulation.
@@ -132,11 +177,39 @@ fn point(plan: &RealPlan, op: Op, scope: Scope, clients: usize) -> Point {
     }
 }
 
-/// Our folders on the mounts; removed at the end.
+/// What is measured at a time.
+#[derive(Clone, Copy)]
+struct Work {
+    number: usize,
+    op: Op,
+    scope: Scope,
+    /// Applications per region.
+    clients: usize,
+}
+
+impl Work {
+    /// In whose subtrees the applications of a region work; none is the global one.
+    fn groups(self, region: usize, regions: usize) -> Vec<Option<usize>> {
+        match self.scope {
+            Scope::Local | Scope::Cross => vec![Some(region)],
+            Scope::Remote => (1..regions).map(|step| Some((region + step) % regions)).collect(),
+            Scope::Global => vec![None],
+        }
+    }
+
+    /// … and where else they move files.
+    fn others(self, region: usize, regions: usize) -> Vec<Option<usize>> {
+        let count = if self.scope == Scope::Cross { regions } else { 1 };
+        (1..count).map(|step| Some((region + step) % regions)).collect()
+    }
+}
+
+/// Our folders on the mounts, each work's its own: what one leaves must not make the next one's folders large. Removed at the end.
 struct Site<'a> {
     plan: &'a RealPlan,
     names: Vec<String>,
-    folder: String,
+    works: &'a [Work],
+    tag: String,
 }
 
 impl Drop for Site<'_> {
@@ -157,20 +230,21 @@ impl Drop for Site<'_> {
                 tell!("globalfs: {} is left behind: {error}", folder.display());
             }
         };
+        let mut near: BTreeMap<Option<usize>, Vec<PathBuf>> = BTreeMap::new();
+        for (work, region, group) in self.folders() {
+            // Where it is near: file after file at a distance takes minutes.
+            near.entry(group).or_default().push(self.folder_of(work, group.unwrap_or(0), region, group));
+        }
         std::thread::scope(|scope| {
-            for region in 0..self.names.len() {
-                for group in (0..self.names.len()).map(Some).chain([None]) {
-                    // Where it is near: file after file at a distance takes minutes.
-                    let folder = self.folder_of(group.unwrap_or(0), region, group);
-                    scope.spawn(move || remove(folder));
-                }
+            for folders in near.into_values() {
+                scope.spawn(move || folders.into_iter().for_each(remove));
             }
         });
     }
 }
 
 impl<'a> Site<'a> {
-    fn prepare(plan: &'a RealPlan) -> Result<Site<'a>> {
+    fn prepare(plan: &'a RealPlan, works: &'a [Work], round: usize) -> Result<Site<'a>> {
         let name = |mount: &PathBuf| mount.file_name().map(|name| name.to_string_lossy().into_owned());
         let names: Option<Vec<String>> = plan.mounts.iter().map(name).collect();
         let names = names.ok_or_else(|| Failure::new(Exit::Usage, "--real: mounts end with their region's name"))?;
@@ -180,38 +254,54 @@ impl<'a> Site<'a> {
                 return Err(Failure::new(Exit::Usage, problem));
             }
         }
-        let site = Site { plan, names, folder: format!("globalfs-geo-{}", std::process::id()) };
-        for region in 0..site.names.len() {
-            for group in (0..site.names.len()).map(Some).chain([None]) {
-                let folder = site.folder_of(region, region, group);
-                fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
-            }
-        }
+        let site = Site { plan, names, works, tag: format!("globalfs-geo-{}-{round}", std::process::id()) };
+        let make = |region: usize| {
+            let own = site.folders().filter(|(_, whose, _)| *whose == region);
+            own.map(|(work, _, group)| site.folder_of(work, region, region, group))
+                .try_for_each(|folder| fs::create_dir(&folder).with_context(|| folder.display().to_string()))
+        };
+        std::thread::scope(|scope| {
+            let make = &make;
+            let handles: Vec<_> = (0..site.names.len()).map(|region| scope.spawn(move || make(region))).collect();
+            let mut joined = handles.into_iter().map(|handle| handle.join());
+            joined.try_for_each(|made| made.unwrap_or_else(|_| Err(anyhow!("a thread panicked"))))
+        })?;
         Ok(site)
     }
 
+    /// Work, region and group of each folder.
+    fn folders(&self) -> impl Iterator<Item = (Work, usize, Option<usize>)> {
+        let regions = self.names.len();
+        self.works.iter().flat_map(move |&work| {
+            let all = move |region| work.groups(region, regions).into_iter().chain(work.others(region, regions));
+            (0..regions).flat_map(move |region| all(region).map(move |group| (work, region, group)))
+        })
+    }
+
     /// Through `mount`: where the applications of `region` work in a group's subtree; no group is the global one.
-    fn folder_of(&self, mount: usize, region: usize, group: Option<usize>) -> PathBuf {
+    fn folder_of(&self, work: Work, mount: usize, region: usize, group: Option<usize>) -> PathBuf {
         let at = &self.plan.mounts[mount];
-        let own = format!("{}-{region}", self.folder);
+        let own = format!("{}-{}-{region}", self.tag, work.number);
         group.map_or_else(|| at.join(&own), |group| at.join(&self.names[group]).join(&own))
     }
 
-    fn measure(&self, op: Op, scope: Scope, clients: usize) -> Result<(Latencies, f64)> {
+    /// `settle`: how long everything rests between what is made for it and the work itself.
+    fn measure(&self, work: Work, settle: Duration) -> Result<(Latencies, f64)> {
+        let Work { op, scope, clients, .. } = work;
         let count = self.names.len() * clients;
         let (start, made, over) = (Barrier::new(count), Barrier::new(count), AtomicBool::new(false));
         let results: Vec<io::Result<(Latencies, Duration)>> = std::thread::scope(|scope_of| {
-            let work = |number: usize| {
+            let application = |number: usize| {
                 let (start, made, over) = (&start, &made, &over);
                 scope_of.spawn(move || {
-                    let worker = Worker::prepare(self, op, scope, (number, count));
+                    let worker = Worker::prepare(self, work, (number, count));
                     made.wait();
-                    std::thread::sleep(SETTLE);
+                    std::thread::sleep(settle);
                     start.wait();
                     worker?.work(self.plan.time, over)
                 })
             };
-            let handles: Vec<_> = (0..count).map(work).collect();
+            let handles: Vec<_> = (0..count).map(application).collect();
             let joined = handles.into_iter().map(|handle| handle.join());
             joined.map(|result| result.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))).collect()
         });
@@ -241,31 +331,28 @@ struct Worker {
 }
 
 impl Worker {
-    fn prepare(site: &Site<'_>, op: Op, scope: Scope, (number, of): (usize, usize)) -> io::Result<Worker> {
+    fn prepare(site: &Site<'_>, work: Work, (number, of): (usize, usize)) -> io::Result<Worker> {
+        let Work { op, scope, .. } = work;
         let regions = site.names.len();
         let (region, name) = (number % regions, format!("{}-{}-{of}-{number}", op.name(), scope.name()));
-        let groups: Vec<Option<usize>> = match scope {
-            Scope::Local | Scope::Cross => vec![Some(region)],
-            Scope::Remote => (1..regions).map(|step| Some((region + step) % regions)).collect(),
-            Scope::Global => vec![None],
-        };
-        let folders: Vec<PathBuf> = groups.iter().map(|&group| site.folder_of(region, region, group)).collect();
-        let other = site.folder_of(region, region, Some((region + 1 + number % (regions - 1).max(1)) % regions));
+        let groups = work.groups(region, regions);
+        let folders: Vec<PathBuf> = groups.iter().map(|&group| site.folder_of(work, region, region, group)).collect();
+        let other = Some((region + 1 + number % (regions - 1).max(1)) % regions);
+        let other = site.folder_of(work, region, region, other);
         let size = site.plan.size;
         let chance = Random::new(site.plan.seed, number as u64);
         let mut worker = Worker { op, size, folders, name, files: Vec::new(), other, chance };
-        let once = matches!(op, Op::Read | Op::Stat | Op::Unlink);
-        // What is read for the first time must have been written by another mount.
-        let author = if op == Op::Unlink { region } else { (region + 1) % regions };
+        let once = needs_another_author(op) || op == Op::Unlink;
+        let author = if needs_another_author(op) { (region + 1) % regions } else { region };
         let count = if once { ONCE } else { groups.len() };
         if matches!(op, Op::Create | Op::Mkdir) {
             return Ok(worker);
         }
         let paths = |mount: usize| -> Vec<PathBuf> {
-            let folder = |at: usize| site.folder_of(mount, region, groups[at % groups.len()]);
+            let folder = |at: usize| site.folder_of(work, mount, region, groups[at % groups.len()]);
             (0..count).map(|at| folder(at).join(format!("{}-{at}", worker.name))).collect()
         };
-        make_all(&paths(if once { author } else { region }), size)?;
+        make_all(&paths(author), size)?;
         worker.files = paths(region);
         if op == Op::Reread {
             worker.files.iter().try_for_each(|path| fs::read(path).map(drop))?;

@@ -23,7 +23,8 @@ use crate::units::{ByteSize, TimeSpan};
   globalfs bench geo --experiment a,c,d,e,f,g --out all    everything else that comes with the program
   globalfs bench geo --regions 1,3 --ops create --rtt 80ms --locality 1,0.9 --out mine
   globalfs bench geo --experiment my.toml --out mine
-  globalfs bench geo --real ./globalfs-data/mnt/us,./globalfs-data/mnt/eu,./globalfs-data/mnt/ap --rtt geo3 --out checked
+  globalfs bench geo --real ./globalfs-data/mnt/us,./globalfs-data/mnt/eu,./globalfs-data/mnt/ap --rtt geo3 --voters 1 \
+--rounds 3 --calibrate --out checked
 
 Experiments: a throughput by operation, b regions, c latency by distance, d multi-group commands, e faults, f far readers, \
 g what crosses the wide area, small. A simulation runs the real ordering and namespace code in virtual time; the same seed \
@@ -78,6 +79,12 @@ pub struct GeoArgs {
     /// Mounts of a running cluster, one per region
     #[arg(long, value_delimiter = ',', value_name = "DIR,DIR")]
     real: Vec<PathBuf>,
+    /// With --real: everything so often, in turns; medians count
+    #[arg(long, default_value_t = 1, value_name = "N", requires = "real", value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// With --real: measure what work costs before each round, in the folder of --out
+    #[arg(long, requires = "real", conflicts_with = "calibration")]
+    calibrate: bool,
     /// Where report.html, report.json and report.csv go
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -144,6 +151,8 @@ pub fn run(args: &GeoArgs) -> Result<Exit> {
             time: args.duration.0,
             size: args.size.0 as usize,
             costs,
+            calibrate: args.calibrate.then(|| args.out.clone()),
+            rounds: usize::from(args.rounds),
             seed: args.seed,
             progress,
         };
@@ -228,14 +237,24 @@ fn as_text(report: &Report) -> String {
         text.push_str(&format!("{}\n{}\n", part.experiment.title, table.render()));
     }
     if !report.validation.is_empty() {
-        let heading =
-            ["operation", "applications", "real p50", "simulated", "ratio", "real ops/s", "simulated", "ratio"];
-        let mut table = Table::new(heading).right(&[1, 2, 3, 4, 5, 6, 7]);
+        let heading = [
+            "operation",
+            "applications",
+            "real p50",
+            "least–most",
+            "simulated",
+            "ratio",
+            "real ops/s",
+            "simulated",
+            "ratio",
+        ];
+        let mut table = Table::new(heading).right(&[1, 2, 3, 4, 5, 6, 7, 8]);
         for line in &report.validation {
             table.row(vec![
                 format!("{} {}", line.op.name(), line.scope.name()),
                 line.clients.to_string(),
                 format!("{:.2}", line.real_ms),
+                format!("{:.2}–{:.2}", line.real_ms_range.0, line.real_ms_range.1),
                 format!("{:.2}", line.simulated_ms),
                 format!("{:.2}", line.median_ratio()),
                 format!("{:.0}", line.real_per_second),

@@ -279,18 +279,19 @@ impl Cluster {
 
     /// Runs the `globalfs` command against this cluster.
     pub fn globalfs(&self, arguments: &[&str]) -> Output {
+        self.globalfs_within(Duration::from_secs(60), arguments)
+    }
+
+    /// As [`Cluster::globalfs`], with patience for what measures.
+    pub fn globalfs_within(&self, limit: Duration, arguments: &[&str]) -> Output {
         let mut command = Command::new(binary());
         command.args(arguments).env("GLOBALFS_CONFIG", self.data().join("cluster.toml")).stdin(Stdio::null());
-        run(command, Duration::from_secs(60))
+        run(command, limit)
     }
 
     /// As [`Cluster::globalfs`], and it must succeed.
     pub fn globalfs_ok(&self, arguments: &[&str]) -> String {
-        let output = self.globalfs(arguments);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "globalfs {arguments:?}: {}\n{text}\n{errors}", output.status);
-        text
+        succeeded(arguments, &self.globalfs(arguments))
     }
 
     /// What `globalfs status --json` says, also when it finds problems.
@@ -521,6 +522,14 @@ impl Drop for Cluster {
             let _best_effort = fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// What a command that must have succeeded has printed.
+pub fn succeeded(arguments: &[&str], output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "globalfs {arguments:?}: {}\n{text}\n{errors}", output.status);
+    text
 }
 
 /// Every object of a JSON document that has all of these keys.
