@@ -303,7 +303,7 @@ impl Shared {
         let path = Path::from(blob.id.object_path());
         let mut backoff = Backoff::new(self.limits.pause_first, self.limits.pause_max);
         let mut state = PutState { overwrite: false, different: 0 };
-        let mut attempts = 0;
+        let (mut attempts, mut last) = (0, None);
         loop {
             let Some(attempt) =
                 self.request(place, deadline, 0, self.put_once(place, &path, blob, &data, &mut state)).await
@@ -314,7 +314,8 @@ impl Shared {
             attempts += 1;
             let failure = match attempt {
                 Ok(()) => return Ok(()),
-                Err(failure) if failure.hurried => Failure::new(FailureKind::Transient, place.last_reason()),
+                // Why it failed when it had time says more.
+                Err(failure) if failure.hurried => last.take().unwrap_or(failure),
                 Err(failure) => failure,
             };
             let again = match failure.kind {
@@ -339,6 +340,7 @@ impl Shared {
                 return Err(put_error(blob, place, attempts, started, failure));
             }
             tracing::debug!(blob = %blob.id, bucket = place.bucket.url(), reason = failure.reason, "put again");
+            last = Some(failure);
             sleep_until(next).await;
         }
     }

@@ -528,6 +528,25 @@ async fn attempt_that_the_deadline_cuts_short_blames_nobody() {
     assert!(store.status().iter().all(|bucket| !bucket.paused && bucket.failures == 0), "{:?}", store.status());
 }
 
+#[tokio::test(start_paused = true)]
+async fn put_that_the_deadline_cuts_short_tells_why_it_failed_when_it_had_time() {
+    let world = World::new();
+    // The second attempt begins, if at all, when at most 40 ms are left.
+    let (deadline, pause_first) = (Duration::from_millis(100), Duration::from_millis(120));
+    for sequence in 0..20 {
+        // Another one each time: failures of earlier ones would have it leave the bucket alone.
+        let store = world.store_with(US, None, Arc::new(Direct), StoreLimits { deadline, pause_first, ..limits() });
+        world.faults[0].next(Operation::Put, [Some(Fault::Fail), Some(Fault::Hang)]);
+        let (blob, data) = blob(0, sequence, 1000);
+        let error = store.put(blob.id, data).await.unwrap_err();
+        assert!(!error.to_string().contains("no answer within"), "{error}");
+        assert_eq!(error.class(), ErrorClass::Retry);
+        world.faults[0].heal();
+    }
+    let second_attempts = world.faults[0].requests(Operation::Put) - 20;
+    assert!(second_attempts > 0, "none of them was cut short");
+}
+
 #[test]
 fn store_without_a_bucket_of_its_own_region_is_refused() {
     let (bucket, _) = memory_bucket("eu");
