@@ -4,8 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use metadata::codec::{CONTRIBUTION_VERSION, OUTCOME_VERSION, VERSION};
-use metadata::rows::ROW_VERSION;
+use metadata::{codec, rows};
 use multicast::ids::{Incarnation, ReplicaId};
 use multicast::order;
 use multicast::record::RECORD_VERSION;
@@ -13,15 +12,14 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::config::FirstStart;
 use crate::error::{Error, Result};
+use crate::storage::wal;
 
 /// How what is in a data directory is encoded. It stands in the stamp, which is read before anything else: data of another
 /// format are refused as such there, and not taken for damaged ones later.
 const FORMAT: u32 = 3;
 const _: () = assert!(
-    matches!(
-        (FORMAT, RECORD_VERSION, order::rows::ROW_VERSION, ROW_VERSION, VERSION, OUTCOME_VERSION, CONTRIBUTION_VERSION),
-        (3, 2, 2, 1, 1, 2, 2)
-    ),
+    matches!((FORMAT, wal::FORMAT, RECORD_VERSION, order::rows::ROW_VERSION, rows::ROW_VERSION), (3, 2, 2, 2, 1))
+        && matches!((codec::VERSION, codec::OUTCOME_VERSION, codec::CONTRIBUTION_VERSION), (1, 2, 2)),
     "all of these are on disks: whoever raises one raises FORMAT, and renews the list"
 );
 const TITLE: &str = "globalfs node data\nformat ";

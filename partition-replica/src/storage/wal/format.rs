@@ -18,7 +18,8 @@ pub const SEGMENT_HEADER_LEN: u64 = ALIGNMENT;
 /// Before a batch's records.
 pub const BATCH_HEADER_LEN: usize = 24;
 
-const SEGMENT_MAGIC: [u8; 8] = *b"GlFSlog\x02";
+/// Begins each segment. Its last byte is the version of all that is written here.
+pub const SEGMENT_MAGIC: [u8; 8] = *b"GlFSlog\x02";
 const BATCH_MAGIC: u32 = 0x6c46_b001;
 const SEGMENT_HEADER_BYTES: usize = 8 + 8 + 8 + 8 + 4;
 

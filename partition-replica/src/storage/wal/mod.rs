@@ -29,6 +29,9 @@ pub type Done = Box<dyn FnOnce() + Send>;
 /// Called once when the log has failed; nothing is written any more from then on.
 pub type OnFailure = Box<dyn FnOnce(Error) + Send>;
 
+/// The version of all that is written here.
+pub const FORMAT: u8 = format::SEGMENT_MAGIC[7];
+
 /// Bytes that may wait for the writer; whoever comes then waits.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
