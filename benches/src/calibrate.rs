@@ -23,6 +23,7 @@ use rustix::thread::{CpuSet, sched_getcpu as getcpu, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Error, Result};
+use crate::stats::median;
 use crate::world::{Input, Link, Member, Ticket, root};
 
 /// Commands of the cores' measurement, in batches as a busy node has them.
@@ -206,12 +207,7 @@ fn ping_pong() -> Result<f64> {
     }
     drop(there.0);
     other.join().map_err(|_| Error::Broken("a thread died".into()))?;
-    Ok(median(&mut each))
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    Ok(median(each))
 }
 
 /// Frames over the transport on the loopback, and with an emulated distance.
@@ -279,7 +275,7 @@ fn over_the_transport(hold: Option<Duration>) -> Result<Messages> {
             }
         }
         let frame_us = (cpu_us() - begun) / (rounds * PIPELINE).max(1) as f64 / 4.0;
-        Ok(Messages { lone_us, frame_us, one_way_us: median(&mut each) / 2.0, ..Messages::default() })
+        Ok(Messages { lone_us, frame_us, one_way_us: median(each) / 2.0, ..Messages::default() })
     });
     asking.shutdown_timeout(Duration::from_millis(200));
     serving.shutdown_timeout(Duration::from_millis(200));

@@ -15,6 +15,18 @@ const QUANTILES: [f64; 19] =
 /// One step of a timeline.
 pub const TIMELINE_STEP_MS: u64 = 500;
 
+/// The median; 0 of nothing.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    match values.len() {
+        0 => 0.0,
+        odd if odd % 2 == 1 => values[half],
+        _ => f64::midpoint(values[half - 1], values[half]),
+    }
+}
+
 /// Latencies.
 #[derive(Clone, Debug)]
 pub struct Latencies(Histogram<u64>);

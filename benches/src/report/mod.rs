@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::costs::Calibration;
 use crate::error::{Error, Result};
 use crate::spec::{Experiment, Op, Point, Scope};
-use crate::stats::Outcome;
+use crate::stats::{Outcome, median};
 
 pub use page::html;
 
@@ -97,20 +97,16 @@ impl Checked {
             }
         }
         let merged = |line: Vec<&Checked>| {
-            let sorted = |of: fn(&Checked) -> f64| {
-                let mut values: Vec<f64> = line.iter().map(|found| of(found)).collect();
-                values.sort_by(f64::total_cmp);
-                values
-            };
-            let median = |of| middle(&sorted(of));
-            let real = sorted(|found| found.real_ms);
+            let all = |of: fn(&Checked) -> f64| median(line.iter().map(move |found| of(found)));
+            let real = || line.iter().map(|found| found.real_ms);
+            let range = (real().fold(f64::INFINITY, f64::min), real().fold(0.0, f64::max));
             Checked {
                 rounds: line.len(),
-                real_ms: middle(&real),
-                real_ms_range: (real[0], real[real.len() - 1]),
-                simulated_ms: median(|found| found.simulated_ms),
-                real_per_second: median(|found| found.real_per_second),
-                simulated_per_second: median(|found| found.simulated_per_second),
+                real_ms: all(|found| found.real_ms),
+                real_ms_range: range,
+                simulated_ms: all(|found| found.simulated_ms),
+                real_per_second: all(|found| found.real_per_second),
+                simulated_per_second: all(|found| found.simulated_per_second),
                 ..line[0].clone()
             }
         };
@@ -128,12 +124,6 @@ impl Checked {
     pub fn throughput_ratio(&self) -> f64 {
         self.simulated_per_second / self.real_per_second.max(1e-6)
     }
-}
-
-/// The median of sorted values, of which there are some.
-fn middle(sorted: &[f64]) -> f64 {
-    let half = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[half] } else { f64::midpoint(sorted[half - 1], sorted[half]) }
 }
 
 /// Everything of a run.

@@ -31,10 +31,8 @@ struct Thread<J> {
     jobs: VecDeque<(J, Wake)>,
     is_running: bool,
     is_ready: bool,
-    /// It keeps its CPU for the next job.
-    goes_on: bool,
-    /// Since when it has had a CPU.
-    runs_since: u64,
+    /// Since when it has had a CPU that it keeps for its next job.
+    runs_since: Option<u64>,
 }
 
 /// All machines. A thread runs one job at a time; a machine as many threads as it has CPUs.
@@ -62,8 +60,7 @@ impl<J> Machines<J> {
             jobs: VecDeque::new(),
             is_running: false,
             is_ready: false,
-            goes_on: false,
-            runs_since: 0,
+            runs_since: None,
         });
         self.threads.len() - 1
     }
@@ -100,9 +97,7 @@ impl<J> Machines<J> {
         found.is_ready = false;
         let (job, wake) = found.jobs.pop_front()?;
         found.is_running = true;
-        if !std::mem::take(&mut found.goes_on) {
-            found.runs_since = now;
-        }
+        found.runs_since.get_or_insert(now);
         machine.idle -= 1;
         Some((next, job, wake))
     }
@@ -114,10 +109,11 @@ impl<J> Machines<J> {
         found.is_running = false;
         let machine = &mut self.machines[found.machine];
         machine.idle += 1;
-        if !found.jobs.is_empty() {
+        let has_more = !found.jobs.is_empty();
+        found.runs_since = found.runs_since.filter(|since| has_more && stays && now - since < SLICE_NS);
+        if has_more {
             found.is_ready = true;
-            found.goes_on = stays && now - found.runs_since < SLICE_NS;
-            if found.goes_on { machine.ready.push_front(thread) } else { machine.ready.push_back(thread) }
+            if found.runs_since.is_some() { machine.ready.push_front(thread) } else { machine.ready.push_back(thread) }
         }
     }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use geo_bench::calibrate;
 use geo_bench::costs::{AHEAD_MAX, Calibration, Cpu};
 use geo_bench::spec::{Op, Point, Scope};
-use geo_bench::stats::{Latencies, Part};
+use geo_bench::stats::{Latencies, Part, median};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
@@ -223,12 +223,6 @@ fn played(costs: &Calibration, op: Op, clients: usize) -> Result<Played> {
     let found = outcome.of(op, Scope::Local).ok_or_else(|| anyhow!("nothing was simulated"))?;
     let (per_second, median_us) = (found.per_second, found.latency.p50_ms * 1_000.0);
     Ok(Played { per_second, median_us, cpu_us: outcome.cpu_us_per_op })
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// A cluster of one node with a mount, in a folder of its own.
