@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares the lab with a cluster on this machine: three regions, emulated distances, one node per region, three rounds, each
 # with the costs as they are then. Usage: benches/validate.sh GLOBALFS OUT [geo3-fast] [geo3]. Without networks both. The machine
-# should be idle; each takes ten to fifteen minutes.
+# should be idle; each takes ten to fifteen minutes (ROUNDS=1 in the environment: a third).
 set -euo pipefail
 # What was written before is not to be flushed meanwhile.
 sync

@@ -73,6 +73,7 @@ pub struct RealPlan {
 pub fn run(plan: &RealPlan) -> Result<Report> {
     let stop = Arc::new(AtomicBool::new(false));
     let _watch = super::run::watch_interrupt(stop.clone())?;
+    let names = names(plan)?;
     let (works, begun) = (works(plan), Instant::now());
     let mut report = geo::empty(plan.costs.clone(), plan.seed, false);
     let mut found = Vec::new();
@@ -80,7 +81,7 @@ pub fn run(plan: &RealPlan) -> Result<Report> {
         if let Some(disk) = &plan.calibrate {
             report.conditions.calibration = calibrated(plan, disk)?;
         }
-        let site = Site::prepare(plan, &works, round)?;
+        let site = Site::prepare(plan, (&names, &works), round)?;
         // Each mount has been everywhere.
         let mut last = Scope::Cross;
         for &work in &works {
@@ -122,6 +123,20 @@ pub fn run(plan: &RealPlan) -> Result<Report> {
     report.validation = Checked::medians(&found);
     report.conditions.took_s = begun.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// The regions, by their mounts.
+fn names(plan: &RealPlan) -> Result<Vec<String>> {
+    let name = |mount: &PathBuf| mount.file_name().map(|name| name.to_string_lossy().into_owned());
+    let names: Option<Vec<String>> = plan.mounts.iter().map(name).collect();
+    let names = names.ok_or_else(|| Failure::new(Exit::Usage, "--real: mounts end with their region's name"))?;
+    for (mount, name) in plan.mounts.iter().zip(&names) {
+        if !mount.join(name).is_dir() {
+            let problem = format!("--real: {} has no subtree {name:?}, as `globalfs up` makes it", mount.display());
+            return Err(Failure::new(Exit::Usage, problem));
+        }
+    }
+    Ok(names)
 }
 
 /// What is measured, in this order.
@@ -207,7 +222,7 @@ impl Work {
 /// Our folders on the mounts, each work's its own: what one leaves must not make the next one's folders large. Removed at the end.
 struct Site<'a> {
     plan: &'a RealPlan,
-    names: Vec<String>,
+    names: &'a [String],
     works: &'a [Work],
     tag: String,
 }
@@ -244,16 +259,7 @@ impl Drop for Site<'_> {
 }
 
 impl<'a> Site<'a> {
-    fn prepare(plan: &'a RealPlan, works: &'a [Work], round: usize) -> Result<Site<'a>> {
-        let name = |mount: &PathBuf| mount.file_name().map(|name| name.to_string_lossy().into_owned());
-        let names: Option<Vec<String>> = plan.mounts.iter().map(name).collect();
-        let names = names.ok_or_else(|| Failure::new(Exit::Usage, "--real: mounts end with their region's name"))?;
-        for (mount, name) in plan.mounts.iter().zip(&names) {
-            if !mount.join(name).is_dir() {
-                let problem = format!("--real: {} has no subtree {name:?}, as `globalfs up` makes it", mount.display());
-                return Err(Failure::new(Exit::Usage, problem));
-            }
-        }
+    fn prepare(plan: &'a RealPlan, (names, works): (&'a [String], &'a [Work]), round: usize) -> Result<Site<'a>> {
         let site = Site { plan, names, works, tag: format!("globalfs-geo-{}-{round}", std::process::id()) };
         let make = |region: usize| {
             let own = site.folders().filter(|(_, whose, _)| *whose == region);
