@@ -119,8 +119,8 @@ pub fn executed(
 
 /// What an own update's outcome means in its groups that did not answer. There it has yet to execute; nobody else changes
 /// the names and inodes that it has locked, so what will become of them holds until the group's stream tells of their keys,
-/// which it has noted since the `Commit`. `asked`: the effects that had been seen of each group when it was asked for. `told`: groups that have told of it
-/// already. Returns the groups of which something was learned.
+/// which it has noted since the `Commit`. `asked`: the effects that had been seen of each group when it was asked for.
+/// `told`: groups that have told of it already. Returns the groups of which something was learned.
 pub fn elsewhere(
     cache: &Cache,
     destinations: &[Destination],
