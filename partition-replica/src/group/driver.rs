@@ -190,8 +190,21 @@ impl Driver {
         }
     }
 
-    /// Does what the core wants; true if it wanted anything.
+    /// Does what the core wants; true if it wanted anything. What it says once records are durable goes out at once, if they
+    /// become so here: a primary waits for it.
     fn do_outputs(&mut self) -> Result<bool> {
+        let mut any = false;
+        loop {
+            let (said, is_persisted) = self.do_outputs_once()?;
+            any |= said;
+            if !is_persisted {
+                return Ok(any);
+            }
+        }
+    }
+
+    /// True if the core wanted anything; and true if what it wanted durable is so.
+    fn do_outputs_once(&mut self) -> Result<(bool, bool)> {
         let now = self.parts.clock.now();
         let mut records = Vec::new();
         let mut newest = None;
@@ -234,36 +247,40 @@ impl Driver {
         while let Some(said) = self.parts.core.poll_tell() {
             tell(said);
         }
-        if let Some(token) = newest {
-            self.persist(token, records);
-        }
-        Ok(any)
+        let is_persisted = newest.is_some_and(|token| self.persist(token, records));
+        Ok((any, is_persisted))
     }
 
     /// Makes records durable. A follower does it here if the log is free, which saves two changes of threads per batch; it
-    /// has nothing better to do. A primary goes on meanwhile, as others wait for it.
-    fn persist(&mut self, token: u64, records: Vec<WalRecord>) {
+    /// has nothing better to do. A primary goes on meanwhile, as others wait for it. True if they are durable now.
+    fn persist(&mut self, token: u64, records: Vec<WalRecord>) -> bool {
         let is_primary = self.parts.core.ordering().primary() == Some(self.parts.me.0);
         if !is_primary && self.parts.wal.write_here(&records) {
-            return self.parts.core.handle_persisted(self.parts.clock.now(), token);
+            self.parts.core.handle_persisted(self.parts.clock.now(), token);
+            return true;
         }
         let mailbox = self.parts.mailbox.clone();
         self.parts.wal.submit(records, Box::new(move || mailbox.push(Input::Persisted(token))));
+        false
     }
 
-    /// Applies a batch of what is committed; true if there was anything. Nobody reads while the state is written and the
-    /// clients are told.
+    /// Applies a batch of what is committed; true if there was anything. Nobody reads while the clients are told and the
+    /// state is written. They are told first: it is in the log, whatever becomes of this state, and they wait for it.
     fn apply(&mut self) -> Result<bool> {
         let DriverParts { core, state, view, clock, .. } = &mut self.parts;
         let Some(mut step) = core.execute(clock.now(), state, &mut Plain).map_err(damaged)? else { return Ok(false) };
+        let (writes, order_rows) = (std::mem::take(&mut step.writes), std::mem::take(&mut step.order_rows));
+        let applied = step.applied;
         view.advance(|front, interest| {
-            state.write(std::mem::take(&mut step.writes), &step.order_rows, step.applied)?;
             let changed = core.publish(step, front, interest);
             view.note_changed(&changed);
             while let Some(said) = core.poll_tell() {
                 tell(said);
             }
-            Ok::<(), Error>(())
+            let written = state.write(writes, &order_rows, applied);
+            // It is not the state that it was said to be.
+            front.is_quarantined |= written.is_err();
+            written
         })?;
         self.look_at_members();
         Ok(true)
