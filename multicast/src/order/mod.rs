@@ -3,6 +3,7 @@
 #[cfg(feature = "explore")]
 mod explore;
 mod locks;
+mod reply_rows;
 pub mod rows;
 mod sessions;
 
@@ -21,6 +22,7 @@ use crate::output::{Applied, Change, Elsewhere, Reply};
 use crate::record::{Contribution, Record, Refusal, Rejection};
 use crate::snapshot::{InstallRefused, Snapshot};
 use locks::Locks;
+use reply_rows::ReplyRows;
 use rows::{Dirty, RowKey};
 use sessions::{Ended, Session};
 
@@ -47,6 +49,7 @@ pub struct OrderState {
     copied: Option<Arc<Snapshot>>,
     /// Rows that differ from what was last drained.
     dirty: Dirty,
+    reply_rows: ReplyRows,
 }
 
 /// A command of several groups between its `Prepare` and its `Finish` or `Abort`.
@@ -120,6 +123,7 @@ impl OrderState {
             membership: None,
             copied: None,
             dirty: Dirty::default(),
+            reply_rows: ReplyRows::default(),
         }
     }
 
@@ -327,8 +331,8 @@ impl OrderState {
         for &id in sessions {
             let Some(session) = self.sessions.remove(&id) else { continue };
             self.dirty.insert(RowKey::Session(id));
-            for &sequence in session.replies.keys() {
-                self.dirty.insert(RowKey::Reply(CommandId { session: id, sequence }));
+            for stored in session.replies.values() {
+                self.reply_rows.drop_reply(stored.row, &mut self.dirty);
             }
             self.remember_ended(id, &session);
             machine.session_closed(&self.context(timestamp), id);

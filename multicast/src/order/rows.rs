@@ -12,7 +12,7 @@ use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock
 use crate::membership::Membership;
 
 /// Version of the encoding of rows, the first byte of each value.
-pub const ROW_VERSION: u8 = 2;
+pub const ROW_VERSION: u8 = 3;
 
 /// Names one row. Its order is that of the encoded keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +29,8 @@ pub(super) enum RowKey {
     Settled(CommandId),
     /// `p` id: prepared.
     Prepared(CommandId),
-    /// `r` id: reply.
-    Reply(CommandId),
+    /// `r` index: replies, by the index as of which they were written down.
+    Replies(LogIndex),
     /// `s` session: its floor.
     Session(SessionId),
 }
@@ -83,25 +83,29 @@ struct Meta {
 
 impl RowKey {
     fn encode(self) -> Vec<u8> {
-        let mut key = Vec::with_capacity(17);
-        let mut push_id = |tag: u8, id: CommandId| {
-            key.push(tag);
-            key.extend_from_slice(&id.session.0.to_be_bytes());
-            key.extend_from_slice(&id.sequence.to_be_bytes());
+        let words: &[u64] = match &self {
+            RowKey::Settled(id) | RowKey::Prepared(id) => &[id.session.0, id.sequence],
+            RowKey::Replies(index) => &[index.0],
+            RowKey::Ended(session) | RowKey::Session(session) => &[session.0],
+            RowKey::Copied | RowKey::Members | RowKey::Meta => &[],
         };
-        match self {
-            RowKey::Settled(id) => push_id(b'o', id),
-            RowKey::Prepared(id) => push_id(b'p', id),
-            RowKey::Reply(id) => push_id(b'r', id),
-            RowKey::Copied => key.push(b'b'),
-            RowKey::Members => key.push(b'c'),
-            RowKey::Meta => key.push(b'm'),
-            RowKey::Ended(session) | RowKey::Session(session) => {
-                key.push(if matches!(self, RowKey::Ended(_)) { b'e' } else { b's' });
-                key.extend_from_slice(&session.0.to_be_bytes());
-            }
-        }
+        let mut key = Vec::with_capacity(1 + 8 * words.len());
+        key.push(self.tag());
+        words.iter().for_each(|word| key.extend_from_slice(&word.to_be_bytes()));
         key
+    }
+
+    fn tag(self) -> u8 {
+        match self {
+            RowKey::Copied => b'b',
+            RowKey::Members => b'c',
+            RowKey::Ended(_) => b'e',
+            RowKey::Meta => b'm',
+            RowKey::Settled(_) => b'o',
+            RowKey::Prepared(_) => b'p',
+            RowKey::Replies(_) => b'r',
+            RowKey::Session(_) => b's',
+        }
     }
 
     fn decode(key: &[u8]) -> Result<RowKey, Error> {
@@ -120,7 +124,7 @@ impl RowKey {
             b'm' => expect_len(0).map(|()| RowKey::Meta),
             b'o' => expect_len(16).and_then(|()| id()).map(RowKey::Settled),
             b'p' => expect_len(16).and_then(|()| id()).map(RowKey::Prepared),
-            b'r' => expect_len(16).and_then(|()| id()).map(RowKey::Reply),
+            b'r' => expect_len(8).and_then(|()| word(0)).map(|index| RowKey::Replies(LogIndex(index))),
             b's' => expect_len(8).and_then(|()| word(0)).map(|session| RowKey::Session(SessionId(session))),
             _ => Err(corrupt()),
         }
@@ -134,7 +138,7 @@ impl OrderState {
     /// [`Error::CorruptRow`] for a row that this version did not write.
     pub fn load(group: GroupId, rows: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Result<Self, Error> {
         let mut state = OrderState::new(group);
-        let mut replies: Vec<(CommandId, Stored)> = Vec::new();
+        let mut replies: Vec<(LogIndex, Vec<(CommandId, Stored)>)> = Vec::new();
         for (key, value) in rows {
             match RowKey::decode(&key)? {
                 RowKey::Meta => {
@@ -155,7 +159,7 @@ impl OrderState {
                 RowKey::Ended(session) => {
                     state.ended.insert(session, decode_value(&value)?);
                 }
-                RowKey::Reply(id) => replies.push((id, decode_value(&value)?)),
+                RowKey::Replies(row) => replies.push((row, decode_value(&value)?)),
                 RowKey::Settled(id) => {
                     state.settled.insert(id, decode_value(&value)?);
                 }
@@ -165,10 +169,8 @@ impl OrderState {
                 }
             }
         }
-        for (id, stored) in replies {
-            let session = state.sessions.get_mut(&id.session);
-            let session = session.ok_or_else(|| Error::CorruptRow(format!("reply {id} of an unknown session")))?;
-            session.replies.insert(id.sequence, stored);
+        for (row, replies) in replies {
+            state.load_replies(row, replies)?;
         }
         // In the order in which they were locked, as on a replica that never restarted.
         let mut prepared: Vec<&Prepared> = state.prepared.values().collect();
@@ -180,9 +182,32 @@ impl OrderState {
         Ok(state)
     }
 
+    /// What a row tells of sessions that still want it.
+    fn load_replies(&mut self, row: LogIndex, replies: Vec<(CommandId, Stored)>) -> Result<(), Error> {
+        if row > self.applied || replies.iter().any(|(_, stored)| stored.index > row) {
+            return Err(Error::CorruptRow(format!("replies of entries behind those of their row, {row}")));
+        }
+        let mut kept = Vec::new();
+        for (id, stored) in replies {
+            let session = self.sessions.get_mut(&id.session).filter(|session| id.sequence >= session.floor);
+            let Some(session) = session else { continue };
+            if session.replies.insert(id.sequence, Stored { row: Some(row), ..stored }).is_some() {
+                return Err(Error::CorruptRow(format!("two replies to {id}")));
+            }
+            kept.push(id);
+        }
+        if kept.is_empty() {
+            self.dirty.insert(RowKey::Replies(row));
+        } else {
+            self.keep_row(row, kept);
+        }
+        Ok(())
+    }
+
     /// The rows changed since the last call, by key: the new value, or none for a row that is gone. Write them in the same
     /// batch as the machine's, whose state then has the same applied index.
     pub fn drain_changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        self.gather_replies();
         let dirty = self.dirty.take();
         dirty.into_iter().map(|key| (key.encode(), self.row(key))).collect()
     }
@@ -190,25 +215,24 @@ impl OrderState {
     /// For a replica that keeps no rows: they are not made.
     pub fn discard_changes(&mut self) {
         self.dirty = Dirty::default();
+        self.forget_fresh_replies();
     }
 
     /// A hash of the whole state, the same on all replicas that have applied the same prefix. Costs a walk over all rows.
     #[must_use]
     pub fn digest(&self) -> u64 {
         let sessions = self.sessions.keys().map(|&session| RowKey::Session(session));
+        // Which row holds a reply is each replica's own.
         let replies = self.sessions.iter().flat_map(|(&session, state)| {
-            state.replies.keys().map(move |&sequence| RowKey::Reply(CommandId { session, sequence }))
+            state.replies.iter().map(move |(&sequence, stored)| encode_value(&(session, sequence, stored)))
         });
         let prepared = self.prepared.keys().map(|&id| RowKey::Prepared(id));
         let settled = self.settled.keys().map(|&id| RowKey::Settled(id));
         let ended = self.ended.keys().map(|&session| RowKey::Ended(session));
         let members = self.membership.iter().map(|_| RowKey::Members);
-        let keys =
-            members.chain([RowKey::Meta]).chain(ended).chain(sessions).chain(replies).chain(prepared).chain(settled);
-        keys.fold(0, |hash, key| {
-            let hash = xxh3_64_with_seed(&key.encode(), hash);
-            xxh3_64_with_seed(&self.row(key).unwrap_or_default(), hash)
-        })
+        let keys = members.chain([RowKey::Meta]).chain(ended).chain(sessions).chain(prepared).chain(settled);
+        let rows = keys.flat_map(|key| [key.encode(), self.row(key).unwrap_or_default()]);
+        rows.chain(replies).fold(0, |hash, bytes| xxh3_64_with_seed(&bytes, hash))
     }
 
     fn row(&self, key: RowKey) -> Option<Vec<u8>> {
@@ -222,9 +246,7 @@ impl OrderState {
             })),
             RowKey::Session(session) => self.sessions.get(&session).map(|session| encode_value(&session.floor)),
             RowKey::Ended(session) => self.ended.get(&session).map(encode_value),
-            RowKey::Reply(id) => {
-                self.sessions.get(&id.session).and_then(|session| session.replies.get(&id.sequence)).map(encode_value)
-            }
+            RowKey::Replies(row) => self.replies_of_row(row).as_ref().map(encode_value),
             RowKey::Settled(id) => self.settled.get(&id).map(encode_value::<Settled>),
             RowKey::Prepared(id) => self.prepared.get(&id).map(encode_value::<Prepared>),
         }

@@ -41,6 +41,9 @@ pub(crate) struct Stored {
     /// Where it was settled: what the result tells is as of then, however late it is asked for again.
     pub(crate) index: LogIndex,
     pub(crate) result: Result<Bytes, Rejection>,
+    /// The row that holds it, if one does.
+    #[serde(skip)]
+    pub(super) row: Option<LogIndex>,
 }
 
 impl OrderState {
@@ -92,9 +95,15 @@ impl OrderState {
         let index = self.applied;
         let Some(session) = self.sessions.get_mut(&id.session) else { return };
         if id.sequence >= session.floor {
-            session.replies.insert(id.sequence, Stored { binding, index, result });
-            self.dirty.insert(RowKey::Reply(id));
+            session.replies.insert(id.sequence, Stored { binding, index, result, row: None });
+            self.note_reply(id);
         }
+        self.raise_floor(id, acknowledged_below);
+    }
+
+    /// Drops what the client needs no more.
+    fn raise_floor(&mut self, id: CommandId, acknowledged_below: u64) {
+        let Some(session) = self.sessions.get_mut(&id.session) else { return };
         // A client cannot have the reply to the command that it is sending.
         let floor = acknowledged_below.min(id.sequence);
         if floor <= session.floor {
@@ -103,12 +112,10 @@ impl OrderState {
         session.floor = floor;
         self.dirty.insert(RowKey::Session(id.session));
         while let Some(entry) = session.replies.first_entry() {
-            let sequence = *entry.key();
-            if sequence >= floor {
+            if *entry.key() >= floor {
                 break;
             }
-            entry.remove();
-            self.dirty.insert(RowKey::Reply(CommandId { session: id.session, sequence }));
+            self.reply_rows.drop_reply(entry.remove().row, &mut self.dirty);
         }
     }
 }
