@@ -3,10 +3,9 @@
 //! CPU is counted as the process's own CPU time, so that other work on the machine matters less.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,6 +18,7 @@ use multicast::ids::{CommandId, GroupId, ReplicaId, SessionId, VectorClock};
 use multicast::{Config, Time};
 use net::wan::{Matrix, Wan, WanSide};
 use net::{ChannelKind, ClusterCa, Endpoint, EndpointConfig, Role};
+use partition_replica::{Disk, DiskFile, RealDisk};
 use rustix::thread::{CpuSet, sched_getcpu as getcpu, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -37,6 +37,11 @@ const PIPELINE: usize = 256;
 const EMULATED: Duration = Duration::from_micros(3_500);
 const FLUSHES: usize = 300;
 const FLUSH_LEN: usize = 4096;
+/// As many as nodes of a group on one machine.
+const LOGS: usize = 3;
+const PAUSED_FLUSHES: usize = 60;
+/// Longer than the tick of any system's clock: 10 ms at most.
+const FLUSH_PAUSE: Duration = Duration::from_millis(11);
 const KIND: ChannelKind = ChannelKind::new(200, 1);
 
 /// Per piece of work, in microseconds.
@@ -282,40 +287,73 @@ fn over_the_transport(hold: Option<Duration>) -> Result<Messages> {
     found
 }
 
-/// Flushes of a log in this folder: what each takes at least, and how much longer on average, in microseconds.
+/// Flushes of a log, in microseconds beside the log's thread's CPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flushes {
+    /// What each takes at least, …
+    pub least_us: f64,
+    /// … how much longer on average, …
+    pub tail_us: f64,
+    /// … how much longer after a pause in which the system's clock has ticked, …
+    pub stamp_us: f64,
+    /// … and how much longer for each other one that goes on beside it on the same disk.
+    pub beside_us: f64,
+}
+
+/// Flushes of logs in this folder.
 ///
 /// # Errors
 /// If nothing can be written there.
-pub fn flushes(folder: &Path) -> Result<(f64, f64)> {
+pub fn flushes(folder: &Path) -> Result<Flushes> {
     let path = folder.join(format!("globalfs-calibration-{}", std::process::id()));
     let measured = measure_flushes(&path);
     // It may never have been made.
-    let _ = std::fs::remove_file(&path);
+    let _ = std::fs::remove_dir_all(&path);
     measured.map_err(|error| Error::File { path, problem: error.to_string() })
 }
 
-fn measure_flushes(path: &Path) -> std::io::Result<(f64, f64)> {
-    let mut file: File = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
-    let block = vec![9; FLUSH_LEN];
-    // As the log's segments: zeros are there before they are needed.
-    for _ in 0..FLUSHES {
-        file.write_all(&vec![0; FLUSH_LEN])?;
-    }
-    file.sync_all()?;
-    file.seek(SeekFrom::Start(0))?;
-    let mut each = Vec::with_capacity(FLUSHES);
-    for _ in 0..FLUSHES {
-        let (begun, used) = (Instant::now(), thread_cpu_us());
-        file.write_all(&block)?;
-        file.sync_data()?;
-        // The CPU that a flush takes is the log's thread's.
-        each.push(begun.elapsed().as_secs_f64() * 1e6 - (thread_cpu_us() - used));
-    }
-    each.sort_by(f64::total_cmp);
+fn measure_flushes(path: &Path) -> io::Result<Flushes> {
+    let disk = RealDisk::open(path.into())?;
+    let log = |name: String| disk.create(&name, &[], (FLUSHES * FLUSH_LEN) as u64);
+    let logs = (0..LOGS).map(|number| log(number.to_string())).collect::<io::Result<Vec<_>>>()?;
+    let alone = sorted(flush_all(&*logs[0], FLUSHES, Duration::ZERO)?);
+    let paused = sorted(flush_all(&*logs[0], PAUSED_FLUSHES, FLUSH_PAUSE)?);
+    let beside = std::thread::scope(|scope| {
+        let flush = |log: &Arc<dyn DiskFile>| flush_all(&**log, FLUSHES, Duration::ZERO);
+        let threads: Vec<_> = logs.iter().map(|log| scope.spawn(move || flush(log))).collect();
+        let ended = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))));
+        ended.collect::<io::Result<Vec<_>>>()
+    })?;
+    let beside = sorted(beside.concat());
+    let middle = |each: &[f64]| each[each.len() / 2];
     // As of an exponential tail, by its faster half: stalls of a shared disk are no part of it.
-    let (tenth, middle) = (each[FLUSHES / 10], each[FLUSHES / 2]);
-    let tail = (middle - tenth) / (0.9 / 0.5_f64).ln();
-    Ok(((tenth + tail * 0.9_f64.ln()).max(0.0), tail))
+    let tenth = alone[FLUSHES / 10];
+    let tail_us = (middle(&alone) - tenth) / (0.9 / 0.5_f64).ln();
+    Ok(Flushes {
+        least_us: (tenth + tail_us * 0.9_f64.ln()).max(0.0),
+        tail_us,
+        stamp_us: (middle(&paused) - middle(&alone)).max(0.0),
+        beside_us: ((middle(&beside) - middle(&alone)) / (LOGS - 1) as f64).max(0.0),
+    })
+}
+
+/// As the log does it; what each took beside the thread's CPU, for that is counted apart.
+fn flush_all(log: &dyn DiskFile, count: usize, pause: Duration) -> io::Result<Vec<f64>> {
+    let block = vec![9; FLUSH_LEN];
+    let flush = |number: usize| {
+        std::thread::sleep(pause);
+        let (begun, used) = (Instant::now(), thread_cpu_us());
+        log.write_durably((number * FLUSH_LEN) as u64, &block)?;
+        Ok(begun.elapsed().as_secs_f64() * 1e6 - (thread_cpu_us() - used))
+    };
+    (0..count).map(flush).collect()
+}
+
+fn sorted(mut each: Vec<f64>) -> Vec<f64> {
+    each.sort_by(f64::total_cmp);
+    each
 }
 
 #[cfg(test)]
@@ -332,6 +370,9 @@ mod tests {
         let messages = messages().unwrap();
         let all = [messages.lone_us, messages.frame_us, messages.hold_us, messages.hold_late_us];
         assert!(all.iter().all(|&cost| cost > 0.0), "{messages:?}");
-        assert!(flushes(tempfile::tempdir().unwrap().path()).unwrap().0 > 0.0);
+        let folder = tempfile::tempdir().unwrap();
+        let found = flushes(folder.path()).unwrap();
+        assert!(found.least_us + found.tail_us > 0.0, "{found:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

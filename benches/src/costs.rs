@@ -93,6 +93,12 @@ pub struct Disk {
     pub flush_us: f64,
     /// … and this much longer on average, exponentially distributed.
     pub flush_tail_us: f64,
+    /// … and this much longer if the system's clock has ticked since the last one: the file's new time is written, too.
+    #[serde(default)]
+    pub flush_stamp_us: f64,
+    /// … and for each other flush that the disk is at.
+    #[serde(default)]
+    pub flush_beside_us: f64,
     /// Bytes per second beside that.
     pub mib_per_s: f64,
 }
@@ -156,6 +162,8 @@ impl Calibration {
             cpu.hold,
             self.disk.flush_us,
             self.disk.flush_tail_us,
+            self.disk.flush_stamp_us,
+            self.disk.flush_beside_us,
             self.network.path_us,
             self.network.hold_late_us,
         ];
@@ -200,6 +208,8 @@ impl Calibration {
             &mut cpu.hold,
             &mut disk.flush_us,
             &mut disk.flush_tail_us,
+            &mut disk.flush_stamp_us,
+            &mut disk.flush_beside_us,
             &mut network.path_us,
             &mut network.hold_late_us,
         ] {

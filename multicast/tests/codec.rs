@@ -251,10 +251,8 @@ proptest! {
         let _ = Record::decode(&bytes);
         let key = bytes.get(..bytes.len() / 2).unwrap_or_default().to_vec();
         let _ = OrderState::load(GroupId(0), [(key, bytes.clone())]);
-        for tag in b"mopr" {
-            let mut key = vec![*tag; 17];
-            key.truncate(if *tag == b'm' { 1 } else { 17 });
-            let _ = OrderState::load(GroupId(0), [(key, bytes.clone())]);
+        for (tag, len) in [(b'm', 1), (b'o', 17), (b'p', 17), (b'r', 9)] {
+            let _ = OrderState::load(GroupId(0), [(vec![tag; len], bytes.clone())]);
         }
     }
 }

@@ -302,8 +302,8 @@ impl Disk for Unflushed {
 }
 
 impl DiskFile for UnflushedFile {
-    fn len(&self) -> u64 {
-        self.0.len()
+    fn len_bytes(&self) -> u64 {
+        self.0.len_bytes()
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

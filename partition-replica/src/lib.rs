@@ -34,6 +34,7 @@ pub use status::{
     CollectorStatus, CopyStatus, GroupStatus, MemberStatus, NodeStatus, PeerStatus, SilentGroup, StorageStatus,
     UnfinishedStatus,
 };
+pub use storage::disk::{Disk, DiskFile, RealDisk};
 pub use storage::folder::{FolderLock, INITIALISE_MARKER};
 
 /// A number that nobody can foresee.

@@ -304,6 +304,11 @@ impl Member {
         Ok(std::mem::take(&mut self.out))
     }
 
+    /// What clients were told since the last outputs.
+    pub fn told(&mut self) -> Round {
+        std::mem::take(&mut self.out)
+    }
+
     fn log(&mut self, writes: Writes) -> usize {
         if let Some(from) = writes.truncate_from {
             while self.log.back().is_some_and(|entry| entry.index >= from) {

@@ -178,6 +178,10 @@ pub(crate) struct Node {
     unflushed: Vec<(usize, u64, usize)>,
     flushing: Vec<(usize, u64)>,
     is_logging: bool,
+    /// Where its log is.
+    disk: usize,
+    /// When its last flush began.
+    flushed: u64,
 }
 
 /// What the thread of a replica is about to do.
@@ -206,6 +210,8 @@ pub struct World<'a> {
     random: Random,
     machines: Machines<Job>,
     nodes: Vec<Node>,
+    /// Flushes that each is at.
+    disks: Vec<usize>,
     node_of: BTreeMap<ReplicaId, usize>,
     members: Vec<Member>,
     member_at: Vec<(usize, ThreadId)>,

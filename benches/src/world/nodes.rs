@@ -13,6 +13,8 @@ use crate::error::Error;
 
 /// Rounds of one turn, as in the node.
 const ROUNDS_MAX: usize = 8;
+/// Linux counts the time of files in these steps, by default (`CONFIG_HZ=250`).
+const TICK_NS: f64 = 4e6;
 
 impl World<'_> {
     /// A batch of frames has been taken apart.
@@ -153,7 +155,11 @@ impl World<'_> {
                 }
             };
             if applied > 0 {
-                cost += cpu.store_batch + applied as f64 * (cpu.execute + cpu.store_update);
+                cost += applied as f64 * cpu.execute;
+                // Clients are told before the state is written.
+                let told = self.members[at].told();
+                self.release(node, at, Ok(told), cost);
+                cost += cpu.store_batch + applied as f64 * cpu.store_update;
                 self.note_progress(at, ns(cost));
             }
             if !said && applied == 0 {
@@ -194,7 +200,7 @@ impl World<'_> {
             return;
         }
         if let Some((_, bytes)) = self.threads[at].flushes {
-            let took = self.flush_ns(bytes);
+            let took = self.occupy_disk(self.member_at[at].0, bytes);
             return self.after(took, Event::FlushedHere(at));
         }
         self.threads[at].woken = false;
@@ -207,6 +213,7 @@ impl World<'_> {
     /// A replica's thread goes on behind its own flush.
     pub(crate) fn flushed_here(&mut self, at: usize) {
         let (node, thread) = self.member_at[at];
+        self.disks[self.nodes[node].disk] -= 1;
         let Some((token, _)) = self.threads[at].flushes.take() else { return };
         if !self.nodes[node].up {
             return;
@@ -254,17 +261,25 @@ impl World<'_> {
         let written = std::mem::take(&mut self.nodes[node].unflushed);
         let bytes: usize = written.iter().map(|(_, _, bytes)| bytes).sum();
         self.nodes[node].flushing = written.into_iter().map(|(member, token, _)| (member, token)).collect();
-        let took = self.flush_ns(bytes);
+        let took = self.occupy_disk(node, bytes);
         self.after(took, Event::Flushed(node));
     }
 
-    fn flush_ns(&mut self, bytes: usize) -> u64 {
-        let disk = &self.costs.disk;
-        let transfer_us = bytes as f64 / (disk.mib_per_s * 1.048_576);
-        ns(disk.flush_us + transfer_us + self.random.exponential(disk.flush_tail_us))
+    /// A flush begins; returns how long it takes.
+    fn occupy_disk(&mut self, node: usize, bytes: usize) -> u64 {
+        let costs = &self.costs.disk;
+        let transfer_us = bytes as f64 / (costs.mib_per_s * 1.048_576);
+        let found = &mut self.nodes[node];
+        let since = self.now - std::mem::replace(&mut found.flushed, self.now);
+        let stamp_us = if self.random.chance(since as f64 / TICK_NS) { costs.flush_stamp_us } else { 0.0 };
+        let others = &mut self.disks[found.disk];
+        let beside_us = *others as f64 * costs.flush_beside_us;
+        *others += 1;
+        ns(costs.flush_us + transfer_us + stamp_us + beside_us + self.random.exponential(costs.flush_tail_us))
     }
 
     pub(crate) fn flushed(&mut self, node: usize) {
+        self.disks[self.nodes[node].disk] -= 1;
         let found = &mut self.nodes[node];
         if !found.up {
             return;

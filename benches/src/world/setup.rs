@@ -91,6 +91,7 @@ impl<'a> World<'a> {
             random: Random::new(seed, 1),
             machines: Machines::new(),
             nodes: Vec::new(),
+            disks: Vec::new(),
             node_of: BTreeMap::new(),
             members: Vec::new(),
             member_at: Vec::new(),
@@ -136,6 +137,8 @@ impl<'a> World<'a> {
                 let machine = self.machine(shared);
                 let (net, log) = (self.machines.add_thread(machine), self.machines.add_thread(machine));
                 let (id, number) = (node_id(region, at), self.nodes.len());
+                let disk = if shared.is_some() { 0 } else { number };
+                self.disks.resize(disk + 1, 0);
                 let mut members = Vec::new();
                 let learners = self.learners.clone();
                 let hosts = |group: &GroupId, members: &Voters| members.get(group).is_some_and(|all| all.contains(&id));
@@ -169,6 +172,8 @@ impl<'a> World<'a> {
                     unflushed: Vec::new(),
                     flushing: Vec::new(),
                     is_logging: false,
+                    disk,
+                    flushed: 0,
                 });
             }
         }

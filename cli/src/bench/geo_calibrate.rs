@@ -55,7 +55,7 @@ pub fn measure(disk: &Path, mount: bool) -> Result<Found> {
     let cores = calibrate::cores().or_exit(Exit::Failed)?;
     let messages = calibrate::messages().or_exit(Exit::Failed)?;
     let (idle, busy) = calibrate::wake().or_exit(Exit::Failed)?;
-    let (flush, tail) = calibrate::flushes(disk).or_exit(Exit::Failed)?;
+    let flushes = calibrate::flushes(disk).or_exit(Exit::Failed)?;
     let cpu = &mut costs.cpu_us;
     (cpu.order, cpu.message, cpu.execute) = (cores.order, cores.message, cores.execute);
     (cpu.read, cpu.request) = (cores.read, cores.request);
@@ -64,7 +64,8 @@ pub fn measure(disk: &Path, mount: bool) -> Result<Found> {
     // What a lone frame takes on its way beside the CPU of both ends and the receiver's waking.
     costs.network.path_us = (messages.one_way_us - 2.0 * messages.lone_us - idle).max(0.0);
     costs.network.hold_late_us = messages.hold_late_us;
-    (costs.disk.flush_us, costs.disk.flush_tail_us) = (flush, tail);
+    (costs.disk.flush_us, costs.disk.flush_tail_us) = (flushes.least_us, flushes.tail_us);
+    (costs.disk.flush_stamp_us, costs.disk.flush_beside_us) = (flushes.stamp_us, flushes.beside_us);
     let (mut missing, mut checks) = (Vec::new(), Vec::new());
     if !mount {
         missing.push("no cluster was started: costs of mounts and stores are those that were checked in".into());

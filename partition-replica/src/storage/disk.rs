@@ -30,7 +30,7 @@ pub trait Disk: Send + Sync {
 /// One file.
 pub trait DiskFile: Send + Sync {
     /// Its length, which never changes.
-    fn len(&self) -> u64;
+    fn len_bytes(&self) -> u64;
 
     /// Fills `buffer` from `offset`.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
@@ -144,7 +144,7 @@ struct RealFile {
 }
 
 impl DiskFile for RealFile {
-    fn len(&self) -> u64 {
+    fn len_bytes(&self) -> u64 {
         self.len
     }
 
@@ -245,6 +245,6 @@ mod tests {
         }
         drop(file);
         let file = disk.open("a").unwrap();
-        assert_eq!((file.len(), read(&*file, 77, 3)), (len, vec![0, 1, 2]));
+        assert_eq!((file.len_bytes(), read(&*file, 77, 3)), (len, vec![0, 1, 2]));
     }
 }

@@ -148,7 +148,7 @@ struct SimFile {
 }
 
 impl DiskFile for SimFile {
-    fn len(&self) -> u64 {
+    fn len_bytes(&self) -> u64 {
         self.len
     }
 

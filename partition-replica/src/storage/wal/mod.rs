@@ -245,7 +245,7 @@ impl Wal {
     pub fn figures(&self) -> WalFigures {
         let tables = self.tables.lock();
         WalFigures {
-            bytes: tables.segments.values().map(|segment| segment.file.len()).sum(),
+            bytes: tables.segments.values().map(|segment| segment.file.len_bytes()).sum(),
             segments: tables.segments.len() as u64,
             flushes: tables.flushes,
             records: tables.records,

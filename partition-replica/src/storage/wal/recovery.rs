@@ -68,7 +68,7 @@ impl Recovery<'_> {
                 return Err(corrupt(expected, 0, "this segment is missing"));
             }
             let file = disk.open(&name).map_err(Error::file(&name))?;
-            let mut head = vec![0; SEGMENT_HEADER_LEN.min(file.len()) as usize];
+            let mut head = vec![0; SEGMENT_HEADER_LEN.min(file.len_bytes()) as usize];
             file.read_at(0, &mut head).map_err(Error::file(&name))?;
             let header = SegmentHeader::decode(&head).map_err(|problem| corrupt(number, 0, problem))?;
             if header.number != number {
@@ -85,7 +85,7 @@ impl Recovery<'_> {
 
     fn read_segment(&mut self, segment: &Segment) -> Result<()> {
         let number = segment.header.number;
-        let mut bytes = vec![0; usize::try_from(segment.file.len()).unwrap_or(usize::MAX)];
+        let mut bytes = vec![0; usize::try_from(segment.file.len_bytes()).unwrap_or(usize::MAX)];
         segment.file.read_at(0, &mut bytes).map_err(Error::file(Segment::name(number)))?;
         let mut offset = SEGMENT_HEADER_LEN;
         if self.torn.is_none() {

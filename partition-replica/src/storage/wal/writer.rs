@@ -168,7 +168,7 @@ impl Writer {
     /// the place. Not flushed: it costs no more than a copy into the page cache, and survives the process at once, a loss of
     /// power once the system has written it by itself.
     pub fn mark(&mut self) -> Result<()> {
-        let has_room = self.offset + format::ALIGNMENT <= self.current.file.len();
+        let has_room = self.offset + format::ALIGNMENT <= self.current.file.len_bytes();
         if self.marked == self.batch_number || !has_room {
             return Ok(());
         }
@@ -182,7 +182,7 @@ impl Writer {
         self.encode(records);
         // A mark must have room behind it.
         let end = format::align(self.offset + self.buffer.len() as u64) + format::ALIGNMENT;
-        if end > self.current.file.len() {
+        if end > self.current.file.len_bytes() {
             self.turn_segment()?;
             let mut with_state = Vec::new();
             for (&group, log) in &self.tables.lock().logs {
