@@ -389,10 +389,17 @@ fn state_absurd_records_never_panic_and_come_back_from_rows() {
         for index in 1..120 {
             let record = Record::decode(&absurd.record().encode()).unwrap();
             order.apply(LogIndex(index), &record, &mut machine);
+            if absurd.0.below(4) > 0 {
+                continue;
+            }
+            for (key, value) in order.drain_changes() {
+                match value {
+                    Some(value) => rows.insert(key, value),
+                    None => rows.remove(&key),
+                };
+            }
+            let again = OrderState::load(OWN, rows.clone()).unwrap();
+            assert_eq!(again.digest(), order.digest(), "seed {seed}, entry {index}");
         }
-        for (key, value) in order.drain_changes() {
-            assert!(value.is_none_or(|value| rows.insert(key, value).is_none()));
-        }
-        assert_eq!(OrderState::load(OWN, rows).unwrap().digest(), order.digest(), "seed {seed}");
     }
 }

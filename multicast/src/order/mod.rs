@@ -49,6 +49,7 @@ pub struct OrderState {
     copied: Option<Arc<Snapshot>>,
     /// Rows that differ from what was last drained.
     dirty: Dirty,
+    /// Which rows hold replies.
     reply_rows: ReplyRows,
 }
 
@@ -318,7 +319,7 @@ impl OrderState {
         self.raise_clock(timestamp);
         if !self.sessions.contains_key(&session) {
             let floor = self.first_floor(session);
-            self.sessions.insert(session, Session { floor, replies: BTreeMap::new() });
+            self.sessions.insert(session, Session { opened: self.applied, floor, replies: BTreeMap::new() });
             self.dirty.insert(RowKey::Session(session));
             machine.session_opened(&self.context(timestamp), session);
         }

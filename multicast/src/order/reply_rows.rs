@@ -112,8 +112,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::ids::{GroupId, SessionId};
+    use crate::Inert;
+    use crate::ids::{GroupId, SessionId, Timestamp};
     use crate::order::sessions::Session;
+    use crate::record::Record;
 
     type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -221,6 +223,25 @@ mod tests {
         let mut loaded = OrderState::load(GroupId(0), rows).unwrap();
         assert!(loaded.sessions[&BUSY].replies.is_empty());
         assert_eq!(loaded.drain_changes(), [(row.0, None)]);
+    }
+
+    /// Its client breaks the rule that ids are drawn anew, and the group has forgotten that the session ended.
+    #[test]
+    fn reply_to_a_session_that_has_ended_is_none_to_one_of_the_same_id() {
+        let (mut order, mut rows) = open();
+        step(&mut order, BUSY, 1, 0);
+        step(&mut order, IDLE, 1, 0);
+        drain(&mut order, &mut rows);
+        let apply = |order: &mut OrderState, record| _ = order.apply(order.applied.next(), &record, &mut Inert);
+        let timestamp = Timestamp::default();
+        apply(&mut order, Record::SessionClose { sessions: vec![BUSY], timestamp });
+        order.ended.clear();
+        apply(&mut order, Record::SessionOpen { session: BUSY, timestamp });
+        assert_eq!(order.sessions[&BUSY].floor, 0);
+        drain(&mut order, &mut rows);
+        assert_eq!(rows_of_replies(&rows), 1, "it still holds the other session's");
+        step(&mut order, BUSY, 1, 0);
+        drain(&mut order, &mut rows);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The replicated state as rows of a key-value store: only rows that changed are written.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::sessions::Stored;
+use super::sessions::{Session, Stored};
 use super::{OrderState, Prepared, Settled};
 use crate::error::Error;
 use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
@@ -31,7 +32,7 @@ pub(super) enum RowKey {
     Prepared(CommandId),
     /// `r` index: replies, by the index as of which they were written down.
     Replies(LogIndex),
-    /// `s` session: its floor.
+    /// `s` session: where it began, its floor.
     Session(SessionId),
 }
 
@@ -154,7 +155,8 @@ impl OrderState {
                     state.membership = Some(Arc::new(membership));
                 }
                 RowKey::Session(session) => {
-                    state.sessions.entry(session).or_default().floor = decode_value(&value)?;
+                    let (opened, floor) = decode_value(&value)?;
+                    state.sessions.insert(session, Session { opened, floor, replies: BTreeMap::new() });
                 }
                 RowKey::Ended(session) => {
                     state.ended.insert(session, decode_value(&value)?);
@@ -182,15 +184,15 @@ impl OrderState {
         Ok(state)
     }
 
-    /// What a row tells of sessions that still want it.
+    /// What a row tells of sessions that still want it: it may hold what was dropped beside what was not.
     fn load_replies(&mut self, row: LogIndex, replies: Vec<(CommandId, Stored)>) -> Result<(), Error> {
         if row > self.applied || replies.iter().any(|(_, stored)| stored.index > row) {
             return Err(Error::CorruptRow(format!("replies of entries behind those of their row, {row}")));
         }
         let mut kept = Vec::new();
         for (id, stored) in replies {
-            let session = self.sessions.get_mut(&id.session).filter(|session| id.sequence >= session.floor);
-            let Some(session) = session else { continue };
+            let wants = |session: &&mut Session| id.sequence >= session.floor && stored.index > session.opened;
+            let Some(session) = self.sessions.get_mut(&id.session).filter(wants) else { continue };
             if session.replies.insert(id.sequence, Stored { row: Some(row), ..stored }).is_some() {
                 return Err(Error::CorruptRow(format!("two replies to {id}")));
             }
@@ -244,7 +246,9 @@ impl OrderState {
                 clock: self.clock,
                 depends_on: self.depends_on.clone(),
             })),
-            RowKey::Session(session) => self.sessions.get(&session).map(|session| encode_value(&session.floor)),
+            RowKey::Session(session) => {
+                self.sessions.get(&session).map(|session| encode_value(&(session.opened, session.floor)))
+            }
             RowKey::Ended(session) => self.ended.get(&session).map(encode_value),
             RowKey::Replies(row) => self.replies_of_row(row).as_ref().map(encode_value),
             RowKey::Settled(id) => self.settled.get(&id).map(encode_value::<Settled>),

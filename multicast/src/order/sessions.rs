@@ -14,6 +14,8 @@ use crate::record::Rejection;
 /// One open session.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Session {
+    /// Where it began. What has the same id and was settled before belongs to one that has ended.
+    pub(crate) opened: LogIndex,
     /// The client needs no replies below this sequence, and nothing below it will be executed any more.
     pub(crate) floor: u64,
     /// What was settled at or above the floor, in any order of sequences.
