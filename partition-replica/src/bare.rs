@@ -112,7 +112,7 @@ fn open_log(config: &BareConfig) -> Result<Wal> {
     let limits = &config.node.limits;
     let wal = WalConfig {
         segment_bytes: limits.log_segment_bytes,
-        cache_bytes: limits.log_cache_bytes,
+        cache_bytes: limits.wal_cache_bytes(),
         stamp: u64::from(config.node.number.0),
         prepare_ahead: true,
     };

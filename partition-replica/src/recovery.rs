@@ -52,7 +52,7 @@ pub fn wal_config(folder: &DataFolder, config: &NodeConfig) -> WalConfig {
     }
     WalConfig {
         segment_bytes: config.limits.log_segment_bytes,
-        cache_bytes: config.limits.log_cache_bytes,
+        cache_bytes: config.limits.wal_cache_bytes(),
         stamp: xxh3_64(owner.as_bytes()),
         prepare_ahead: true,
     }

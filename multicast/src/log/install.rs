@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::entries::{Entries, Slot};
+use super::entries::Entries;
 use super::extent::Extent;
 use super::{Replicator, Role};
 use crate::core::Durable;
@@ -47,8 +47,8 @@ impl Replicator {
         self.now = now;
         let index = copied.entry.index;
         if self.entries.position(index) != Some(copied.entry.position()) {
-            let slot = Slot::decode(copied.entry.clone())?;
-            self.entries = Entries::begin_at(slot);
+            Record::decode(&copied.entry.record)?;
+            self.entries = Entries::begin_at(copied.entry.clone());
             self.finish_install(copied);
             if let Some(reading) = &mut self.reading {
                 reading.through = LogIndex::ZERO;
@@ -60,8 +60,9 @@ impl Replicator {
         self.promise_at_least(copied);
         self.committed = self.committed.max(index);
         self.applied = index;
+        self.entries.skip_applied(index);
         self.too_far_behind = None;
-        self.entries.trim(index, self.limits.log_tail_bytes);
+        self.entries.trim(index, self.everywhere, self.limits.log_tail_bytes);
         self.memberships = Memberships::new(Arc::clone(membership.unwrap_or(&self.genesis)), index);
         self.find_memberships();
         Ok(())
@@ -69,12 +70,10 @@ impl Replicator {
 
     /// Learns the memberships that the log holds behind the applied state.
     pub(super) fn find_memberships(&mut self) {
-        let mut index = self.applied.next();
-        while let Some(slot) = self.entries.get(index) {
-            if let Some(Record::Config { membership }) = slot.record.as_deref() {
+        for (index, record) in self.entries.unapplied() {
+            if let Record::Config { membership } = record {
                 self.memberships.push(index, Arc::clone(membership));
             }
-            index = index.next();
         }
         self.follow_membership();
     }

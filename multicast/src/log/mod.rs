@@ -261,7 +261,7 @@ impl Replicator {
             self.room = BytesMut::with_capacity(RECORD_ROOM);
         }
         let entry = Entry { index, ballot: primary.ballot, record: record.encode_in(&mut self.room) };
-        self.push(Slot { entry, record: Some(Arc::new(record)) });
+        self.push(Slot { entry, record });
         Some(index)
     }
 
@@ -318,15 +318,15 @@ impl Replicator {
     }
 
     /// The next entry to apply: committed, and on this disk, so that a state never outlives its log.
-    pub(crate) fn next_committed(&mut self) -> Option<(LogIndex, Arc<Record>)> {
+    pub(crate) fn next_committed(&mut self) -> Option<(LogIndex, Record)> {
         let index = self.applied.next();
         if index > self.committed.min(self.disk.durable()) {
             return None;
         }
-        let record = self.entries.take_record(index).expect("what is not applied is in memory");
+        let record = self.entries.take_record().expect("what is not applied is in memory");
         self.applied = index;
         self.memberships.applied(index);
-        self.entries.trim(index, self.limits.log_tail_bytes);
+        self.entries.trim(index, self.everywhere, self.limits.log_tail_bytes);
         Some((index, record))
     }
 
@@ -365,8 +365,8 @@ impl Replicator {
     fn push(&mut self, slot: Slot) {
         self.disk.append(slot.entry.clone());
         self.extent.push(slot.entry.index, slot.entry.len_bytes());
-        let members = match slot.record.as_deref() {
-            Some(Record::Config { membership }) => Some((slot.entry.index, Arc::clone(membership))),
+        let members = match &slot.record {
+            Record::Config { membership } => Some((slot.entry.index, Arc::clone(membership))),
             _ => None,
         };
         self.entries.push(slot);
@@ -505,7 +505,7 @@ impl Replicator {
 
     /// The entry at that index, if it is in memory: the last one applied is.
     pub(crate) fn entry(&self, index: LogIndex) -> Option<Entry> {
-        self.entries.get(index).map(|slot| slot.entry.clone())
+        self.entries.get(index).cloned()
     }
 
     pub(crate) fn durable(&self) -> LogIndex {
