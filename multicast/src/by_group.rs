@@ -85,8 +85,9 @@ impl<V: fmt::Debug> fmt::Debug for ByGroup<V> {
 
 impl<V> FromIterator<(GroupId, V)> for ByGroup<V> {
     fn from_iter<T: IntoIterator<Item = (GroupId, V)>>(values: T) -> Self {
-        let mut map = ByGroup::new();
-        values.into_iter().for_each(|(group, value)| map.insert(group, value));
+        let values = values.into_iter();
+        let mut map = ByGroup(Vec::with_capacity(values.size_hint().1.unwrap_or_default().min(ROOM_MAX)));
+        values.for_each(|(group, value)| map.insert(group, value));
         map
     }
 }

@@ -457,8 +457,8 @@ impl Core {
     fn follow_role(&mut self) {
         match self.log.primary_ballot() {
             Some((ballot, start)) => {
-                let knows_time = self.log.trusted_time(self.now).is_some();
-                if self.sequencer.is_none() && knows_time && self.order.applied() >= start {
+                let may_begin = self.sequencer.is_none() && self.order.applied() >= start;
+                if may_begin && self.log.trusted_time(self.now).is_some() {
                     let mut turn =
                         Turn { now: self.now, log: &mut self.log, order: &self.order, outputs: &mut self.outputs };
                     let sequencer = Sequencer::new(&self.config, &self.directory, &mut turn);

@@ -4,6 +4,7 @@
 //! value: `handle_*` puts something in, `poll_output` takes out what the driver must do, `apply_next` executes what is
 //! committed. Everything that decides is here; the driver, or the simulator, only carries.
 
+mod by_command;
 mod by_group;
 pub mod command;
 pub mod config;

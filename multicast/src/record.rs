@@ -84,7 +84,7 @@ pub struct Contribution {
     /// Where in that group's log it was computed: whoever sees the effect has seen that group up to there …
     pub index: LogIndex,
     /// … and what that group's state depended on there.
-    pub depends_on: VectorClock,
+    pub depends_on: Arc<VectorClock>,
 }
 
 /// One log record.

@@ -122,7 +122,7 @@ impl Absurd {
     }
 
     fn contribution(&mut self) -> Contribution {
-        Contribution { value: Bytes::from_static(b"+"), index: self.index(), depends_on: self.clock() }
+        Contribution { value: Bytes::from_static(b"+"), index: self.index(), depends_on: self.clock().into() }
     }
 
     fn record(&mut self) -> Record {

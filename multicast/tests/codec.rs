@@ -46,7 +46,7 @@ fn sample_clock() -> VectorClock {
 
 fn sample_contribution() -> Contribution {
     let depends_on: VectorClock = [(GroupId(2), LogIndex(4))].into_iter().collect();
-    Contribution { value: Bytes::from_static(b"yes"), index: LogIndex(77), depends_on }
+    Contribution { value: Bytes::from_static(b"yes"), index: LogIndex(77), depends_on: depends_on.into() }
 }
 
 fn sample_records() -> Vec<Record> {

@@ -568,7 +568,7 @@ fn machine_is_told_when_an_unfinished_command_adds_to_the_same_key() {
         let timestamp = Timestamp(10 + sequence);
         Record::Single { command: command(sequence, &[(A, key, mode)]), timestamp }
     };
-    let foreign = Contribution { value: Bytes::new(), index: LogIndex(9), depends_on: VectorClock::new() };
+    let foreign = Contribution { value: Bytes::new(), index: LogIndex(9), depends_on: Arc::default() };
     let records = [
         Record::SessionOpen { session: SESSION, timestamp: Timestamp(1) },
         single(2, 5, Mode::Add),

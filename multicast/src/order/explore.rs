@@ -20,13 +20,13 @@ impl OrderState {
             (id, ended.floor).hash(state);
         }
         self.prepared.len().hash(state);
-        for (id, prepared) in &self.prepared {
+        for (id, prepared) in self.prepared.sorted() {
             (id, prepared.timestamp).hash(state);
             if let Some(committed) = &prepared.committed {
                 (committed.timestamp, &committed.contribution.value).hash(state);
             }
         }
-        for (id, settled) in self.settled.iter().filter(|_| others_may_ask) {
+        for (id, settled) in self.settled.sorted().into_iter().filter(|_| others_may_ask) {
             (id, settled.binding).hash(state);
             if let Verdict::Executed { timestamp, contribution } = &settled.verdict {
                 (timestamp, &contribution.value).hash(state);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::by_command::ByCommand;
 use crate::by_group::ByGroup;
 use crate::command::{Command, Key};
 use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
@@ -37,11 +38,12 @@ pub struct OrderState {
     group: GroupId,
     applied: LogIndex,
     clock: Timestamp,
-    depends_on: VectorClock,
+    /// Shared with what has been contributed since it last changed.
+    depends_on: Arc<VectorClock>,
     sessions: BTreeMap<SessionId, Session>,
     ended: BTreeMap<SessionId, Ended>,
-    prepared: BTreeMap<CommandId, Prepared>,
-    settled: BTreeMap<CommandId, Settled>,
+    prepared: ByCommand<Prepared>,
+    settled: ByCommand<Settled>,
     locks: Locks,
     /// None as long as it is the one of the founding.
     membership: Option<Arc<Membership>>,
@@ -115,11 +117,11 @@ impl OrderState {
             group,
             applied: LogIndex::ZERO,
             clock: Timestamp::default(),
-            depends_on: VectorClock::new(),
+            depends_on: Arc::default(),
             sessions: BTreeMap::new(),
             ended: BTreeMap::new(),
-            prepared: BTreeMap::new(),
-            settled: BTreeMap::new(),
+            prepared: ByCommand::new(),
+            settled: ByCommand::new(),
             locks: Locks::default(),
             membership: None,
             copied: None,
@@ -216,13 +218,13 @@ impl OrderState {
     }
 
     fn apply_commit(&mut self, id: CommandId, timestamp: Timestamp, machine: &mut dyn Machine) -> Change {
-        let depends_on = self.depends_on.clone();
-        let is_contended = self.prepared.get(&id).is_some_and(|prepared| {
+        let depends_on = Arc::clone(&self.depends_on);
+        let is_contended = self.prepared.get(id).is_some_and(|prepared| {
             let footprint = prepared.command.footprint(self.group).unwrap_or(&[]);
             footprint.iter().any(|(key, mode)| mode.changes() && self.locks.is_changing_beside(*key, id))
         });
         let context = Context { is_contended, ..self.context(timestamp) };
-        let Some(prepared) = self.prepared.get_mut(&id) else { return Change::Skipped(id) };
+        let Some(prepared) = self.prepared.get_mut(id) else { return Change::Skipped(id) };
         if prepared.committed.is_some() || timestamp < prepared.timestamp {
             return Change::Skipped(id);
         }
@@ -244,7 +246,7 @@ impl OrderState {
         machine: &mut dyn Machine,
     ) -> (Change, Option<Reply>) {
         let own = self.group;
-        let complete = self.prepared.get(&id).is_some_and(|prepared| {
+        let complete = self.prepared.get(id).is_some_and(|prepared| {
             prepared.committed.is_some()
                 && prepared.command.groups().all(|group| group == own || foreign.get(group).is_some())
         });
@@ -264,9 +266,10 @@ impl OrderState {
             self.merge_dependencies(&theirs.depends_on);
         }
         let mut elsewhere = Vec::new();
+        let depends_on = Arc::make_mut(&mut self.depends_on);
         for (group, theirs) in others() {
             elsewhere.push(Elsewhere { group, index: theirs.index });
-            self.depends_on.advance_effects(group, theirs.index, id.session);
+            depends_on.advance_effects(group, theirs.index, id.session);
         }
         let outcome = machine.execute(&self.context_of(timestamp, &command), &command, &values);
         let binding = command.binding();
@@ -279,8 +282,8 @@ impl OrderState {
     }
 
     fn apply_refuse(&mut self, id: CommandId, binding: u64, groups: &[GroupId], reason: Refusal) -> Change {
-        let settled_before = self.prepared.contains_key(&id)
-            || self.settled.contains_key(&id)
+        let settled_before = self.prepared.contains(id)
+            || self.settled.contains(id)
             || self.sessions.get(&id.session).is_some_and(|session| session.replies.contains_key(&id.sequence));
         if settled_before {
             return Change::Skipped(id);
@@ -296,7 +299,7 @@ impl OrderState {
 
     fn apply_abort(&mut self, id: CommandId, rejection: Rejection) -> (Change, Option<Reply>) {
         // After its `Commit` all destinations have prepared it, so nobody can have refused it.
-        let may_abort = self.prepared.get(&id).is_some_and(|prepared| prepared.committed.is_none());
+        let may_abort = self.prepared.get(id).is_some_and(|prepared| prepared.committed.is_none());
         let Some(prepared) = may_abort.then(|| self.remove_prepared(id)).flatten() else {
             return (Change::Skipped(id), None);
         };
@@ -308,7 +311,7 @@ impl OrderState {
 
     fn apply_forget(&mut self, ids: &[CommandId]) -> Change {
         for &id in ids {
-            if self.settled.remove(&id).is_some() {
+            if self.settled.remove(id).is_some() {
                 self.dirty.insert(RowKey::Settled(id));
             }
         }
@@ -348,10 +351,10 @@ impl OrderState {
         let bound = |found: u64, standing: Standing| {
             if found == binding { standing } else { Standing::Refused(Refusal::IdReused) }
         };
-        if let Some(prepared) = self.prepared.get(&id) {
+        if let Some(prepared) = self.prepared.get(id) {
             return bound(prepared.command.binding(), Standing::Prepared);
         }
-        if let Some(settled) = self.settled.get(&id) {
+        if let Some(settled) = self.settled.get(id) {
             return bound(settled.binding, Standing::Settled);
         }
         let Some(session) = self.sessions.get(&id.session) else {
@@ -377,7 +380,7 @@ impl OrderState {
     }
 
     fn remove_prepared(&mut self, id: CommandId) -> Option<Prepared> {
-        let prepared = self.prepared.remove(&id)?;
+        let prepared = self.prepared.remove(id)?;
         self.locks.unlock(prepared.index, prepared.command.footprint(self.group).unwrap_or(&[]));
         self.dirty.insert(RowKey::Prepared(id));
         Some(prepared)
@@ -399,15 +402,19 @@ impl OrderState {
     }
 
     fn merge_dependencies(&mut self, seen: &VectorClock) {
+        if seen.claims().next().is_none() {
+            return;
+        }
+        let depends_on = Arc::make_mut(&mut self.depends_on);
         for (group, index) in seen.iter() {
             // A group's own index is told beside its vector.
             if group != self.group {
-                self.depends_on.advance(group, index);
+                depends_on.advance(group, index);
             }
         }
         // But that an effect of what is still locked here was seen elsewhere, only the vector tells.
         for (group, _) in seen.iter_effects() {
-            self.depends_on.merge_effects(seen, group);
+            depends_on.merge_effects(seen, group);
         }
     }
 
@@ -462,14 +469,14 @@ impl OrderState {
     /// Every command that was prepared here up to this index has executed in this state, or never will.
     #[must_use]
     pub fn executed_through(&self) -> LogIndex {
-        let first = self.prepared.values().map(|prepared| prepared.index).min();
+        let first = self.prepared.unsorted().map(|(_, prepared)| prepared.index).min();
         first.map_or(self.applied, |first| LogIndex(first.0.saturating_sub(1)))
     }
 
     /// The command, if it is prepared here and has not ended.
     #[must_use]
     pub fn unfinished(&self, id: CommandId) -> Option<&Arc<Command>> {
-        self.prepared.get(&id).map(|prepared| &prepared.command)
+        self.prepared.get(id).map(|prepared| &prepared.command)
     }
 
     /// The unfinished command that a client must wait for before it reads `key`. `effects` is its clock's
@@ -499,11 +506,11 @@ impl OrderState {
         self.sessions.len()
     }
 
-    pub(crate) fn prepared(&self) -> &BTreeMap<CommandId, Prepared> {
+    pub(crate) fn prepared(&self) -> &ByCommand<Prepared> {
         &self.prepared
     }
 
-    pub(crate) fn settled(&self) -> &BTreeMap<CommandId, Settled> {
+    pub(crate) fn settled(&self) -> &ByCommand<Settled> {
         &self.settled
     }
 }

@@ -43,10 +43,16 @@ pub(super) struct Dirty {
     keys: Vec<RowKey>,
     /// So many of them differ from each other; they come first.
     known: usize,
+    /// [`RowKey::Meta`], which every entry changes, is not among them.
+    is_meta: bool,
 }
 
 impl Dirty {
     pub(super) fn insert(&mut self, key: RowKey) {
+        if key == RowKey::Meta {
+            self.is_meta = true;
+            return;
+        }
         if self.keys.last() == Some(&key) {
             return;
         }
@@ -57,6 +63,11 @@ impl Dirty {
         }
     }
 
+    fn clear(&mut self) {
+        self.keys.clear();
+        (self.known, self.is_meta) = (0, false);
+    }
+
     fn tidy(&mut self) {
         self.keys.sort_unstable();
         self.keys.dedup();
@@ -65,6 +76,9 @@ impl Dirty {
 
     /// By key, each once.
     fn take(&mut self) -> Vec<RowKey> {
+        if std::mem::take(&mut self.is_meta) {
+            self.keys.push(RowKey::Meta);
+        }
         self.tidy();
         self.known = 0;
         let room = Vec::with_capacity(self.keys.len());
@@ -79,7 +93,7 @@ const DIRTY_ROOM: usize = 1024;
 struct Meta {
     applied: LogIndex,
     clock: Timestamp,
-    depends_on: VectorClock,
+    depends_on: Arc<VectorClock>,
 }
 
 impl RowKey {
@@ -175,7 +189,7 @@ impl OrderState {
             state.load_replies(row, replies)?;
         }
         // In the order in which they were locked, as on a replica that never restarted.
-        let mut prepared: Vec<&Prepared> = state.prepared.values().collect();
+        let mut prepared: Vec<&Prepared> = state.prepared.unsorted().map(|(_, prepared)| prepared).collect();
         prepared.sort_by_key(|prepared| prepared.index);
         for prepared in prepared {
             let footprint = prepared.command.footprint(group).unwrap_or(&[]);
@@ -216,7 +230,7 @@ impl OrderState {
 
     /// For a replica that keeps no rows: they are not made.
     pub fn discard_changes(&mut self) {
-        self.dirty = Dirty::default();
+        self.dirty.clear();
         self.forget_fresh_replies();
     }
 
@@ -228,8 +242,8 @@ impl OrderState {
         let replies = self.sessions.iter().flat_map(|(&session, state)| {
             state.replies.iter().map(move |(&sequence, stored)| encode_value(&(session, sequence, stored)))
         });
-        let prepared = self.prepared.keys().map(|&id| RowKey::Prepared(id));
-        let settled = self.settled.keys().map(|&id| RowKey::Settled(id));
+        let prepared = self.prepared.ids().into_iter().map(RowKey::Prepared);
+        let settled = self.settled.ids().into_iter().map(RowKey::Settled);
         let ended = self.ended.keys().map(|&session| RowKey::Ended(session));
         let members = self.membership.iter().map(|_| RowKey::Members);
         let keys = members.chain([RowKey::Meta]).chain(ended).chain(sessions).chain(prepared).chain(settled);
@@ -244,15 +258,15 @@ impl OrderState {
             RowKey::Meta => Some(encode_value(&Meta {
                 applied: self.applied,
                 clock: self.clock,
-                depends_on: self.depends_on.clone(),
+                depends_on: Arc::clone(&self.depends_on),
             })),
             RowKey::Session(session) => {
                 self.sessions.get(&session).map(|session| encode_value(&(session.opened, session.floor)))
             }
             RowKey::Ended(session) => self.ended.get(&session).map(encode_value),
             RowKey::Replies(row) => self.replies_of_row(row).as_ref().map(encode_value),
-            RowKey::Settled(id) => self.settled.get(&id).map(encode_value::<Settled>),
-            RowKey::Prepared(id) => self.prepared.get(&id).map(encode_value::<Prepared>),
+            RowKey::Settled(id) => self.settled.get(id).map(encode_value::<Settled>),
+            RowKey::Prepared(id) => self.prepared.get(id).map(encode_value::<Prepared>),
         }
     }
 }

@@ -51,9 +51,11 @@ pub(crate) struct Stored {
 impl OrderState {
     /// Remembers a session that has just been closed.
     pub(super) fn remember_ended(&mut self, id: SessionId, session: &Session) {
-        let all = CommandId { session: id, sequence: 0 }..=CommandId { session: id, sequence: u64::MAX };
-        let prepared = self.prepared.range(all.clone()).next_back().map(|(id, _)| id.sequence);
-        let settled = self.settled.range(all).next_back().map(|(id, _)| id.sequence);
+        let newest = |ids: &mut dyn Iterator<Item = CommandId>| {
+            ids.filter(|other| other.session == id).map(|other| other.sequence).max()
+        };
+        let prepared = newest(&mut self.prepared.unsorted().map(|(id, _)| id));
+        let settled = newest(&mut self.settled.unsorted().map(|(id, _)| id));
         let last = session.replies.last_key_value().map(|(&sequence, _)| sequence);
         let heard_of = [prepared, settled, last].into_iter().flatten().max();
         let floor = heard_of.map_or(0, |sequence| sequence.saturating_add(1)).max(session.floor);

@@ -84,7 +84,7 @@ impl Sequencer {
         if !concerns_both || !self.is_well_formed(command) {
             return ignore(turn, from, "proposal that is malformed or not for this group");
         }
-        if let Some(multi) = self.multis.get(&id) {
+        if let Some(multi) = self.multis.get(id) {
             if multi.binding == binding {
                 return self.answer(turn, from, id, binding);
             }
@@ -120,7 +120,7 @@ impl Sequencer {
     /// The other group is alive and has no room: it is asked again soon, then less soon.
     fn handle_busy(&mut self, turn: &mut Turn<'_>, id: CommandId, binding: u64) {
         let resend_ms = self.timing.resend_ms;
-        let Some(multi) = self.multis.get_mut(&id) else { return };
+        let Some(multi) = self.multis.get_mut(id) else { return };
         if multi.binding != binding || multi.stage != Stage::Preparing {
             return;
         }
@@ -137,7 +137,7 @@ impl Sequencer {
         if facts.contribution.as_ref().is_some_and(|contribution| !self.is_reasonable(contribution)) {
             return ignore(turn, from, "contribution that is too large, or of unknown groups");
         }
-        let Some(multi) = self.multis.get_mut(&id).filter(|multi| multi.binding == binding) else {
+        let Some(multi) = self.multis.get_mut(id).filter(|multi| multi.binding == binding) else {
             return self.handle_facts_of_unknown(turn, from, &facts);
         };
         let Some(told) = multi.others.get_mut(from.0) else {
@@ -215,7 +215,7 @@ impl Sequencer {
                 break;
             }
             if let Some(Closing { to, id, binding, .. }) = self.closing.pop_front()
-                && !self.multis.contains_key(&id)
+                && !self.multis.contains(id)
             {
                 turn.send(to, Message::Facts(closed(id, binding)));
             }
@@ -236,7 +236,7 @@ impl Sequencer {
 
     /// Asks for everything that a command lacks, and comes back to it later.
     pub(super) fn resend(&mut self, turn: &mut Turn<'_>, id: CommandId) {
-        let Some(multi) = self.multis.get(&id) else { return };
+        let Some(multi) = self.multis.get(id) else { return };
         let after_ms = multi.resend_after_ms;
         let lacking: Vec<GroupId> =
             multi.others.iter().filter(|(_, told)| multi.lacks(told)).map(|(group, _)| group).collect();
@@ -245,7 +245,7 @@ impl Sequencer {
         }
         let next_ms = after_ms.saturating_mul(2).min(self.timing.resend_ms_max);
         self.rearm(id, turn.now, after_ms);
-        if let Some(multi) = self.multis.get_mut(&id) {
+        if let Some(multi) = self.multis.get_mut(id) {
             multi.resend_after_ms = next_ms;
         }
     }
@@ -253,14 +253,15 @@ impl Sequencer {
     /// Asks a group again for everything that is lacking of it.
     pub(super) fn ask_again(&mut self, turn: &mut Turn<'_>, group: GroupId) {
         let lacks = |multi: &super::Multi| multi.others.get(group).is_some_and(|told| multi.lacks(told));
-        let ids: Vec<CommandId> = self.multis.iter().filter(|(_, multi)| lacks(multi)).map(|(&id, _)| id).collect();
+        let mut ids: Vec<CommandId> = self.multis.unsorted().filter(|(_, multi)| lacks(multi)).map(|(id, _)| id).collect();
+        ids.sort_unstable();
         for id in ids {
             self.ask_about(turn, id, group);
         }
     }
 
     fn ask_about(&mut self, turn: &mut Turn<'_>, id: CommandId, group: GroupId) {
-        let Some(multi) = self.multis.get(&id) else { return };
+        let Some(multi) = self.multis.get(id) else { return };
         let mut facts = own_facts(turn.order, id, multi.binding);
         let propose = multi.stage == Stage::Preparing;
         let command = multi.command.clone();
@@ -284,7 +285,7 @@ impl Sequencer {
 
     /// Tells the other destinations what the log says.
     pub(super) fn tell_all(&mut self, turn: &mut Turn<'_>, id: CommandId) {
-        let Some(multi) = self.multis.get(&id) else { return };
+        let Some(multi) = self.multis.get(id) else { return };
         let mut facts = own_facts(turn.order, id, multi.binding);
         if multi.stage == Stage::Settled {
             // They have the rest already, or will ask for it.
@@ -298,7 +299,7 @@ impl Sequencer {
     }
 
     pub(super) fn tell_rejection(&mut self, turn: &mut Turn<'_>, id: CommandId, rejection: Rejection) {
-        let Some(multi) = self.multis.get(&id) else { return };
+        let Some(multi) = self.multis.get(id) else { return };
         for group in multi.others.groups() {
             if let Some(peer) = self.peers.get(&group) {
                 answer_rejected(turn, (group, peer.target()), id, multi.binding, rejection);
@@ -314,11 +315,11 @@ impl Sequencer {
 /// Everything that the applied log says about a command.
 fn own_facts(order: &OrderState, id: CommandId, binding: u64) -> Facts {
     let nothing = Facts { id, binding, timestamp: None, contribution: None, refused: None, closed: false, ask: false };
-    if let Some(prepared) = order.prepared().get(&id) {
+    if let Some(prepared) = order.prepared().get(id) {
         let contribution = prepared.committed.as_ref().map(|committed| committed.contribution.clone());
         return Facts { timestamp: Some(prepared.timestamp), contribution, ..nothing };
     }
-    match order.settled().get(&id).map(|settled| &settled.verdict) {
+    match order.settled().get(id).map(|settled| &settled.verdict) {
         Some(Verdict::Executed { timestamp, contribution }) => {
             let contribution = Some(contribution.clone());
             Facts { timestamp: Some(*timestamp), contribution, closed: true, ..nothing }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::multi::{Stage, Told};
 use super::{Sequencer, Turn};
 use crate::command::Command;
-use crate::ids::{CommandId, GroupId, LogIndex, Timestamp, VectorClock};
+use crate::ids::{CommandId, GroupId, LogIndex, Timestamp};
 use crate::planted::Planted;
 use crate::record::Contribution;
 
@@ -24,7 +24,7 @@ pub(super) struct Mistake {
 impl Told {
     /// For [`Planted::FinishEarly`].
     pub(super) fn assume_contribution(&mut self) {
-        let nothing = || Contribution { value: Bytes::new(), index: LogIndex::ZERO, depends_on: VectorClock::new() };
+        let nothing = || Contribution { value: Bytes::new(), index: LogIndex::ZERO, depends_on: Arc::default() };
         self.contribution.get_or_insert_with(nothing);
     }
 }
@@ -57,7 +57,7 @@ impl Sequencer {
 
     /// See [`crate::Core::lacks_more_than`].
     pub(crate) fn lacks_more_than(&self, id: CommandId, group: GroupId) -> bool {
-        let Some(multi) = self.multis.get(&id).filter(|multi| multi.stage == Stage::Preparing) else { return false };
+        let Some(multi) = self.multis.get(id).filter(|multi| multi.stage == Stage::Preparing) else { return false };
         let mut lacking = multi.others.iter().filter(|(_, told)| told.timestamp.is_none()).map(|(other, _)| other);
         lacking.clone().any(|other| other == group) && lacking.any(|other| other != group)
     }
@@ -75,7 +75,7 @@ impl Sequencer {
             (id, held.timestamp).hash(state);
         }
         self.multis.len().hash(state);
-        for (id, multi) in &self.multis {
+        for (id, multi) in self.multis.sorted() {
             (id, multi.stage as u8).hash(state);
             if !matches!(multi.stage, Stage::Settled | Stage::Refusing | Stage::Aborting) {
                 multi.bound.hash(state);

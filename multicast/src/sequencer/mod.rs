@@ -15,6 +15,7 @@ mod proof;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use crate::by_command::ByCommand;
 use crate::command::Command;
 use crate::config::{COMMAND_BYTES_MAX, Config, Limits, Timing};
 use crate::core::{SessionChange, Unfinished, Wait};
@@ -59,7 +60,7 @@ pub(crate) struct Sequencer {
     /// Orders questions and what waits for answers.
     serial: u64,
     conflicts: Conflicts,
-    multis: BTreeMap<CommandId, Multi>,
+    multis: ByCommand<Multi>,
     load: Load,
     /// Timestamps that came before their command.
     early: BTreeMap<CommandId, Early>,
@@ -151,7 +152,7 @@ impl Sequencer {
             // Later than in any reign before, so that no answer passes for one to a question of this one.
             serial: turn.now.0,
             conflicts: Conflicts::new(config.group, config.classic),
-            multis: BTreeMap::new(),
+            multis: ByCommand::new(),
             load: Load::default(),
             early: BTreeMap::new(),
             peers: directory.iter().map(|(&group, members)| (group, Peer::new(turn.now, members))).collect(),
@@ -193,7 +194,7 @@ impl Sequencer {
         if self.singles.contains_key(&id) || self.unproven.contains_key(&id) {
             return;
         }
-        if self.multis.contains_key(&id) {
+        if self.multis.contains(id) {
             return self.submitted_again(turn, id, binding);
         }
         match turn.order.standing(id, binding) {
@@ -314,7 +315,7 @@ impl Sequencer {
 
     pub(crate) fn unfinished(&self, order: &OrderState) -> Vec<Unfinished> {
         let mut unfinished: Vec<Unfinished> =
-            self.multis.iter().map(|(&id, multi)| multi.describe(id, self.group, &self.conflicts, order)).collect();
+            self.multis.unsorted().map(|(id, multi)| multi.describe(id, self.group, &self.conflicts, order)).collect();
         unfinished.sort_by_key(|unfinished| (unfinished.since, unfinished.id));
         unfinished
     }
@@ -357,7 +358,7 @@ impl Sequencer {
         #[cfg(feature = "explore")]
         self.prepare_waiting(turn);
         while let Some(id) = self.awake.pop_front() {
-            if self.multis.contains_key(&id) {
+            if self.multis.contains(id) {
                 self.advance_multi(turn, id);
             } else if self.held.contains_key(&id) && self.conflicts.blocker_of(id).is_none() {
                 if let Some(Held { timestamp, command, .. }) = self.held.remove(&id) {

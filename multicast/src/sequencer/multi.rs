@@ -118,7 +118,7 @@ impl Multi {
             Stage::Settled => lacking(Wait::Close),
             Stage::Finishing | Stage::Aborting | Stage::Refusing => vec![Wait::OwnLog],
         };
-        let locks_keys = order.prepared().contains_key(&id);
+        let locks_keys = order.prepared().contains(id);
         Unfinished { id, groups, since: self.since, locks_keys, waits_for }
     }
 }
@@ -126,14 +126,13 @@ impl Multi {
 impl Sequencer {
     /// Everything that the replicated state knows of and that is not through; asks the other groups about it.
     pub(super) fn rebuild(&mut self, turn: &mut Turn<'_>) {
-        for (&id, prepared) in turn.order.prepared() {
+        for (id, prepared) in turn.order.prepared().sorted() {
             self.rebuild_prepared(turn.now, id, prepared);
         }
-        for (&id, settled) in turn.order.settled() {
+        for (id, settled) in turn.order.settled().sorted() {
             self.rebuild_settled(turn.now, id, settled);
         }
-        let ids: Vec<CommandId> = self.multis.keys().copied().collect();
-        for id in ids {
+        for id in self.multis.ids() {
             self.awake.push_back(id);
             self.rearm(id, turn.now, 0);
         }
@@ -218,7 +217,7 @@ impl Sequencer {
     }
 
     fn attach_command(&mut self, command: &Arc<Command>, bound: Timestamp) {
-        let Some(multi) = self.multis.get_mut(&command.id) else { return };
+        let Some(multi) = self.multis.get_mut(command.id) else { return };
         multi.command = Some(Arc::clone(command));
         multi.bound = bound;
         multi.load_bytes = len_bytes(command);
@@ -227,7 +226,7 @@ impl Sequencer {
     }
 
     pub(super) fn learn_timestamp(&mut self, id: CommandId, group: GroupId, timestamp: Timestamp) {
-        let Some(multi) = self.multis.get_mut(&id) else { return };
+        let Some(multi) = self.multis.get_mut(id) else { return };
         let Some(told) = multi.others.get_mut(group) else { return };
         if multi.stage != Stage::Preparing || told.timestamp.is_some() {
             return;
@@ -244,7 +243,7 @@ impl Sequencer {
     pub(super) fn advance_multi(&mut self, turn: &mut Turn<'_>, id: CommandId) {
         #[cfg(feature = "explore")]
         let clock = self.clock;
-        let Some(multi) = self.multis.get_mut(&id) else { return };
+        let Some(multi) = self.multis.get_mut(id) else { return };
         let before = multi.stage;
         if multi.stage == Stage::Preparing && multi.lacks_nothing() {
             multi.stage = Stage::Ordered;
@@ -280,7 +279,7 @@ impl Sequencer {
 
     /// Another destination will never prepare it, so it will never be executed anywhere.
     pub(super) fn abort(&mut self, turn: &mut Turn<'_>, id: CommandId, rejection: Rejection) {
-        let Some(multi) = self.multis.get_mut(&id) else { return };
+        let Some(multi) = self.multis.get_mut(id) else { return };
         if multi.stage == Stage::Preparing {
             multi.stage = Stage::Aborting;
             turn.append(Record::Abort { id, rejection });
@@ -307,7 +306,7 @@ impl Sequencer {
 
     fn settle(&mut self, turn: &mut Turn<'_>, id: CommandId) {
         self.release_load(id);
-        let Some(multi) = self.multis.get_mut(&id) else { return };
+        let Some(multi) = self.multis.get_mut(id) else { return };
         multi.stage = Stage::Settled;
         multi.command = None;
         self.rearm(id, turn.now, self.timing.resend_ms);
@@ -324,7 +323,7 @@ impl Sequencer {
 
     /// A record of it had no effect. If nothing is known of it, nothing is to be done about it.
     pub(super) fn multi_skipped(&mut self, turn: &mut Turn<'_>, id: CommandId) {
-        if !turn.order.prepared().contains_key(&id) && !turn.order.settled().contains_key(&id) {
+        if !turn.order.prepared().contains(id) && !turn.order.settled().contains(id) {
             self.conflicts.remove(id, &mut self.awake);
             self.remove_multi(id);
         }
@@ -332,12 +331,12 @@ impl Sequencer {
 
     /// The client asks again for something that is under way or was refused.
     pub(super) fn submitted_again(&mut self, turn: &mut Turn<'_>, id: CommandId, binding: u64) {
-        let Some(multi) = self.multis.get(&id) else { return };
+        let Some(multi) = self.multis.get(id) else { return };
         if multi.binding != binding {
             return turn.outputs.push_back(Output::Declined { id, reason: Decline::Refused(Refusal::IdReused) });
         }
         if multi.stage == Stage::Settled {
-            let reason = match turn.order.settled().get(&id).map(|settled| &settled.verdict) {
+            let reason = match turn.order.settled().get(id).map(|settled| &settled.verdict) {
                 Some(Verdict::Refused(reason)) => *reason,
                 Some(Verdict::Executed { .. }) | None => Refusal::UnknownSession,
             };
@@ -346,7 +345,7 @@ impl Sequencer {
     }
 
     pub(super) fn forget_if_closed(&mut self, turn: &mut Turn<'_>, id: CommandId) {
-        let closed = self.multis.get(&id).is_some_and(|multi| multi.stage == Stage::Settled && multi.lacks_nothing());
+        let closed = self.multis.get(id).is_some_and(|multi| multi.stage == Stage::Settled && multi.lacks_nothing());
         if !closed {
             return;
         }
@@ -366,7 +365,7 @@ impl Sequencer {
     }
 
     fn release_load(&mut self, id: CommandId) {
-        if let Some(multi) = self.multis.get_mut(&id) {
+        if let Some(multi) = self.multis.get_mut(id) {
             let bytes = std::mem::take(&mut multi.load_bytes);
             if bytes > 0 {
                 self.load.remove(bytes);
@@ -376,7 +375,7 @@ impl Sequencer {
 
     fn remove_multi(&mut self, id: CommandId) {
         self.release_load(id);
-        let Some(multi) = self.multis.remove(&id) else { return };
+        let Some(multi) = self.multis.remove(id) else { return };
         if let Some(at) = multi.looked_at {
             self.timers.remove(&(at, id));
         }
@@ -389,7 +388,7 @@ impl Sequencer {
 
     /// Sets the time when what is missing is asked for.
     pub(super) fn rearm(&mut self, id: CommandId, now: Time, after_ms: u64) {
-        let Some(multi) = self.multis.get_mut(&id) else { return };
+        let Some(multi) = self.multis.get_mut(id) else { return };
         multi.resend_after_ms = after_ms.max(self.timing.resend_ms);
         multi.resend_due = now.after_ms(after_ms);
         self.look_at_when_due(id);
@@ -397,7 +396,7 @@ impl Sequencer {
 
     /// What is put off, as it is at each step, keeps its place among the timers until that has come.
     fn look_at_when_due(&mut self, id: CommandId) {
-        let Some(multi) = self.multis.get_mut(&id) else { return };
+        let Some(multi) = self.multis.get_mut(id) else { return };
         let due = multi.resend_due;
         match multi.looked_at {
             Some(at) if at <= due => return,
@@ -410,7 +409,7 @@ impl Sequencer {
 
     /// The timers have come to this one. True if it is due; else they will come back.
     pub(super) fn is_due(&mut self, id: CommandId, now: Time) -> bool {
-        let Some(multi) = self.multis.get_mut(&id) else { return false };
+        let Some(multi) = self.multis.get_mut(id) else { return false };
         multi.looked_at = None;
         let is_due = multi.resend_due <= now;
         if !is_due {
