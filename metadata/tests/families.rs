@@ -156,7 +156,7 @@ mod create {
         let mut cluster = cluster(2);
         let op = create_op(ROOT, "eu", NewNode::Directory { placement: Some(GroupId(1)) }, GroupId(1));
         let command = cluster.command(S, &op);
-        let contributions: std::collections::BTreeMap<_, _> = [GroupId(0), GroupId(1)]
+        let contributions: multicast::ByGroup<_> = [GroupId(0), GroupId(1)]
             .into_iter()
             .map(|group| (group, cluster.on(group, |namespace| namespace.contribute(&command))))
             .collect();

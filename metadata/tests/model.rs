@@ -262,7 +262,7 @@ impl Concurrent {
             entry.insert(cluster.on(group, |namespace| namespace.contribute(&pending.command)));
         } else if pending.contributions.len() == groups.len() && !pending.outcomes.contains_key(&group) {
             let now = metadata::types::TimeNs(pending.now);
-            let (command, contributions) = (&pending.command, &pending.contributions);
+            let (command, contributions) = (&pending.command, &pending.contributions.clone().into_iter().collect());
             let outcome = cluster.on(group, |namespace| namespace.execute(now, command, contributions));
             let mut outcome = metadata::codec::decode_outcome(&outcome).unwrap();
             // Others may have changed those of other groups since they were told of.

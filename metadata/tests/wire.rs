@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use bytes::Bytes;
@@ -484,7 +483,8 @@ fn understated_footprint_is_malformed() {
     let mut command = cluster.command(S, &op);
     command.destinations[0].footprint.pop();
     let before = cluster.stores.clone();
-    let outcome = cluster.on(GroupId(0), |namespace| namespace.execute(TimeNs(1), &command, &BTreeMap::new()));
+    let outcome =
+        cluster.on(GroupId(0), |namespace| namespace.execute(TimeNs(1), &command, &multicast::ByGroup::new()));
     assert_eq!(decode_outcome(&outcome).unwrap(), Err(OpError::Errno(Errno::Malformed)));
     assert_eq!(before, cluster.stores);
 }
@@ -541,7 +541,7 @@ proptest! {
             return Ok(());
         }
         let groups: Vec<GroupId> = command.groups().collect();
-        let mut contributions = BTreeMap::new();
+        let mut contributions = multicast::ByGroup::new();
         for &group in groups.iter().filter(|_| groups.len() > 1) {
             let own = cluster.on(group, |namespace| namespace.contribute(&command));
             contributions.insert(group, if honest { own } else { Bytes::from(junk.clone()) });

@@ -22,6 +22,18 @@ impl<V> ByGroup<V> {
         ByGroup(Vec::new())
     }
 
+    /// Empty, with room for so many.
+    #[must_use]
+    pub(crate) fn with_room(count: usize) -> Self {
+        ByGroup(Vec::with_capacity(count))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     fn find(&self, group: GroupId) -> Result<usize, usize> {
         // Few enough to look at one after the other, and often added in order.
         match self.0.iter().position(|(at, _)| *at >= group) {
@@ -86,7 +98,7 @@ impl<V: fmt::Debug> fmt::Debug for ByGroup<V> {
 impl<V> FromIterator<(GroupId, V)> for ByGroup<V> {
     fn from_iter<T: IntoIterator<Item = (GroupId, V)>>(values: T) -> Self {
         let values = values.into_iter();
-        let mut map = ByGroup(Vec::with_capacity(values.size_hint().1.unwrap_or_default().min(ROOM_MAX)));
+        let mut map = ByGroup::with_room(values.size_hint().1.unwrap_or_default().min(ROOM_MAX));
         values.for_each(|(group, value)| map.insert(group, value));
         map
     }

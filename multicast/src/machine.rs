@@ -1,9 +1,8 @@
 //! What executes commands: the state machine that a group replicates.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 
+use crate::by_group::ByGroup;
 use crate::command::Command;
 use crate::ids::{GroupId, LogIndex, SessionId, Timestamp};
 
@@ -39,7 +38,7 @@ pub trait Machine {
 
     /// Executes a command and returns its encoded outcome. `contributions` is empty for a command of one group; else it
     /// holds those of *all* destinations, this group's own included, and is the same map in every destination.
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes;
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes;
 
     /// A session was opened in this group.
     fn session_opened(&mut self, context: &Context, session: SessionId);
@@ -60,7 +59,7 @@ impl Machine for Inert {
         Bytes::new()
     }
 
-    fn execute(&mut self, _: &Context, _: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
+    fn execute(&mut self, _: &Context, _: &Command, _: &ByGroup<Bytes>) -> Bytes {
         Bytes::new()
     }
 

@@ -214,26 +214,56 @@ pub(crate) fn room_for(version: u8, len: usize) -> Vec<u8> {
 
 /// Appends the postcard encoding of plain data.
 pub(crate) fn encode_behind<T: Serialize + ?Sized, B: BufMut>(value: &T, buffer: &mut B) {
-    postcard::serialize_with_flavor(value, Behind(buffer)).expect("plain data always encodes");
+    let behind = Behind { buffer, gathered: [0; GATHERED_MAX], len: 0 };
+    postcard::serialize_with_flavor(value, behind).expect("plain data always encodes");
 }
 
+/// Plain data is many small pieces: so many bytes of them go to the buffer together.
+const GATHERED_MAX: usize = 64;
+
 /// Where [`encode_behind`] writes.
-struct Behind<'a, B>(&'a mut B);
+struct Behind<'a, B> {
+    buffer: &'a mut B,
+    gathered: [u8; GATHERED_MAX],
+    len: usize,
+}
+
+impl<B: BufMut> Behind<'_, B> {
+    fn pass_on(&mut self) {
+        self.buffer.put_slice(&self.gathered[..self.len]);
+        self.len = 0;
+    }
+}
 
 impl<B: BufMut> postcard::ser_flavors::Flavor for Behind<'_, B> {
     type Output = ();
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.put_u8(byte);
+        if self.len == GATHERED_MAX {
+            self.pass_on();
+        }
+        self.gathered[self.len] = byte;
+        self.len += 1;
         Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.put_slice(bytes);
+        if self.len + bytes.len() > GATHERED_MAX {
+            self.pass_on();
+        }
+        if bytes.len() > GATHERED_MAX {
+            self.buffer.put_slice(bytes);
+            return Ok(());
+        }
+        self.gathered[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
         Ok(())
     }
 
-    fn finalize(self) -> postcard::Result<()> {
+    fn finalize(mut self) -> postcard::Result<()> {
+        self.pass_on();
         Ok(())
     }
 }

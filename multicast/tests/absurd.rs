@@ -17,8 +17,8 @@ use multicast::ids::{Ballot, CommandId, GroupId, Incarnation, LogIndex, ReplicaI
 use multicast::message::Facts;
 use multicast::record::{Contribution, Rejection};
 use multicast::{
-    Config, Context, Core, Entry, Machine, Member, MemberRole, Membership, Message, OrderState, Output, Position,
-    Record, Refusal, Time,
+    ByGroup, Config, Context, Core, Entry, Machine, Member, MemberRole, Membership, Message, OrderState, Output,
+    Position, Record, Refusal, Time,
 };
 
 const OWN: GroupId = GroupId(0);
@@ -260,8 +260,8 @@ impl Machine for Lenient {
         self.0.contribute(context, command)
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
-        self.0.execute(context, command, &BTreeMap::new())
+    fn execute(&mut self, context: &Context, command: &Command, _: &ByGroup<Bytes>) -> Bytes {
+        self.0.execute(context, command, &ByGroup::new())
     }
 
     fn session_opened(&mut self, context: &Context, session: SessionId) {

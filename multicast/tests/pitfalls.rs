@@ -5,7 +5,6 @@
 mod harness;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use multicast::command::{Command, Destination, Key, Mode};
 use multicast::core::{SessionChange, Wait};
 use multicast::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
 use multicast::record::{Contribution, Rejection};
-use multicast::{Context, Decline, Machine, Message, OrderState, Record, Refusal};
+use multicast::{ByGroup, Context, Decline, Machine, Message, OrderState, Record, Refusal};
 
 const A: GroupId = GroupId(0);
 const B: GroupId = GroupId(1);
@@ -549,7 +548,7 @@ impl Machine for Contended {
         Bytes::new()
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, _: &BTreeMap<GroupId, Bytes>) -> Bytes {
+    fn execute(&mut self, context: &Context, command: &Command, _: &ByGroup<Bytes>) -> Bytes {
         self.0.push((command.id.sequence, context.is_contended));
         Bytes::new()
     }

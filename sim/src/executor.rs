@@ -1,13 +1,11 @@
 //! Lets a log execute on a namespace: what is applied is written down, and here sit the planted bugs of execution.
 
-use std::collections::BTreeMap;
-
 use ::replica::Apply;
 use bytes::Bytes;
 use metadata::{Namespace, Overlay, Store, StoreMut, codec};
 use multicast::command::Command;
 use multicast::ids::{GroupId, SessionId};
-use multicast::{Applied, Context, Core, Machine, Time};
+use multicast::{Applied, ByGroup, Context, Core, Machine, Time};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::checks::ledger::{Entry, Ledger};
@@ -88,7 +86,7 @@ impl<S: StoreMut> Machine for Executor<'_, S> {
         self.namespace.contribute(&self.restored(command))
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes {
         let command = &self.restored(command);
         let mut context = *context;
         if self.bug == Some(Bug::OwnTime) {

@@ -59,6 +59,9 @@ pub struct OrderState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Prepared {
     pub(crate) command: Arc<Command>,
+    /// What the id is bound to: follows from the command, and is asked for more often.
+    #[serde(skip)]
+    pub(crate) binding: u64,
     /// This group's proposal.
     pub(crate) timestamp: Timestamp,
     /// The `Prepare`.
@@ -173,7 +176,7 @@ impl OrderState {
         let binding = command.binding();
         let reply = match self.standing(command.id, binding) {
             Standing::New => {
-                let outcome = machine.execute(&self.context_of(timestamp, command), command, &BTreeMap::new());
+                let outcome = machine.execute(&self.context_of(timestamp, command), command, &ByGroup::new());
                 self.merge_dependencies(&command.clock);
                 self.store_reply(command.id, binding, Ok(outcome.clone()), command.acknowledged_below);
                 let reply = Reply { id: command.id, index: self.applied, result: Ok(outcome), elsewhere: Vec::new() };
@@ -191,13 +194,13 @@ impl OrderState {
 
     fn apply_prepare(&mut self, command: &Arc<Command>, timestamp: Timestamp) -> (Change, Option<Reply>) {
         self.raise_clock(timestamp);
-        let id = command.id;
-        match self.standing(id, command.binding()) {
+        let (id, binding) = (command.id, command.binding());
+        match self.standing(id, binding) {
             Standing::New => {
                 let footprint = command.footprint(self.group).unwrap_or(&[]);
                 self.locks.lock(id, self.applied, footprint);
                 let prepared =
-                    Prepared { command: Arc::clone(command), timestamp, index: self.applied, committed: None };
+                    Prepared { command: Arc::clone(command), binding, timestamp, index: self.applied, committed: None };
                 self.prepared.insert(id, prepared);
                 self.dirty.insert(RowKey::Prepared(id));
                 (Change::Locked(Arc::clone(command)), None)
@@ -205,7 +208,7 @@ impl OrderState {
             // The primary saw this coming too late: what it would have refused is refused here.
             Standing::Refused(reason @ (Refusal::UnknownSession | Refusal::StaleSequence)) => {
                 let groups: Vec<GroupId> = command.groups().collect();
-                let change = self.apply_refuse(id, command.binding(), &groups, reason);
+                let change = self.apply_refuse(id, binding, &groups, reason);
                 let result = Err(Rejection { by: self.group, reason });
                 (change, Some(Reply { id, index: self.applied, result, elsewhere: Vec::new() }))
             }
@@ -256,8 +259,8 @@ impl OrderState {
         let Some(Committed { timestamp, contribution }) = prepared.committed else {
             return (Change::Skipped(id), None);
         };
-        let command = prepared.command;
-        let mut values: BTreeMap<GroupId, Bytes> = BTreeMap::new();
+        let (command, binding) = (prepared.command, prepared.binding);
+        let mut values = ByGroup::with_room(foreign.len() + 1);
         values.insert(own, contribution.value.clone());
         self.merge_dependencies(&command.clock);
         let others = || foreign.iter().filter(|(group, _)| *group != own);
@@ -265,14 +268,13 @@ impl OrderState {
             values.insert(group, theirs.value.clone());
             self.merge_dependencies(&theirs.depends_on);
         }
-        let mut elsewhere = Vec::new();
+        let mut elsewhere = Vec::with_capacity(foreign.len());
         let depends_on = Arc::make_mut(&mut self.depends_on);
         for (group, theirs) in others() {
             elsewhere.push(Elsewhere { group, index: theirs.index });
             depends_on.advance_effects(group, theirs.index, id.session);
         }
         let outcome = machine.execute(&self.context_of(timestamp, &command), &command, &values);
-        let binding = command.binding();
         self.store_reply(id, binding, Ok(outcome.clone()), command.acknowledged_below);
         let verdict = Verdict::Executed { timestamp: prepared.timestamp, contribution };
         self.settled.insert(id, Settled { binding, groups: command.groups().collect(), verdict });
@@ -304,7 +306,7 @@ impl OrderState {
             return (Change::Skipped(id), None);
         };
         let command = prepared.command;
-        self.store_reply(id, command.binding(), Err(rejection), command.acknowledged_below);
+        self.store_reply(id, prepared.binding, Err(rejection), command.acknowledged_below);
         let reply = Reply { id, index: self.applied, result: Err(rejection), elsewhere: Vec::new() };
         (Change::Aborted(command), Some(reply))
     }
@@ -352,7 +354,7 @@ impl OrderState {
             if found == binding { standing } else { Standing::Refused(Refusal::IdReused) }
         };
         if let Some(prepared) = self.prepared.get(id) {
-            return bound(prepared.command.binding(), Standing::Prepared);
+            return bound(prepared.binding, Standing::Prepared);
         }
         if let Some(settled) = self.settled.get(id) {
             return bound(settled.binding, Standing::Settled);

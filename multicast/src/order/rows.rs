@@ -181,7 +181,8 @@ impl OrderState {
                 }
                 RowKey::Prepared(id) => {
                     let prepared: Prepared = decode_value(&value)?;
-                    state.prepared.insert(id, prepared);
+                    let binding = prepared.command.binding();
+                    state.prepared.insert(id, Prepared { binding, ..prepared });
                 }
             }
         }

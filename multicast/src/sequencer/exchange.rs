@@ -253,7 +253,8 @@ impl Sequencer {
     /// Asks a group again for everything that is lacking of it.
     pub(super) fn ask_again(&mut self, turn: &mut Turn<'_>, group: GroupId) {
         let lacks = |multi: &super::Multi| multi.others.get(group).is_some_and(|told| multi.lacks(told));
-        let mut ids: Vec<CommandId> = self.multis.unsorted().filter(|(_, multi)| lacks(multi)).map(|(id, _)| id).collect();
+        let mut ids: Vec<CommandId> =
+            self.multis.unsorted().filter(|(_, multi)| lacks(multi)).map(|(id, _)| id).collect();
         ids.sort_unstable();
         for id in ids {
             self.ask_about(turn, id, group);

@@ -145,7 +145,7 @@ impl Sequencer {
             Some(committed) => (Stage::Committing, committed.timestamp),
             None => (Stage::Preparing, prepared.timestamp),
         };
-        self.insert_multi(now, id, command.binding(), stage, command.groups());
+        self.insert_multi(now, id, prepared.binding, stage, command.groups());
         self.attach_command(command, bound);
     }
 
@@ -181,9 +181,10 @@ impl Sequencer {
         let id = command.id;
         let timestamp = self.next_timestamp(turn);
         turn.append(Record::Prepare { command: Arc::clone(command), timestamp });
-        self.insert_multi(turn.now, id, command.binding(), Stage::Preparing, command.groups());
+        let binding = command.binding();
+        self.insert_multi(turn.now, id, binding, Stage::Preparing, command.groups());
         self.attach_command(command, timestamp);
-        if let Some(early) = self.early.remove(&id).filter(|early| early.binding == command.binding()) {
+        if let Some(early) = self.early.remove(&id).filter(|early| early.binding == binding) {
             for (group, timestamp) in early.timestamps {
                 self.learn_timestamp(id, group, timestamp);
             }

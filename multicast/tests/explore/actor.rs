@@ -9,7 +9,7 @@ use multicast::command::Command;
 use multicast::core::{Durable, SessionChange};
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId};
 use multicast::planted::Planted;
-use multicast::{Config, Context, Core, Decline, Event, Machine, Message, OrderState, Output, Time, Writes};
+use multicast::{ByGroup, Config, Context, Core, Decline, Event, Machine, Message, OrderState, Output, Time, Writes};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::patterns::{COMMANDS_MAX, SESSION};
@@ -63,7 +63,7 @@ impl Machine for Notes {
         Bytes::copy_from_slice(&[context.group.0 as u8, self.seen(at)])
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &BTreeMap<GroupId, Bytes>) -> Bytes {
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes {
         let at = command.payload[0];
         if self.executed & (1 << at) != 0 {
             self.wrong(format!("command {at} executed twice in {}", context.group));
@@ -72,7 +72,7 @@ impl Machine for Notes {
             if seen != self.seen(at) {
                 self.wrong(format!("something came between contribution and execution of command {at}"));
             }
-            if !command.groups().all(|group| contributions.get(&group).is_some_and(|value| !value.is_empty())) {
+            if !command.groups().all(|group| contributions.get(group).is_some_and(|value| !value.is_empty())) {
                 self.wrong(format!("command {at} executed in {} without every contribution", context.group));
             }
             self.verdicts.insert(at, xxh3_64(format!("{contributions:?}").as_bytes()));

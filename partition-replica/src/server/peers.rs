@@ -27,6 +27,8 @@ const MESSAGE_HEADER_LEN: usize = 8;
 const FRAME_BYTES_ENOUGH: usize = 1 << 20;
 /// A frame begins with so much room, as it rarely is one message's.
 const FRAME_ROOM: usize = 2 << 10;
+/// Longer ones grow.
+const FRAME_ROOM_MAX: usize = 64 << 10;
 /// What a message between replicas of one node counts for; its length is not known.
 const LOCAL_MESSAGE_BYTES: usize = 256;
 const RECEIVE_FRAMES_MAX: usize = 256;
@@ -34,7 +36,23 @@ const RECEIVE_FRAMES_MAX: usize = 256;
 /// Frames that one replica's thread is filling.
 pub struct Outbox {
     from: GroupId,
-    frames: BTreeMap<ReplicaId, BytesMut>,
+    frames: BTreeMap<ReplicaId, Frame>,
+}
+
+/// What goes to one node.
+#[derive(Default)]
+struct Frame {
+    bytes: BytesMut,
+    /// How long frames are, lately: growing step by step is dear.
+    expected_len: usize,
+}
+
+impl Frame {
+    fn take(&mut self) -> Bytes {
+        let len = self.bytes.len();
+        self.expected_len = len.max((3 * self.expected_len + len) / 4).min(FRAME_ROOM_MAX);
+        self.bytes.split().freeze()
+    }
 }
 
 impl Outbox {
@@ -99,9 +117,10 @@ impl Router {
             }
             return;
         }
-        let frame = outbox.frames.entry(replica).or_default();
+        let entry = outbox.frames.entry(replica).or_default();
+        let frame = &mut entry.bytes;
         if frame.is_empty() {
-            frame.reserve(FRAME_ROOM);
+            frame.reserve(FRAME_ROOM.max(entry.expected_len + entry.expected_len / 4));
             frame.put_u8(FRAME_VERSION);
         }
         frame.put_u16_le(group.0);
@@ -112,15 +131,15 @@ impl Router {
         let len = u32::try_from(frame.len() - start).expect("a message is shorter than 4 GiB");
         frame[start - 4..start].copy_from_slice(&len.to_le_bytes());
         if frame.len() > FRAME_BYTES_ENOUGH {
-            self.send(replica, frame.split().freeze());
+            self.send(replica, entry.take());
         }
     }
 
     /// Sends what has gathered.
     pub fn flush(&self, outbox: &mut Outbox) {
         for (&replica, frame) in &mut outbox.frames {
-            if !frame.is_empty() {
-                self.send(replica, frame.split().freeze());
+            if !frame.bytes.is_empty() {
+                self.send(replica, frame.take());
             }
         }
     }
@@ -234,7 +253,7 @@ mod tests {
             router.post(&mut outbox, (GroupId(1), ReplicaId(2)), message(round));
         }
         router.post(&mut outbox, (GroupId(2), ReplicaId(2)), message(4));
-        let frame = outbox.frames.remove(&ReplicaId(2)).unwrap().freeze();
+        let frame = outbox.frames.remove(&ReplicaId(2)).unwrap().take();
         assert_eq!(router.deliver(ReplicaId(9), frame.clone(), &mut Burst::default()), Some(()));
         let from = (GroupId(7), ReplicaId(9));
         assert_eq!(messages(&mailbox), [(from, message(1)), (from, message(2)), (from, message(3))]);
