@@ -79,7 +79,7 @@ pub struct Limits {
     pub append_batch_bytes: usize,
     /// Appends that one follower has not acknowledged. Default 8 MiB.
     pub append_window_bytes: usize,
-    /// Applied entries kept in memory for followers that lag; older ones are read back from disk. Default 32 MiB.
+    /// Applied entries kept in memory as long as some member lacks them; older ones are read back from disk. Default 32 MiB.
     pub log_tail_bytes: usize,
     /// Open sessions of the group. Default 65536.
     pub sessions_max: usize,

@@ -83,7 +83,7 @@ pub struct GroupInfo {
 pub struct Limits {
     /// Memory for RocksDB's caches and write buffers in all, in bytes.
     pub state_memory_bytes: usize,
-    /// Log entries kept in memory for followers, per group, in bytes; older ones are read from disk.
+    /// Log entries kept in memory as long as some member lacks them, per group, in bytes; older ones are read from disk.
     pub log_cache_bytes: usize,
     /// One segment file of the log, in bytes; also its smallest unit of deletion.
     pub log_segment_bytes: u64,
