@@ -128,8 +128,8 @@ impl World {
         self.trace.line(self.now, || format!("c{number} answers itself, of {group}: {op:?}: {result:?}"));
         // As of when, the answers of the group's states will tell.
         let (since, group, index) = (self.now, *group, self.ledger.last(*group));
-        let seen =
-            Seen::Read { ask: id, since, client: number, group, op, result: result.clone(), index, how: How::Kept };
+        let how = How::Kept { told: self.clients[number].kept.position(group) };
+        let seen = Seen::Read { ask: id, since, client: number, group, op, result: result.clone(), index, how };
         self.ledger.seen.push(seen);
         Some(Answer::Read(result))
     }

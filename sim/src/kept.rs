@@ -76,6 +76,12 @@ impl Kept {
         self.progress.clock()
     }
 
+    /// How far its stream has told of a group's log; zero without one.
+    #[must_use]
+    pub fn position(&self, group: GroupId) -> LogIndex {
+        self.progress.stream(group).map_or(LogIndex::ZERO, |(_, position)| position)
+    }
+
     /// True if the group's news come, or will come, from there.
     #[must_use]
     pub fn listens(&self, group: GroupId, from: From) -> bool {

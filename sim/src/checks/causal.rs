@@ -98,14 +98,14 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
                     format!("client {client} listed {} of {} at {indexes:?}: {what}", listed.dir, listed.group)
                 })?;
             }
-            Seen::Read { ask, client, group, op, result, index, how: How::Kept, .. } => {
+            Seen::Read { ask, client, group, op, result, index, how: How::Kept { told }, .. } => {
                 let past = asked.remove(&(*client, *ask)).unwrap_or_default();
                 // The earliest that its past allows: of what came later it need not know.
                 let spans = ledger.when_true(*group, op, result, index.0);
                 let misses = |span: &Span| causes.misses(*group, op, span.until, |number| past.has(number));
                 let shown = spans.iter().find(|span| misses(span).is_none()).map(|span| span.from);
                 let own = foretold.get(client).map_or(&[][..], Vec::as_slice);
-                let pending = || causes.foretold(ledger, (*group, op, index.0), result, own, &past);
+                let pending = || causes.foretold(ledger, (*group, op, told.0), result, own, &past);
                 let Some(shown) = shown.or_else(pending) else {
                     let why = match spans.last().and_then(misses) {
                         Some((_, missed)) => format!("{} at {:?}", history.ids[missed], history.index(missed, *group)),
@@ -225,17 +225,17 @@ impl<'a> Causes<'a> {
         None
     }
 
-    /// The state of the group behind what the client's own update, still to be executed there, has foretold of a directory, if
-    /// that is what it read, and nothing else of its past came later.
+    /// The state of the group behind what the client's own update, of whose execution there its stream has not told up to
+    /// `position`, has foretold of a directory, if that is what it read, and nothing else of its past came later.
     fn foretold(
         &self,
         ledger: &Ledger,
-        (group, op, newest): (GroupId, &ReadOp, u64),
+        (group, op, position): (GroupId, &ReadOp, u64),
         result: &ReadResult,
-        told: &[Foretold],
+        foretold: &[Foretold],
         past: &Past,
     ) -> Option<u64> {
-        told.iter().find_map(|Foretold { attr, number }| {
+        foretold.iter().find_map(|Foretold { attr, number }| {
             // Without another update between the two, the group's own state must have been so.
             let executed = self.history.index(*number, group).unwrap_or(u64::MAX);
             let locked = ledger.locked.get(&(group, self.history.ids[*number]))?.0;
@@ -246,7 +246,7 @@ impl<'a> Causes<'a> {
             let was = Ok(ReadAnswer::Attr(Box::new(attr.clone())));
             let shows = attr.home == group && *op == ReadOp::GetAttr { ino: attr.ino } && fits(op, result, &was);
             let missed = |other: usize| other != *number && past.has(other);
-            (executed > newest && is_beside_another && shows && self.misses(group, op, locked, missed).is_none())
+            (executed > position && is_beside_another && shows && self.misses(group, op, locked, missed).is_none())
                 .then_some(locked)
         })
     }

@@ -118,8 +118,11 @@ pub enum How {
     Asked,
     /// The primary was asked, as of the time of the question.
     AsOfNow,
-    /// The client has answered itself.
-    Kept,
+    /// The client has answered itself, when its stream had told of the group's log up to here.
+    Kept {
+        /// As it says.
+        told: LogIndex,
+    },
 }
 
 /// A place in a group's state whose history is kept: named by the question that shows it.
