@@ -11,7 +11,7 @@ pub mod config;
 pub mod core;
 pub mod error;
 #[cfg(feature = "explore")]
-mod explore;
+pub mod explore;
 mod hash;
 pub mod ids;
 mod log;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::multi::{Stage, Told};
+use super::multi::{Multi, Stage, Told};
 use super::{Sequencer, Turn};
 use crate::command::Command;
-use crate::ids::{CommandId, GroupId, LogIndex, Timestamp};
+use crate::explore::{Kept, Place, Places};
+use crate::ids::{LogIndex, Timestamp};
 use crate::planted::Planted;
 use crate::record::Contribution;
 
@@ -55,18 +56,25 @@ impl Sequencer {
         }
     }
 
-    /// See [`crate::Core::lacks_more_than`].
-    pub(crate) fn lacks_more_than(&self, id: CommandId, group: GroupId) -> bool {
-        let Some(multi) = self.multis.get(id).filter(|multi| multi.stage == Stage::Preparing) else { return false };
-        let mut lacking = multi.others.iter().filter(|(_, told)| told.timestamp.is_none()).map(|(other, _)| other);
-        lacking.clone().any(|other| other == group) && lacking.any(|other| other != group)
+    /// See [`crate::Core::places`].
+    pub(crate) fn places(&self) -> Places {
+        let held = self.held.iter().map(|(&id, held)| Place { id, bound: held.timestamp, lacks: Vec::new() });
+        let is_waiting = |multi: &Multi| !matches!(multi.stage, Stage::Settled | Stage::Refusing | Stage::Aborting);
+        let multis = self.multis.unsorted().filter(|(_, multi)| is_waiting(multi)).map(|(id, multi)| {
+            let is_missing = |told: &Told| multi.stage == Stage::Preparing && told.timestamp.is_none();
+            let lacks = multi.others.iter().filter(|(_, told)| is_missing(told)).map(|(group, _)| group).collect();
+            Place { id, bound: multi.bound, lacks }
+        });
+        let mut waiting: Vec<Place> = held.chain(multis).collect();
+        waiting.sort_by_key(|place| place.id);
+        Places { clock: self.clock, waiting }
     }
 
     /// Everything here that may make a difference while time stands still and no message is lost. Left out is: what follows
     /// from the rest (`conflicts`, loads, counts of peers); what only time brings up (timers, when who was heard, what is to
-    /// be forgotten); of a command what its stage does not look at any more.
-    pub(crate) fn hash_behaviour(&self, state: &mut impl Hasher) {
-        self.clock.hash(state);
+    /// be forgotten); of a command what its stage does not look at any more; what `kept` says.
+    pub(crate) fn hash_behaviour(&self, kept: Kept, state: &mut impl Hasher) {
+        kept.clock.then_some(self.clock).hash(state);
         let mut singles: Vec<_> = self.singles.keys().collect();
         singles.sort_unstable();
         singles.hash(state);

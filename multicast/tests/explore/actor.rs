@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use multicast::command::Command;
 use multicast::core::{Durable, SessionChange};
+use multicast::explore::Kept;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId};
 use multicast::planted::Planted;
 use multicast::{ByGroup, Config, Context, Core, Decline, Event, Machine, Message, OrderState, Output, Time, Writes};
@@ -31,6 +32,9 @@ pub enum Identity {
     Whole,
     /// What may make a difference, see `Core::hash_behaviour`. The flag: also if others ask again for what is settled.
     Behaviour(bool),
+    /// Of that only what may still make one if every message arrives once, and timestamps before contributions: no timestamp
+    /// of the own group, and no clock once there is nothing left that would get a timestamp here.
+    Future,
 }
 
 /// Notes what it executes and what came before. Contributions say the same.
@@ -38,6 +42,8 @@ pub enum Identity {
 pub struct Notes {
     /// Row `c`: which commands conflict with `c` here.
     conflicts: [u8; COMMANDS_MAX],
+    /// Which commands come here.
+    visitors: u8,
     pub executed: u8,
     pub history: Vec<(u64, u8)>,
     contributed: BTreeMap<u8, u8>,
@@ -87,6 +93,29 @@ impl Machine for Notes {
     fn session_closed(&mut self, _context: &Context, _session: SessionId) {}
 }
 
+/// A command has executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Execution {
+    pub index: u64,
+    pub command: u8,
+    /// Hash of the joint contributions; zero if it has none.
+    pub verdict: u64,
+}
+
+/// Where commands stand that wait in a group, and its clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standings {
+    pub clock: u64,
+    /// Commands that have got a timestamp here.
+    pub known: u8,
+    /// Those of them whose final timestamp is known and that have not executed.
+    pub ordered: u8,
+    /// The largest timestamp known of each that waits, else zero.
+    pub bounds: [u64; COMMANDS_MAX],
+    /// The groups whose timestamps are missing, as bits.
+    pub lacks: [u8; COMMANDS_MAX],
+}
+
 /// A replica's state.
 #[derive(Clone, Debug)]
 pub struct Actor {
@@ -105,8 +134,7 @@ pub struct Actor {
 #[derive(Clone, Debug, Default)]
 pub struct Done {
     pub sent: Vec<((GroupId, ReplicaId), Message)>,
-    /// Index and command.
-    pub executed: Vec<(u64, u8)>,
+    pub executed: Vec<Execution>,
     pub declined: Vec<(u8, Decline)>,
 }
 
@@ -122,7 +150,9 @@ impl Actor {
                 .filter(|other| theirs(other).is_some_and(|theirs| crate::harness::checks::conflict(mine, theirs)));
             *row = conflicting.fold(0, |mask, other| mask | 1 << other);
         }
-        let notes = Notes { conflicts, ..Notes::default() };
+        let is_visitor = |at: &usize| commands[*at].footprint(group).is_some();
+        let visitors = (0..commands.len()).filter(is_visitor).fold(0, |mask, at| mask | 1 << at);
+        let notes = Notes { conflicts, visitors, ..Notes::default() };
         let (wal, under_way) = (Wal::default(), VecDeque::new());
         let mut actor = Actor { config, core: None, notes, wal, under_way, now: 0, flush, planted };
         actor.start();
@@ -133,8 +163,8 @@ impl Actor {
         (self.config.group, self.config.replica)
     }
 
-    pub fn conflicting(&self, command: u8) -> u8 {
-        self.notes.conflicts[command as usize]
+    pub fn conflicts(&self) -> [u8; COMMANDS_MAX] {
+        self.notes.conflicts
     }
 
     pub fn start(&mut self) {
@@ -153,7 +183,25 @@ impl Actor {
     pub fn crash(&mut self) {
         self.core = None;
         self.under_way.clear();
-        self.notes = Notes { conflicts: self.notes.conflicts, ..Notes::default() };
+        let Notes { conflicts, visitors, .. } = self.notes;
+        self.notes = Notes { conflicts, visitors, ..Notes::default() };
+    }
+
+    pub fn visitors(&self) -> u8 {
+        self.notes.visitors
+    }
+
+    pub fn standings(&self) -> Standings {
+        let places = self.core.as_ref().map(Core::places).unwrap_or_default();
+        let mut standings = Standings { clock: places.clock.0, known: self.notes.executed, ..Standings::default() };
+        for place in places.waiting {
+            let at = place.id.sequence as usize - 1;
+            standings.known |= 1 << at;
+            standings.ordered |= u8::from(place.lacks.is_empty()) << at;
+            standings.bounds[at] = place.bound.0;
+            standings.lacks[at] = place.lacks.iter().fold(0, |mask, group| mask | 1 << group.0);
+        }
+        standings
     }
 
     pub fn is_up(&self) -> bool {
@@ -245,7 +293,10 @@ impl Actor {
             while core.apply_next(now, &mut self.notes).is_some() {
                 busy = true;
             }
-            done.executed.extend_from_slice(&self.notes.history[before..]);
+            done.executed.extend(self.notes.history[before..].iter().map(|&(index, command)| {
+                let verdict = self.notes.verdicts.get(&command).copied().unwrap_or_default();
+                Execution { index, command, verdict }
+            }));
             core.order_mut().drain_changes();
             if !busy {
                 return done;
@@ -255,10 +306,18 @@ impl Actor {
 
     pub fn fingerprint(&self, identity: Identity) -> u128 {
         let mut state = Xxh3::new();
-        match (identity, &self.core) {
-            (Identity::Behaviour(others_may_ask), Some(core)) => {
-                core.hash_behaviour(others_may_ask, &mut state);
-                (self.notes.executed, &self.notes.contributed, &self.notes.verdicts).hash(&mut state);
+        let kept = match identity {
+            Identity::Whole => None,
+            Identity::Behaviour(settled) => Some(Kept { settled, proposals: true, clock: true }),
+            Identity::Future => {
+                let clock = self.notes.visitors & !self.standings().known != 0;
+                Some(Kept { settled: false, proposals: false, clock })
+            }
+        };
+        match (kept, &self.core) {
+            (Some(kept), Some(core)) => {
+                core.hash_behaviour(kept, &mut state);
+                (self.notes.executed, &self.notes.contributed).hash(&mut state);
             }
             _ => state.write(
                 format!(

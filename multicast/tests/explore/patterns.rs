@@ -1,5 +1,6 @@
 //! What clients ask for: every choice of destinations and conflicts for a few commands, up to symmetry.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -41,6 +42,8 @@ impl Pattern {
         for mask in 1..1_u8 << groups {
             shapes.extend((0..groups).filter(|home| mask & (1 << home) != 0).map(|home| Shape { groups: mask, home }));
         }
+        let names = |count: usize, free: bool| if free { permutations(count) } else { vec![(0..count).collect()] };
+        let (of_groups, of_commands) = (names(groups.into(), symmetry.groups), names(commands, symmetry.commands));
         let mut patterns = Vec::new();
         let mut chosen = vec![0_usize; commands];
         loop {
@@ -48,7 +51,7 @@ impl Pattern {
             let sorted = !symmetry.commands || picked.is_sorted();
             let covers = picked.iter().fold(0, |mask, shape| mask | shape.groups) == (1 << groups) - 1;
             if sorted && covers {
-                with_conflicts(groups, &picked, symmetry, &mut patterns);
+                with_conflicts(groups, &picked, &of_groups, &of_commands, &mut patterns);
             }
             let Some(at) = (0..commands).rfind(|&at| chosen[at] + 1 < shapes.len()) else { return patterns };
             chosen[at] += 1;
@@ -131,16 +134,28 @@ impl Pattern {
         }
         renamed
     }
-
-    fn is_first_of_its_kind(&self, symmetry: Symmetry) -> bool {
-        let names = |count: usize, free: bool| if free { permutations(count) } else { vec![(0..count).collect()] };
-        let commands = names(self.shapes.len(), symmetry.commands);
-        let groups = names(self.groups as usize, symmetry.groups);
-        groups.iter().all(|groups| commands.iter().all(|commands| *self <= self.renamed(groups, commands)))
-    }
 }
 
-fn with_conflicts(groups: u8, shapes: &[Shape], symmetry: Symmetry, patterns: &mut Vec<Pattern>) {
+/// All patterns of these shapes which, of those that differ in names only, come first.
+fn with_conflicts(
+    groups: u8,
+    shapes: &[Shape],
+    of_groups: &[Vec<usize>],
+    of_commands: &[Vec<usize>],
+    patterns: &mut Vec<Pattern>,
+) {
+    let plain = Pattern { groups, shapes: shapes.to_vec(), conflicts: vec![[0; COMMANDS_MAX]; usize::from(groups)] };
+    // Other shapes decide. Only names that leave them as they are can tell conflicts apart.
+    let mut names = Vec::new();
+    for groups in of_groups {
+        for commands in of_commands {
+            match plain.renamed(groups, commands).shapes.as_slice().cmp(shapes) {
+                Ordering::Less => return,
+                Ordering::Equal => names.push((groups, commands)),
+                Ordering::Greater => {}
+            }
+        }
+    }
     let mut pairs = Vec::new();
     for group in 0..groups {
         for a in 0..shapes.len() {
@@ -160,7 +175,7 @@ fn with_conflicts(groups: u8, shapes: &[Shape], symmetry: Symmetry, patterns: &m
             }
         }
         let pattern = Pattern { groups, shapes: shapes.to_vec(), conflicts };
-        if pattern.is_first_of_its_kind(symmetry) {
+        if names.iter().all(|(groups, commands)| pattern <= pattern.renamed(groups, commands)) {
             patterns.push(pattern);
         }
     }

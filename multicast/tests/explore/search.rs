@@ -11,7 +11,7 @@ use multicast::planted::Planted;
 use multicast::{Config, Decline, Message};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::actor::{Actor, Done, Flush, Identity};
+use super::actor::{Actor, Done, Execution, Flush, Identity, Standings};
 use super::patterns::{COMMANDS_MAX, Pattern};
 
 /// What may happen beside what clients ask for once each: at most so often, at any time.
@@ -40,9 +40,12 @@ pub enum Reduction {
     /// Messages that only say that a group is through arrive before anything else happens.
     Closings,
     /// Contributions, too, once the timestamp of the same group has arrived, and timestamps that are not the last of their
-    /// command. Timestamps do not overtake their command, nor contributions their timestamp. Sound while nothing gets lost,
-    /// doubled, refused or asked for again.
-    All,
+    /// command, unless a larger one may be missing that lets something go. Timestamps do not overtake their command, nor
+    /// contributions their timestamp. Sound while nothing gets lost, doubled, refused or asked for again.
+    Facts,
+    /// Timestamps, too, that leave the clock as it is, or come when the clock has no use any more, and proposals whose
+    /// timestamp is sure. Rests on what `follows_clock` checks in each step.
+    Clocks,
 }
 
 /// What is explored.
@@ -57,6 +60,9 @@ pub struct Scope {
     pub flush: Flush,
     pub identity: Identity,
     pub reduction: Reduction,
+    /// In each state, all that [`Reduction::Clocks`] has come first is tried before and after all else that its receiver may
+    /// be given.
+    pub tries_both: bool,
     /// Between two replicas messages arrive in the order in which they were sent, as the transport has it.
     pub ordered_links: bool,
     pub planted: Option<Planted>,
@@ -74,8 +80,9 @@ impl Scope {
             skew: [0; 3],
             faults: Faults::default(),
             flush: Flush::Eager,
-            identity: Identity::Behaviour(false),
-            reduction: Reduction::All,
+            identity: Identity::Future,
+            reduction: Reduction::Clocks,
+            tries_both: false,
             ordered_links: false,
             planted: None,
             states_max: usize::MAX,
@@ -87,12 +94,15 @@ impl Scope {
 /// What was explored.
 #[derive(Clone, Debug, Default)]
 pub struct Explored {
+    /// With [`Reduction::Clocks`] those in which there is a choice, and the ends; the others are passed through.
     pub states: usize,
     pub transitions: usize,
     /// Of these transitions so many were played on the core; the others were known.
     pub played: usize,
     /// States in which nothing can happen any more.
     pub ends: usize,
+    /// So many pairs of inputs were tried in both orders.
+    pub tried: usize,
     /// Which command came before which, in all ends.
     pub orders: BTreeSet<[u8; COMMANDS_MAX]>,
     /// False if it stopped at the limit.
@@ -120,6 +130,8 @@ struct State {
     declined: u8,
     /// Row `c`: the commands that come after `c`, by conflicts and real time. Transitive.
     after: [u8; COMMANDS_MAX],
+    /// Of what has executed somewhere, but not everywhere: the hash of its contributions.
+    verdicts: [u64; COMMANDS_MAX],
     /// Executed anywhere, so seen.
     seen: u8,
     /// … where in the log, in a group of several voters.
@@ -135,12 +147,29 @@ struct State {
 }
 
 impl State {
+    /// Notes that one command comes before another. There must be one order for all.
+    fn note(&mut self, earlier: usize, later: usize) -> Result<(), String> {
+        if earlier == later || self.after[later] & (1 << earlier) != 0 {
+            return Err(format!("command {earlier} comes before and after command {later}: no order explains this"));
+        }
+        let gained = self.after[later] | 1 << later;
+        for at in 0..COMMANDS_MAX {
+            if at == earlier || self.after[at] & (1 << earlier) != 0 {
+                self.after[at] |= gained;
+            }
+        }
+        Ok(())
+    }
+
     fn fingerprint(&self, buffer: &mut Vec<u8>) -> u128 {
         buffer.clear();
         for word in self.actors.iter().chain(&self.network) {
             buffer.extend_from_slice(&word.to_le_bytes());
         }
         buffer.extend_from_slice(&self.after);
+        for verdict in self.verdicts {
+            buffer.extend_from_slice(&verdict.to_le_bytes());
+        }
         buffer.extend_from_slice(&self.indexes);
         buffer.extend_from_slice(&[
             self.submitted,
@@ -160,11 +189,12 @@ impl State {
     }
 }
 
-/// What can happen.
+/// What can happen. `First`: before anything else, as nothing is lost by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Move {
     Submit { command: u8, actor: u8, again: bool },
     Deliver { message: u32, again: bool },
+    First { message: u32 },
     Lose { message: u32 },
     Flush { actor: u8 },
     Jump { actor: u8 },
@@ -192,7 +222,7 @@ enum Input {
 struct Step {
     actor: u32,
     sent: Vec<u32>,
-    executed: Vec<(u64, u8)>,
+    executed: Vec<Execution>,
     declined: Vec<(u8, Decline)>,
     wrong: Option<String>,
 }
@@ -200,8 +230,11 @@ struct Step {
 struct Envelope {
     from: Address,
     to: u8,
-    message: Message,
+    /// Beside the rest, which is looked at all the time.
+    message: Box<Message>,
     says: Says,
+    /// If it says one, else zero.
+    timestamp: u64,
 }
 
 /// What a message is about, as far as reductions look at it.
@@ -229,9 +262,14 @@ impl Says {
 
 /// An actor's state and what is asked of it often.
 struct Known {
-    actor: Actor,
+    /// Beside the rest, which is looked at all the time.
+    actor: Box<Actor>,
+    /// Row `c`: which commands conflict with `c` here.
+    conflicts: [u8; COMMANDS_MAX],
     at: u8,
     executed: u8,
+    visitors: u8,
+    standings: Standings,
     is_ready: bool,
     has_unflushed: bool,
     is_idle: bool,
@@ -246,9 +284,43 @@ struct World {
     known_by: HashMap<u128, u32, ByItself>,
     messages: Vec<Envelope>,
     messages_by: HashMap<u128, u32, ByItself>,
-    steps: HashMap<(u32, Input), Arc<Step>>,
+    steps: Vec<Step>,
+    steps_by: HashMap<(u32, Input), u32, BuildHasherDefault<Words>>,
     completed: HashSet<Vec<u32>>,
     explored: Explored,
+}
+
+/// For a few words.
+#[derive(Clone, Copy, Debug, Default)]
+struct Words(u64);
+
+impl Words {
+    fn add(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word ^ 0xf39c_c060_5ced_c835) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+}
+
+impl Hasher for Words {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.add(u64::from(byte)));
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.add(u64::from(word));
+    }
+
+    fn write_u8(&mut self, word: u8) {
+        self.add(u64::from(word));
+    }
+
+    fn write_isize(&mut self, word: isize) {
+        self.add(word as u64);
+    }
 }
 
 /// Fingerprints are hashes already.
@@ -286,10 +358,9 @@ pub fn explore(scope: &Scope) -> Result<Explored, Violation> {
             continue;
         };
         *next += 1;
-        let from = state.clone();
-        world.explored.transitions += 1;
-        let failed = match world.take(&from, taken) {
-            Ok(to) => {
+        let mut to = state.clone();
+        let failed = match world.follow(&mut to, taken, None) {
+            Ok(mut moves) => {
                 if !visited.insert(to.fingerprint(&mut buffer)) {
                     continue;
                 }
@@ -297,7 +368,6 @@ pub fn explore(scope: &Scope) -> Result<Explored, Violation> {
                     world.explored.is_complete = false;
                     break;
                 }
-                let mut moves = world.moves(&to);
                 let ended = if moves.is_empty() { world.end(&to) } else { Ok(()) };
                 if let Some(seed) = scope.shuffle {
                     let draw = visited.len() as u64;
@@ -310,9 +380,10 @@ pub fn explore(scope: &Scope) -> Result<Explored, Violation> {
         };
         if let Err(what) = failed {
             let mut trace = String::new();
-            for (state, moves, next) in &stack {
+            for (state, moves, next) in stack {
                 if let Some(taken) = next.checked_sub(1).map(|at| moves[at]) {
-                    writeln!(trace, "  {}", world.describe(state, taken)).unwrap();
+                    // Where it fails again the trace ends.
+                    _ = world.follow(&mut state.clone(), taken, Some(&mut trace));
                 }
             }
             return Err(Violation { what, trace, states: visited.len() });
@@ -357,7 +428,8 @@ impl World {
             known_by: HashMap::default(),
             messages: Vec::new(),
             messages_by: HashMap::default(),
-            steps: HashMap::new(),
+            steps: Vec::new(),
+            steps_by: HashMap::default(),
             completed: HashSet::new(),
             explored: Explored::default(),
         };
@@ -369,6 +441,7 @@ impl World {
             submitted: 0,
             declined: 0,
             after: [0; COMMANDS_MAX],
+            verdicts: [0; COMMANDS_MAX],
             seen: 0,
             indexes: [0; COMMANDS_MAX],
             retries: faults.retries,
@@ -390,7 +463,19 @@ impl World {
         if number == next {
             let (executed, is_ready) = (actor.notes.executed, actor.is_ready());
             let (has_unflushed, is_idle) = (actor.has_unflushed(), actor.is_idle());
-            self.known.push(Known { actor, at, executed, is_ready, has_unflushed, is_idle });
+            let (visitors, standings) = (actor.visitors(), actor.standings());
+            let (conflicts, actor) = (actor.conflicts(), Box::new(actor));
+            self.known.push(Known {
+                actor,
+                conflicts,
+                at,
+                executed,
+                visitors,
+                standings,
+                is_ready,
+                has_unflushed,
+                is_idle,
+            });
         }
         number
     }
@@ -399,6 +484,7 @@ impl World {
         let identity = match self.scope.identity {
             Identity::Whole => message.clone(),
             Identity::Behaviour(_) => without_places(&message),
+            Identity::Future => without_repetition(without_places(&message)),
         };
         let to = self.addresses.iter().position(|&address| address == to).unwrap() as u8;
         let fingerprint = xxh3_128(format!("{from:?} {to} {identity:?}").as_bytes());
@@ -406,20 +492,26 @@ impl World {
         let number = *self.messages_by.entry(fingerprint).or_insert(next);
         if number == next {
             let says = Says::of(&message);
-            self.messages.push(Envelope { from, to, message, says });
+            let timestamp = match &message {
+                Message::Facts(facts) => facts.timestamp.map_or(0, |timestamp| timestamp.0),
+                _ => 0,
+            };
+            self.messages.push(Envelope { from, to, message: Box::new(message), says, timestamp });
         }
         number
     }
 
     /// Everything that can happen next. In the order in which it is tried.
     fn moves(&self, state: &State) -> Vec<Move> {
+        self.first(state).map_or_else(|| self.choices(state), |message| vec![Move::First { message }])
+    }
+
+    /// Everything that can happen next if nothing comes first.
+    fn choices(&self, state: &State) -> Vec<Move> {
         let mut under_way = state.network.clone();
         under_way.dedup_by_key(|message| self.place(*message));
-        if let Some(message) = self.first(state, &under_way) {
-            return vec![Move::Deliver { message, again: false }];
-        }
         let mut moves = Vec::new();
-        for &message in under_way.iter().filter(|&&message| !self.waits(message, &under_way)) {
+        for &message in under_way.iter().filter(|&&message| !self.waits(state, message)) {
             moves.push(Move::Deliver { message, again: false });
             if state.duplicates > 0 {
                 moves.push(Move::Deliver { message, again: true });
@@ -476,55 +568,197 @@ impl World {
     }
 
     /// What is delivered before anything else happens.
-    fn first(&self, state: &State, under_way: &[u32]) -> Option<u32> {
-        let is_first = |&&message: &&u32| match self.messages[message as usize].says {
-            Says::Closed => self.scope.reduction >= Reduction::Closings,
-            Says::Contribution(_) => self.scope.reduction == Reduction::All && !self.waits(message, under_way),
-            Says::Timestamp(_) => {
-                self.scope.reduction == Reduction::All
-                    && !self.waits(message, under_way)
-                    && self.moves_no_clock(state, &self.messages[message as usize])
-            }
-            Says::Proposal(_) | Says::Other => false,
-        };
-        under_way.iter().find(is_first).copied()
+    fn first(&self, state: &State) -> Option<u32> {
+        let reduction = self.scope.reduction;
+        let is_first = |message: &u32| self.comes_first(state, *message, reduction) && !self.waits(state, *message);
+        if reduction == Reduction::None {
+            return None;
+        }
+        state.network.iter().copied().find(is_first)
     }
 
-    /// True for a timestamp that is not the last one.
-    fn moves_no_clock(&self, state: &State, envelope: &Envelope) -> bool {
-        let Message::Facts(facts) = &envelope.message else { return false };
-        let core = self.known[state.actors[usize::from(envelope.to)] as usize].actor.core.as_ref();
-        core.is_some_and(|core| core.lacks_more_than(facts.id, envelope.from.0))
+    /// True if nothing is lost when a message under way comes before anything else.
+    fn comes_first(&self, state: &State, message: u32, reduction: Reduction) -> bool {
+        let envelope = &self.messages[message as usize];
+        match envelope.says {
+            Says::Closed => reduction >= Reduction::Closings,
+            Says::Contribution(_) => reduction >= Reduction::Facts,
+            Says::Timestamp(command) => {
+                reduction >= Reduction::Facts
+                    && self.may_come_first(state, envelope, usize::from(command) - 1, reduction)
+            }
+            Says::Proposal(command) => {
+                reduction == Reduction::Clocks && self.is_sure(state, envelope.to, usize::from(command) - 1)
+            }
+            Says::Other => false,
+        }
+    }
+
+    /// What comes first commutes with all else that its receiver may be given here: its state, and what it sends and
+    /// executes, are the same.
+    fn try_both(&mut self, state: &State) -> Result<(), String> {
+        let is_early = |other: &u32| self.is_early(state, *other);
+        let arriving: Vec<u32> = state.network.iter().copied().filter(|other| !is_early(other)).collect();
+        for &first in &arriving {
+            if !self.comes_first(state, first, Reduction::Clocks) {
+                continue;
+            }
+            let actor = self.messages[first as usize].to;
+            let others = arriving.iter().filter(|&&other| other != first && self.messages[other as usize].to == actor);
+            let mut others: Vec<Input> = others.map(|&other| Input::Deliver(other)).collect();
+            let is_open = |&command: &u8| {
+                let shape = self.scope.pattern.shapes[usize::from(command)];
+                state.submitted & (1 << command) == 0 && shape.home == actor
+            };
+            others.extend((0..self.commands.len() as u8).filter(is_open).map(Input::Submit));
+            let before = state.actors[usize::from(actor)];
+            for other in others {
+                let ways =
+                    [self.both(before, Input::Deliver(first), other), self.both(before, other, Input::Deliver(first))];
+                self.explored.tried += 1;
+                if ways[0] != ways[1] {
+                    let message = &self.messages[first as usize].message;
+                    return Err(format!("{message:?} and {other:?} do not commute: {ways:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The state of an actor that is given two inputs, all that it sends, and what executes after what.
+    fn both(&mut self, before: u32, one: Input, other: Input) -> (u32, Vec<u32>, BTreeSet<(u8, u8, u64)>) {
+        let first = self.step(before, one);
+        let second = self.step(self.steps[first].actor, other);
+        let (first, second) = (&self.steps[first], &self.steps[second]);
+        let mut sent = [first.sent.as_slice(), &second.sent].concat();
+        sent.sort_unstable();
+        let mut executed = self.known[before as usize].executed;
+        let mut all = BTreeSet::new();
+        for execution in first.executed.iter().chain(&second.executed) {
+            let conflicting = self.known[before as usize].conflicts[usize::from(execution.command)];
+            all.insert((execution.command, executed & conflicting, execution.verdict));
+            executed |= 1 << execution.command;
+        }
+        (second.actor, sent, all)
+    }
+
+    /// True for a timestamp if it makes no difference to others when it comes.
+    fn may_come_first(&self, state: &State, envelope: &Envelope, command: usize, reduction: Reduction) -> bool {
+        let Known { at, visitors, standings, .. } = &self.known[state.actors[usize::from(envelope.to)] as usize];
+        let from = 1 << envelope.from.0.0;
+        let lacks = standings.lacks[command];
+        if lacks & from == 0 {
+            return false;
+        }
+        let has_clocks = reduction == Reduction::Clocks;
+        if has_clocks && visitors & !standings.known == 0 {
+            // Nothing will look at the clock.
+            return true;
+        }
+        let reach = standings.clock.max(envelope.timestamp).max(standings.bounds[command]);
+        if lacks == from {
+            return has_clocks && reach == standings.clock;
+        }
+        // The last one that comes moves the clock, whichever it is. What differs is who must wait for the command until then:
+        // nobody, or nobody who need not wait anyway.
+        self.scope.pattern.conflicts[usize::from(*at)][command] == 0
+            || self.largest_missing(state, envelope.to, command, lacks & !from).is_some_and(|largest| largest <= reach)
+    }
+
+    /// The largest of those timestamps of a command that these groups have given it and an actor lacks. None if one of them
+    /// has not given it one.
+    fn largest_missing(&self, state: &State, actor: u8, command: usize, groups: u8) -> Option<u64> {
+        let of = |group: u8| {
+            let is_it = |envelope: &&Envelope| {
+                envelope.to == actor
+                    && envelope.from.0.0 == u16::from(group)
+                    && envelope.says == Says::Timestamp(command as u8 + 1)
+            };
+            let mut under_way = state.network.iter().map(|&message| &self.messages[message as usize]);
+            under_way.find(is_it).map(|envelope| envelope.timestamp)
+        };
+        let mut groups = (0..self.scope.pattern.groups).filter(|group| groups & (1 << group) != 0);
+        groups.try_fold(0, |largest, group| of(group).map(|timestamp| largest.max(timestamp)))
+    }
+
+    /// An actor's clock, while there is a command that will get a timestamp there.
+    fn live_clock(&self, state: &State, actor: u8) -> Option<u64> {
+        let Known { visitors, standings, .. } = &self.known[state.actors[usize::from(actor)] as usize];
+        (visitors & !standings.known != 0).then_some(standings.clock)
+    }
+
+    /// True if it is sure which timestamp a command will get from an actor: it is the last to get one there, and no final
+    /// timestamp of another will move the clock.
+    fn is_sure(&self, state: &State, actor: u8, command: usize) -> bool {
+        let Known { visitors, standings, .. } = &self.known[state.actors[usize::from(actor)] as usize];
+        let stays_below = |at: usize| {
+            standings.lacks[at] == 0
+                || standings.bounds[at] <= standings.clock
+                    && self
+                        .largest_missing(state, actor, at, standings.lacks[at])
+                        .is_some_and(|largest| largest <= standings.clock)
+        };
+        state.jumps == 0 && visitors & !standings.known == 1 << command && (0..COMMANDS_MAX).all(stays_below)
     }
 
     /// True if it is not delivered before another message.
-    fn waits(&self, message: u32, under_way: &[u32]) -> bool {
-        let envelope = &self.messages[message as usize];
-        let is_there = |says: Says, from: Option<Address>| {
-            let mut others = under_way.iter().map(|&other| &self.messages[other as usize]);
-            others.any(|other| {
-                other.to == envelope.to && other.says == says && from.is_none_or(|from| other.from == from)
-            })
+    fn waits(&self, state: &State, message: u32) -> bool {
+        self.scope.reduction >= Reduction::Facts && self.is_early(state, message)
+    }
+
+    /// True if another message is under way that its receiver should have before.
+    fn is_early(&self, state: &State, message: u32) -> bool {
+        let Envelope { from, to, says, .. } = self.messages[message as usize];
+        let is_under_way = |wanted: Says, from: Option<Address>| {
+            let mut others = state.network.iter().map(|&other| &self.messages[other as usize]);
+            others.any(|other| other.says == wanted && other.to == to && from.is_none_or(|from| other.from == from))
         };
-        self.scope.reduction == Reduction::All
-            && match envelope.says {
-                Says::Timestamp(command) => is_there(Says::Proposal(command), None),
-                Says::Contribution(command) => is_there(Says::Timestamp(command), Some(envelope.from)),
-                Says::Proposal(_) | Says::Closed | Says::Other => false,
+        match says {
+            Says::Timestamp(command) => is_under_way(Says::Proposal(command), None),
+            Says::Contribution(command) => is_under_way(Says::Timestamp(command), Some(from)),
+            Says::Proposal(_) | Says::Closed | Says::Other => false,
+        }
+    }
+
+    /// Takes a move, and then those that are the only ones: to a state where there is a choice, or the end. Returns the moves
+    /// there; or what is wrong.
+    fn follow(&mut self, state: &mut State, taken: Move, mut trace: Option<&mut String>) -> Result<Vec<Move>, String> {
+        let mut taken = taken;
+        loop {
+            if let Some(trace) = &mut trace {
+                writeln!(trace, "  {}", self.describe(state, taken)).unwrap();
             }
+            if self.scope.tries_both {
+                self.try_both(state)?;
+            }
+            self.explored.transitions += 1;
+            self.take(state, taken)?;
+            if self.scope.reduction < Reduction::Clocks {
+                return Ok(self.moves(state));
+            }
+            if let Some(message) = self.first(state) {
+                taken = Move::First { message };
+                continue;
+            }
+            let moves = self.choices(state);
+            match moves.as_slice() {
+                [only] => taken = *only,
+                _ => return Ok(moves),
+            }
+        }
     }
 
     /// The state behind a move; or what is wrong with it.
-    fn take(&mut self, from: &State, taken: Move) -> Result<State, String> {
-        let mut to = from.clone();
+    fn take(&mut self, to: &mut State, taken: Move) -> Result<(), String> {
         let (actor, input) = match taken {
             Move::Submit { command, actor, again } => {
                 if again {
                     to.retries -= 1;
                 } else {
                     to.submitted |= 1 << command;
-                    for earlier in (0..COMMANDS_MAX).filter(|at| from.seen & (1 << at) != 0) {
-                        self.order(&mut to, earlier, command as usize)?;
+                    let seen = to.seen;
+                    for earlier in (0..COMMANDS_MAX).filter(|at| seen & (1 << at) != 0) {
+                        to.note(earlier, command as usize)?;
                     }
                 }
                 (actor, Input::Submit(command))
@@ -537,10 +771,21 @@ impl World {
                 }
                 (self.messages[message as usize].to, Input::Deliver(message))
             }
+            Move::First { message } => {
+                remove(&mut to.network, message);
+                let Envelope { to: actor, says, .. } = self.messages[message as usize];
+                let clock = self.live_clock(to, actor);
+                self.give(to, actor, Input::Deliver(message), taken)?;
+                let may_move = matches!(says, Says::Proposal(_)) || self.scope.reduction < Reduction::Clocks;
+                if !may_move && clock != self.live_clock(to, actor) {
+                    return Err(format!("what came first moved the clock from {clock:?}"));
+                }
+                return Ok(());
+            }
             Move::Lose { message } => {
                 to.losses -= 1;
                 remove(&mut to.network, message);
-                return Ok(to);
+                return Ok(());
             }
             Move::Flush { actor } => (actor, Input::Flush),
             Move::Jump { actor } => {
@@ -562,18 +807,18 @@ impl World {
             Move::Tick => {
                 to.ticks += 1;
                 for actor in 0..to.actors.len() as u8 {
-                    self.give(&mut to, actor, Input::Tick, taken)?;
+                    self.give(to, actor, Input::Tick, taken)?;
                 }
-                return Ok(to);
+                return Ok(());
             }
         };
-        self.give(&mut to, actor, input, taken)?;
-        Ok(to)
+        self.give(to, actor, input, taken)
     }
 
     fn give(&mut self, to: &mut State, actor: u8, input: Input, taken: Move) -> Result<(), String> {
         let before = to.actors[actor as usize];
         let step = self.step(before, input);
+        let step = &self.steps[step];
         if let Some(wrong) = &step.wrong {
             return Err(wrong.clone());
         }
@@ -587,9 +832,9 @@ impl World {
             self.decline(to, command, reason, taken)?;
         }
         let mut executed = if input == Input::Crash { 0 } else { self.known[before as usize].executed };
-        for &(index, command) in &step.executed {
-            self.execute(to, actor, executed, (index, command))?;
-            executed |= 1 << command;
+        for &execution in &step.executed {
+            self.execute(to, actor, executed, execution)?;
+            executed |= 1 << execution.command;
         }
         Ok(())
     }
@@ -610,11 +855,12 @@ impl World {
     }
 
     /// A command executes where others have before.
-    fn execute(&self, to: &mut State, actor: u8, before: u8, (index, command): (u64, u8)) -> Result<(), String> {
+    fn execute(&self, to: &mut State, actor: u8, before: u8, execution: Execution) -> Result<(), String> {
+        let Execution { index, command, verdict } = execution;
         let number = to.actors[actor as usize];
-        let conflicting = self.known[number as usize].actor.conflicting(command);
+        let conflicting = self.known[number as usize].conflicts[usize::from(command)];
         for earlier in (0..COMMANDS_MAX).filter(|at| before & conflicting & (1 << at) != 0) {
-            self.order(to, earlier, command as usize)?;
+            to.note(earlier, command as usize)?;
         }
         to.seen |= 1 << command;
         if self.scope.voters > 1 {
@@ -626,36 +872,36 @@ impl World {
             if (0..COMMANDS_MAX).any(|other| other != command as usize && to.indexes[other] == index) {
                 return Err(format!("two commands executed at {index}"));
             }
+            return Ok(());
+        }
+        let known = std::mem::replace(&mut to.verdicts[command as usize], verdict);
+        if known != 0 && known != verdict {
+            return Err(format!("the groups of command {command} saw different contributions"));
+        }
+        // The actor's new state is known to have executed it.
+        let has_executed = |number: &u32| {
+            let known = &self.known[*number as usize];
+            known.visitors & (1 << command) == 0 || known.executed & (1 << command) != 0
+        };
+        if to.actors.iter().all(has_executed) {
+            to.verdicts[command as usize] = 0;
         }
         Ok(())
     }
 
-    /// Notes that one command comes before another. There must be one order for all.
-    fn order(&self, to: &mut State, earlier: usize, later: usize) -> Result<(), String> {
-        if earlier == later || to.after[later] & (1 << earlier) != 0 {
-            return Err(format!("command {earlier} comes before and after command {later}: no order explains this"));
-        }
-        let gained = to.after[later] | 1 << later;
-        for at in 0..COMMANDS_MAX {
-            if at == earlier || to.after[at] & (1 << earlier) != 0 {
-                to.after[at] |= gained;
-            }
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, before: u32, input: Input) -> Arc<Step> {
-        if let Some(step) = self.steps.get(&(before, input)) {
-            return Arc::clone(step);
+    /// The number of the step.
+    fn step(&mut self, before: u32, input: Input) -> usize {
+        if let Some(&step) = self.steps_by.get(&(before, input)) {
+            return step as usize;
         }
         self.explored.played += 1;
         let at = self.known[before as usize].at;
-        let mut actor = self.known[before as usize].actor.clone();
+        let mut actor = Actor::clone(&self.known[before as usize].actor);
         let done = match input {
             Input::Submit(command) => actor.submit(&self.commands[command as usize]),
             Input::Deliver(message) => {
                 let envelope = &self.messages[message as usize];
-                actor.deliver(envelope.from, envelope.message.clone())
+                actor.deliver(envelope.from, Message::clone(&envelope.message))
             }
             Input::Flush => actor.flush_one(),
             Input::Jump => {
@@ -672,13 +918,16 @@ impl World {
             Input::Tick => actor.next_timer(),
         };
         let address = actor.address();
-        let wrong = actor.notes.wrong.clone();
+        let mut wrong = actor.notes.wrong.clone();
+        if self.scope.reduction == Reduction::Clocks {
+            wrong = wrong.or_else(|| follows_clock(&self.known[before as usize], &actor).err());
+        }
         let number = self.know(at, actor);
         let sent = done.sent.into_iter().map(|(to, message)| self.know_message(address, to, message)).collect();
         let step = Step { actor: number, sent, executed: done.executed, declined: done.declined, wrong };
-        let step = Arc::new(step);
-        self.steps.insert((before, input), Arc::clone(&step));
-        step
+        self.steps_by.insert((before, input), self.steps.len() as u32);
+        self.steps.push(step);
+        self.steps.len() - 1
     }
 
     /// Nothing can happen any more: everything must be through.
@@ -702,12 +951,6 @@ impl World {
             if count == 0 && !self.scope.faults.late_session {
                 return Err(format!("command {command} never executed"));
             }
-            let verdict = |group: &u8| {
-                self.known[state.actors[*group as usize] as usize].actor.notes.verdicts.get(&(command as u8))
-            };
-            if !wanted.windows(2).all(|pair| verdict(&pair[0]) == verdict(&pair[1])) {
-                return Err(format!("the groups of command {command} saw different contributions"));
-            }
         }
         if !state.actors.iter().all(|&number| self.known[number as usize].is_idle) {
             return Err("something is stuck".to_owned());
@@ -722,7 +965,7 @@ impl World {
             return Ok(());
         }
         let mut actors: Vec<Actor> =
-            state.actors.iter().map(|&number| self.known[number as usize].actor.clone()).collect();
+            state.actors.iter().map(|&number| Actor::clone(&self.known[number as usize].actor)).collect();
         let latest = actors.iter().map(|actor| actor.now).max().unwrap_or_default();
         actors.iter_mut().for_each(|actor| actor.now = latest);
         let is_through = |actors: &[Actor]| {
@@ -767,6 +1010,7 @@ impl World {
                 let again = if again { ", and stays under way" } else { "" };
                 format!("{}{} -> {}{}: {:?}{again}", from.0, from.1, to.0, to.1, envelope.message)
             }
+            Move::First { message } => self.describe(state, Move::Deliver { message, again: false }),
             Move::Lose { message } => format!("lost: {:?}", self.messages[message as usize].message),
             Move::Submit { command, .. } => format!("{taken:?} {:?}", self.commands[command as usize].destinations),
             _ => format!("{taken:?} ({} messages under way)", state.network.len()),
@@ -789,6 +1033,47 @@ fn without_places(message: &Message) -> Message {
         contribution.depends_on = Default::default();
     }
     message
+}
+
+/// Without what its receiver has from a message before: a contribution comes after the timestamp.
+fn without_repetition(mut message: Message) -> Message {
+    if let Message::Facts(facts) = &mut message
+        && facts.contribution.is_some()
+    {
+        facts.timestamp = None;
+    }
+    message
+}
+
+/// What [`Reduction::Clocks`] rests on: clocks do not go back, new timestamps are beyond the clock, final ones are not, and what
+/// has its place in the order only moves to later ones, until its timestamp is final.
+fn follows_clock(before: &Known, after: &Actor) -> Result<(), String> {
+    let executed = after.notes.executed;
+    let (before, after) = (&before.standings, &after.standings());
+    if after.clock < before.clock {
+        return Err(format!("the clock went back from {} to {}", before.clock, after.clock));
+    }
+    for at in 0..COMMANDS_MAX {
+        let has = |mask: u8| mask & (1 << at) != 0;
+        let (bound, old) = (after.bounds[at], before.bounds[at]);
+        if has(before.known) && !has(after.known) {
+            return Err(format!("command {at} lost its timestamp"));
+        }
+        if has(after.known)
+            && !has(before.known)
+            && (after.clock == before.clock || bound != 0 && bound <= before.clock)
+        {
+            return Err(format!("the new timestamp {bound} of command {at} is not beyond the clock {}", before.clock));
+        }
+        if has(after.ordered) && bound > after.clock {
+            return Err(format!("the final timestamp {bound} of command {at} is beyond the clock {}", after.clock));
+        }
+        let is_over = has(executed);
+        if !is_over && (bound < old || has(before.ordered) && (bound != old || !has(after.ordered))) {
+            return Err(format!("command {at} moved from {old} to {bound}"));
+        }
+    }
+    Ok(())
 }
 
 /// Each group has a primary, and the session is open but where it is to come late.
