@@ -2,7 +2,6 @@
 //! executed, too, on an empty volume.
 #![no_main]
 
-
 use libfuzzer_sys::fuzz_target;
 use metadata::namespace::{Genesis, genesis};
 use metadata::types::TimeNs;
