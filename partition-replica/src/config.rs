@@ -121,7 +121,7 @@ impl Limits {
     /// What the log itself keeps of each group's newest entries. Little: the ordering core has them in memory by itself as long
     /// as anybody may ask for them, and memory that is used again soon costs less than memory that is not.
     pub(crate) fn wal_cache_bytes(&self) -> usize {
-        self.log_cache_bytes / 64
+        self.log_cache_bytes / 8
     }
 }
 

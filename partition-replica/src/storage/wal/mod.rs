@@ -19,7 +19,7 @@ use parking_lot::{Condvar, Mutex};
 pub use self::format::WalRecord;
 pub use self::index::{LogEntry, LogState};
 pub use self::writer::WalConfig;
-use self::writer::{Tables, Writer};
+use self::writer::{Found, Tables, Writer};
 use crate::error::{Error, Result};
 use crate::storage::disk::Disk;
 
@@ -213,31 +213,25 @@ impl Wal {
     /// Durable entries from `from` to `through`, at least one and at most `bytes_max` bytes if there are any. Empty if
     /// `from` is trimmed or not yet durable.
     pub fn read(&self, group: GroupId, from: LogIndex, through: LogIndex, bytes_max: usize) -> Result<Vec<LogEntry>> {
-        let (mut entries, mut reads) = (Vec::new(), Vec::new());
+        let mut found = Vec::new();
         {
             let tables = self.tables.lock();
-            let Some(log) = tables.logs.get(&group) else { return Ok(entries) };
+            let Some(log) = tables.logs.get(&group) else { return Ok(Vec::new()) };
             let (mut index, mut bytes) = (from, 0);
-            while index <= through {
-                let (Some(position), Some(ballot)) = (log.position(index), log.ballot(index)) else { break };
-                bytes += position.len as usize;
-                if bytes > bytes_max && !entries.is_empty() {
+            while index <= through
+                && let Some(next) = tables.find(log, index)
+            {
+                bytes += next.len_bytes;
+                if bytes > bytes_max && !found.is_empty() {
                     break;
                 }
-                let cached = log.cached(index).cloned();
-                if cached.is_none() {
-                    let segment = tables.segments.get(&u64::from(position.segment)).cloned();
-                    let segment = segment.expect("a segment with live entries is kept");
-                    reads.push((entries.len(), segment, position));
-                }
-                entries.push(LogEntry { index, ballot, bytes: cached.unwrap_or_default() });
+                found.push((index, next));
                 index = index.next();
             }
         }
-        for (slot, segment, position) in reads {
-            entries[slot].bytes = segment.read(position)?;
-        }
-        Ok(entries)
+        let read =
+            |(index, found): (LogIndex, Found)| Ok(LogEntry { index, ballot: found.ballot, bytes: found.read()? });
+        found.into_iter().map(read).collect()
     }
 
     /// Figures for people.

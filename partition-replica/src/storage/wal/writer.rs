@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use multicast::ids::LogIndex;
+use multicast::ids::{Ballot, GroupId, LogIndex};
 use parking_lot::Mutex;
 
 use super::format::{self, BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader, WalRecord};
@@ -67,11 +67,40 @@ pub(super) struct Tables {
     pub records: u64,
 }
 
+/// An entry that was found under the tables' lock, to be read without it.
+pub(super) struct Found {
+    pub ballot: Ballot,
+    pub len_bytes: usize,
+    bytes: FoundBytes,
+}
+
+enum FoundBytes {
+    Cached(Bytes),
+    OnDisk(Segment, Position),
+}
+
 impl Tables {
-    /// An entry's bytes, from disk, as they were written.
-    pub fn read(&self, position: Position) -> Result<Bytes> {
-        let segment = self.segments.get(&u64::from(position.segment)).expect("a segment with live entries is kept");
-        segment.read(position)
+    /// An entry of one of its groups.
+    pub fn find(&self, log: &GroupLog, index: LogIndex) -> Option<Found> {
+        let (position, ballot) = (log.position(index)?, log.ballot(index)?);
+        let bytes = log.cached(index).cloned().map_or_else(
+            || {
+                let segment = self.segments.get(&u64::from(position.segment)).cloned();
+                FoundBytes::OnDisk(segment.expect("a segment with live entries is kept"), position)
+            },
+            FoundBytes::Cached,
+        );
+        Some(Found { ballot, len_bytes: position.len as usize, bytes })
+    }
+}
+
+impl Found {
+    /// Its bytes, as they were written.
+    pub fn read(self) -> Result<Bytes> {
+        match self.bytes {
+            FoundBytes::Cached(bytes) => Ok(bytes),
+            FoundBytes::OnDisk(segment, position) => segment.read(position),
+        }
     }
 }
 
@@ -272,10 +301,18 @@ impl Writer {
     }
 
     fn quiet_entries(&self) -> Result<Vec<WalRecord>> {
+        // Only the writer removes segments, so that what was found can be read when the lock is gone.
+        let read = |(group, index, found): (GroupId, LogIndex, Found)| {
+            Ok(WalRecord::Append { group, index, ballot: found.ballot, bytes: found.read()? })
+        };
+        self.find_quiet().into_iter().map(read).collect()
+    }
+
+    fn find_quiet(&self) -> Vec<(GroupId, LogIndex, Found)> {
         let tables = self.tables.lock();
-        let Some(&oldest) = tables.segments.keys().next() else { return Ok(Vec::new()) };
+        let Some(&oldest) = tables.segments.keys().next() else { return Vec::new() };
         if self.current.header.number - oldest < QUIET_SEGMENTS_MIN {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let keepers = || tables.logs.iter().filter(|(_, log)| log.oldest_segment().map(u64::from) == Some(oldest));
         let cost = |log: &GroupLog| {
@@ -284,21 +321,15 @@ impl Writer {
         };
         let bytes: u64 = keepers().map(|(_, log)| cost(log)).sum();
         if bytes > self.config.segment_bytes / QUIET_SHARE {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let mut again = Vec::new();
         for (&group, log) in keepers() {
             let Some((first, last)) = log.live() else { continue };
-            for index in (first.0..=last.0).map(LogIndex) {
-                let (Some(position), Some(ballot)) = (log.position(index), log.ballot(index)) else { continue };
-                let bytes = match log.cached(index) {
-                    Some(bytes) => bytes.clone(),
-                    None => tables.read(position)?,
-                };
-                again.push(WalRecord::Append { group, index, ballot, bytes });
-            }
+            let all = (first.0..=last.0).map(LogIndex);
+            again.extend(all.filter_map(|index| Some((group, index, tables.find(log, index)?))));
         }
-        Ok(again)
+        again
     }
 
     /// Removes segments in which no group needs anything any more, oldest first.
