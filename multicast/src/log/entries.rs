@@ -35,7 +35,7 @@ impl Slot {
 
 impl Entries {
     /// # Errors
-    /// If the entries are not dense, do not reach `applied`, or are no records behind it.
+    /// If the entries are not dense, do not reach `applied`, or are no records from there on.
     pub(crate) fn load(entries: Vec<Entry>, applied: LogIndex) -> Result<Self, Error> {
         let first = entries.first().map_or(LogIndex(1), |entry| entry.index);
         let last = entries.last().map_or(LogIndex::ZERO, |entry| entry.index);
@@ -44,6 +44,10 @@ impl Entries {
             return Err(Error::LogBehindState { first, last, applied });
         }
         let len_bytes = entries.iter().map(Entry::len_bytes).sum();
+        if let Some(entry) = entries.iter().find(|entry| entry.index == applied) {
+            // Goes into copies.
+            Record::decode(&entry.record)?;
+        }
         let unapplied = entries.iter().filter(|entry| entry.index > applied);
         let records = unapplied.map(|entry| Record::decode(&entry.record)).collect::<Result<_, _>>()?;
         Ok(Entries { entries: entries.into(), records, before: LogIndex(first.0 - 1), len_bytes })

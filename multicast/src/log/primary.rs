@@ -369,12 +369,15 @@ impl Replicator {
             return;
         }
         primary.read_failed = read.is_empty();
+        let last = self.entries.last().index;
         let mut helpless = Vec::new();
         let told =
             Told { ballot: primary.ballot, committed: self.committed, everywhere: self.everywhere, now: self.now };
         for follower in &mut primary.followers {
             let known = follower.previous(&self.entries);
-            if known.is_some() && (follower.searching || self.entries.get(follower.next).is_some()) {
+            // What was read is not for whoever lacks nothing, or nothing that is not in memory.
+            let lacks = !follower.searching && follower.next <= last && self.entries.get(follower.next).is_none();
+            if known.is_some() && !lacks {
                 continue;
             }
             if follower.stranger.is_some() {
