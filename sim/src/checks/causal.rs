@@ -70,6 +70,8 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
     let mut acknowledged: BTreeMap<GroupId, Vec<(u64, usize)>> = BTreeMap::new();
     let mut listed_at: HashMap<(usize, u64), u64> = HashMap::new();
     let mut foretold: HashMap<usize, Vec<Foretold>> = HashMap::new();
+    // A later stream may begin with less than what an earlier one has told.
+    let mut told_most: HashMap<(usize, GroupId), u64> = HashMap::new();
     for seen in &ledger.seen {
         match seen {
             Seen::Submitted { client, id, .. } => {
@@ -105,7 +107,10 @@ pub fn check(ledger: &Ledger, history: &History<'_>) -> Result<(), String> {
                 let misses = |span: &Span| causes.misses(*group, op, span.until, |number| past.has(number));
                 let shown = spans.iter().find(|span| misses(span).is_none()).map(|span| span.from);
                 let own = foretold.get(client).map_or(&[][..], Vec::as_slice);
-                let pending = || causes.foretold(ledger, (*group, op, told.0), result, own, &past);
+                let position = told_most.entry((*client, *group)).or_default();
+                *position = told.0.max(*position);
+                let position = *position;
+                let pending = || causes.foretold(ledger, (*group, op, position), result, own, &past);
                 let Some(shown) = shown.or_else(pending) else {
                     let why = match spans.last().and_then(misses) {
                         Some((_, missed)) => format!("{} at {:?}", history.ids[missed], history.index(missed, *group)),
@@ -239,10 +244,14 @@ impl<'a> Causes<'a> {
             // Without another update between the two, the group's own state must have been so.
             let executed = self.history.index(*number, group).unwrap_or(u64::MAX);
             let locked = ledger.locked.get(&(group, self.history.ids[*number]))?.0;
-            let is_beside_another = op.keys().into_iter().any(|key| {
-                let changes = self.changes.get(&(group, key)).map_or(&[][..], Vec::as_slice);
-                changes.iter().any(|(at, _)| *at > locked && *at < executed)
-            });
+            let is_changed_until = |end: u64| {
+                op.keys().into_iter().any(|key| {
+                    let changes = self.changes.get(&(group, key)).map_or(&[][..], Vec::as_slice);
+                    changes.iter().any(|(at, _)| *at > locked && *at < end)
+                })
+            };
+            // A change that its stream has told of ends what was foretold.
+            let is_beside_another = is_changed_until(executed) && !is_changed_until(position + 1);
             let was = Ok(ReadAnswer::Attr(Box::new(attr.clone())));
             let shows = attr.home == group && *op == ReadOp::GetAttr { ino: attr.ino } && fits(op, result, &was);
             let missed = |other: usize| other != *number && past.has(other);
