@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::hash::BuildWordHasher;
 use crate::ids::CommandId;
 
-/// Values by command, without an order of their own: whoever walks through them gets them sorted.
+/// Values by command, without an order of their own: whoever needs one asks for them sorted.
 #[derive(Clone, Debug)]
 pub(crate) struct ByCommand<V>(HashMap<CommandId, V, BuildWordHasher>);
 

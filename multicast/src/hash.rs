@@ -1,4 +1,4 @@
-//! Hashing without ambient randomness, for look-ups (never for iteration).
+//! Hashing without ambient randomness, for look-ups: nothing may depend on the order in which such a map is walked through.
 
 use std::hash::{BuildHasherDefault, Hasher};
 

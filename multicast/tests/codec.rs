@@ -150,11 +150,45 @@ fn messages_and_records_come_back_as_they_were() {
     }
 }
 
+/// A state with a row of each kind, but for that of a copy: an open session and one that has ended, members, replies, a command
+/// that has its contribution and one that is settled.
+fn sample_rows() -> Vec<(Vec<u8>, Vec<u8>)> {
+    let command = |sequence, groups: usize| {
+        let mut command = Command::clone(&sample_command());
+        command.id.sequence = sequence;
+        command.destinations.truncate(groups);
+        Arc::new(command)
+    };
+    let (single, prepared, settled) = (command(8, 1), command(9, 2), command(10, 2));
+    let (session, timestamp) = (single.id.session, Timestamp(1_000_000));
+    let contributions = [(GroupId(2), sample_contribution())].into_iter().collect();
+    let records = [
+        Record::SessionOpen { session: SessionId(7), timestamp },
+        Record::SessionOpen { session, timestamp },
+        Record::SessionClose { sessions: vec![SessionId(7)], timestamp },
+        Record::Single { command: single, timestamp },
+        Record::Prepare { command: Arc::clone(&prepared), timestamp },
+        Record::Prepare { command: Arc::clone(&settled), timestamp },
+        Record::Commit { id: prepared.id, timestamp },
+        Record::Commit { id: settled.id, timestamp },
+        Record::Finish { id: settled.id, contributions },
+        Record::Config { membership: Arc::new(sample_members()) },
+    ];
+    let mut order = OrderState::new(GroupId(0));
+    for (index, record) in (1..).map(LogIndex).zip(&records) {
+        order.apply(index, record, &mut Inert);
+    }
+    order.drain_changes().into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+}
+
 #[test]
-fn messages_and_records_keep_their_bytes() {
+fn messages_records_and_rows_keep_their_bytes() {
     let messages: Vec<String> = sample_messages().iter().map(|message| hex(&message.encode())).collect();
     let records: Vec<String> = sample_records().iter().map(|record| hex(&record.encode())).collect();
-    let text = format!("{}\n\n{}\n", messages.join("\n"), records.join("\n"));
+    let rows: Vec<String> = sample_rows().iter().map(|(key, value)| format!("{} {}", hex(key), hex(value))).collect();
+    let kinds: std::collections::BTreeSet<u8> = sample_rows().iter().map(|(key, _)| key[0]).collect();
+    assert_eq!(kinds.len(), 7, "a row of each kind");
+    let text = format!("{}\n\n{}\n\n{}\n", messages.join("\n"), records.join("\n"), rows.join("\n"));
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden.txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(path, &text).unwrap();

@@ -62,7 +62,7 @@ pub struct StorageStatus {
     pub log_flushes: u64,
     /// Records written since the start.
     pub log_records: u64,
-    /// Bytes of log entries in memory.
+    /// Bytes of log entries that the log itself keeps in memory; what the ordering core keeps is not counted.
     pub log_cache_bytes: u64,
     /// RocksDB's block cache, in bytes.
     pub state_cache_bytes: u64,

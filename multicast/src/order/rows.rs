@@ -13,7 +13,7 @@ use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock
 use crate::membership::Membership;
 
 /// Version of the encoding of rows, the first byte of each value.
-pub const ROW_VERSION: u8 = 3;
+pub const ROW_VERSION: u8 = 4;
 
 /// Names one row. Its order is that of the encoded keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

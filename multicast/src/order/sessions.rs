@@ -51,13 +51,10 @@ pub(crate) struct Stored {
 impl OrderState {
     /// Remembers a session that has just been closed.
     pub(super) fn remember_ended(&mut self, id: SessionId, session: &Session) {
-        let newest = |ids: &mut dyn Iterator<Item = CommandId>| {
-            ids.filter(|other| other.session == id).map(|other| other.sequence).max()
-        };
-        let prepared = newest(&mut self.prepared.unsorted().map(|(id, _)| id));
-        let settled = newest(&mut self.settled.unsorted().map(|(id, _)| id));
+        let unfinished = self.prepared.unsorted().map(|(id, _)| id);
+        let own = unfinished.chain(self.settled.unsorted().map(|(id, _)| id)).filter(|other| other.session == id);
         let last = session.replies.last_key_value().map(|(&sequence, _)| sequence);
-        let heard_of = [prepared, settled, last].into_iter().flatten().max();
+        let heard_of = own.map(|own| own.sequence).chain(last).max();
         let floor = heard_of.map_or(0, |sequence| sequence.saturating_add(1)).max(session.floor);
         self.ended.insert(id, Ended { index: self.applied, floor });
         self.dirty.insert(RowKey::Ended(id));

@@ -16,9 +16,9 @@ use crate::storage::wal;
 
 /// How what is in a data directory is encoded. It stands in the stamp, which is read before anything else: data of another
 /// format are refused as such there, and not taken for damaged ones later.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 const _: () = assert!(
-    matches!((FORMAT, wal::FORMAT, RECORD_VERSION, order::rows::ROW_VERSION, rows::ROW_VERSION), (4, 2, 2, 3, 1))
+    matches!((FORMAT, wal::FORMAT, RECORD_VERSION, order::rows::ROW_VERSION, rows::ROW_VERSION), (5, 2, 2, 4, 1))
         && matches!((codec::VERSION, codec::OUTCOME_VERSION, codec::CONTRIBUTION_VERSION), (1, 2, 2)),
     "all of these are on disks: whoever raises one raises FORMAT, and renews the list"
 );
