@@ -30,6 +30,12 @@ use crate::world::{Input, Link, Member, Ticket, root};
 const COMMANDS: u64 = 20_000;
 const BATCH: u64 = 32;
 const WAKES: usize = 20_000;
+/// Two threads work so long at a time, with pauses of up to so long, to see whether they get a CPU each; each pause is tried for
+/// so long, and halves what is not known so often.
+const PACK_WORK: Duration = Duration::from_micros(100);
+const PACK_PAUSE_MAX: Duration = Duration::from_millis(1);
+const PACK_LASTS: Duration = Duration::from_millis(600);
+const PACK_STEPS: usize = 6;
 const FRAME_LEN: usize = 200;
 const ROUND_TRIPS: usize = 5_000;
 const PIPELINE: usize = 256;
@@ -109,7 +115,7 @@ pub fn cores() -> Result<Cores> {
             let applied = member.apply(now)?;
             found.order += ordered - begun;
             found.execute += cpu_us() - ordered;
-            if round.is_empty() && applied == 0 {
+            if round.is_empty() && applied.entries == 0 {
                 return Ok(());
             }
         }
@@ -191,6 +197,73 @@ pub fn wake() -> Result<(f64, f64)> {
         both.join().map_err(|_| Error::Broken("a thread died".into()))?
     };
     Ok((on(false)?, on(true)?))
+}
+
+/// The share of a CPU up to which the kernel leaves a thread that is woken on the CPU of whoever wakes it, though that one works
+/// on and another one is idle; zero if it does not do so.
+///
+/// # Errors
+/// If a thread dies.
+pub fn packs() -> Result<f64> {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return Ok(0.0);
+    }
+    let (mut idle, mut busy) = (PACK_PAUSE_MAX, Duration::ZERO);
+    if !works_beside(idle)?.1 {
+        return Ok(0.0);
+    }
+    let mut load = 1.0;
+    for _ in 0..PACK_STEPS {
+        let pause = (idle + busy) / 2;
+        let (found, is_packed) = works_beside(pause)?;
+        if is_packed {
+            idle = pause;
+        } else {
+            (busy, load) = (pause, found);
+        }
+    }
+    Ok(load.min(1.0))
+}
+
+/// Two threads work at the same time, if they are let, after a pause of both. The share of one CPU that both use, and whether
+/// they have to share it.
+fn works_beside(pause: Duration) -> Result<(f64, bool)> {
+    let (there, back) = (mpsc::sync_channel::<i32>(1), mpsc::sync_channel::<bool>(1));
+    let work = || {
+        let until = Instant::now() + PACK_WORK;
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+    };
+    let other = std::thread::spawn(move || {
+        while let Ok(cpu) = there.1.recv() {
+            let is_same = getcpu() as i32 == cpu;
+            work();
+            if back.0.send(is_same).is_err() {
+                return;
+            }
+        }
+    });
+    let (mut same, mut rounds, mut settled) = (0, 0, None);
+    let until = Instant::now() + PACK_LASTS;
+    while Instant::now() < until {
+        if settled.is_none() && Instant::now() + PACK_LASTS / 2 > until {
+            settled = Some((Instant::now(), cpu_us()));
+        }
+        there.0.send(getcpu() as i32).map_err(failed)?;
+        work();
+        let is_same = back.1.recv().map_err(failed)?;
+        if settled.is_some() {
+            rounds += 1;
+            same += usize::from(is_same);
+        }
+        std::thread::sleep(pause);
+    }
+    drop(there.0);
+    other.join().map_err(|_| Error::Broken("a thread died".into()))?;
+    let (since, before) = settled.ok_or_else(|| Error::Broken("nothing was measured".into()))?;
+    let load = (cpu_us() - before) / 1e6 / since.elapsed().as_secs_f64();
+    Ok((load, 2 * same > rounds))
 }
 
 /// Half a round trip between two threads.
@@ -367,6 +440,10 @@ mod tests {
         assert!([cores.order, cores.execute, cores.read, cores.request].iter().all(|&cost| cost > 0.0), "{cores:?}");
         let (idle, busy) = wake().unwrap();
         assert!(idle > 0.0 && busy > 0.0);
+        assert!((0.0..=1.0).contains(&packs().unwrap()));
+        // Two threads that work a tenth of the time, one after the other or not, use something between a tenth and a half.
+        let (load, _) = works_beside(PACK_PAUSE_MAX).unwrap();
+        assert!((0.05..0.5).contains(&load), "{load}");
         let messages = messages().unwrap();
         let all = [messages.lone_us, messages.frame_us, messages.hold_us, messages.hold_late_us];
         assert!(all.iter().all(|&cost| cost > 0.0), "{messages:?}");

@@ -1,10 +1,12 @@
 //! What work costs on one kind of machine: measured by `globalfs bench calibrate`, read from a file with units.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::spec::Op;
 
 /// More than this share of the work cannot come last: it would be done by nobody.
 pub const AHEAD_MAX: f64 = 0.9;
@@ -36,6 +38,10 @@ pub struct Machine {
     /// The share of its work that a thread of a node or a mount does after it has handed on what others wait for.
     #[serde(default)]
     pub ahead: f64,
+    /// The share of a CPU up to which the kernel leaves threads on it that wake each other, though another one is idle. Zero: it
+    /// does not. Only where all is emulated on one machine.
+    #[serde(default)]
+    pub packs: f64,
 }
 
 /// CPU time per piece of work.
@@ -62,7 +68,7 @@ pub struct Cpu {
     pub execute: f64,
     /// A write of the state store.
     pub store_batch: f64,
-    /// … and for each update in it.
+    /// … and for each update in it: an overwrite, or what is not named below.
     pub store_update: f64,
     /// An answer from the state.
     pub read: f64,
@@ -83,6 +89,17 @@ pub struct Cpu {
     pub lent: f64,
     /// The emulation of distances holds a packet. Only where all is emulated on one machine.
     pub hold: f64,
+    /// Updates of some kinds in a write of the state store.
+    #[serde(default)]
+    pub store_updates: BTreeMap<Op, f64>,
+}
+
+impl Cpu {
+    /// An update in a write of the state store.
+    #[must_use]
+    pub fn store_update_of(&self, op: Op) -> f64 {
+        self.store_updates.get(&op).copied().unwrap_or(self.store_update)
+    }
 }
 
 /// The disk of the log.
@@ -167,11 +184,14 @@ impl Calibration {
             self.network.path_us,
             self.network.hold_late_us,
         ];
-        if all.iter().any(|cost| !cost.is_finite() || *cost < 0.0 || *cost > 1e7) {
+        if all.iter().chain(cpu.store_updates.values()).any(|cost| !cost.is_finite() || *cost < 0.0 || *cost > 1e7) {
             return Err("a cost is negative or beyond ten seconds".into());
         }
         if !(0.0..=AHEAD_MAX).contains(&self.machine.ahead) {
             return Err(format!("`ahead` is a share, from 0 to {AHEAD_MAX}"));
+        }
+        if !(0.0..=1.0).contains(&self.machine.packs) {
+            return Err("`packs` is a share, from 0 to 1".into());
         }
         let rates = [self.disk.mib_per_s, self.network.mbit_per_s];
         if rates.iter().any(|rate| !rate.is_finite() || *rate <= 0.0) || !(1..=1024).contains(&self.machine.cpus) {
@@ -184,6 +204,7 @@ impl Calibration {
     pub fn round(&mut self) {
         let rounded = |value: f64| (value * 100.0).round() / 100.0;
         self.machine.ahead = rounded(self.machine.ahead);
+        self.machine.packs = rounded(self.machine.packs);
         let (cpu, disk, network) = (&mut self.cpu_us, &mut self.disk, &mut self.network);
         for value in [
             &mut cpu.wake,
@@ -215,6 +236,7 @@ impl Calibration {
         ] {
             *value = rounded(*value);
         }
+        cpu.store_updates.values_mut().for_each(|value| *value = rounded(*value));
     }
 
     /// As a file, with a word on units.

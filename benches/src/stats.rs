@@ -187,6 +187,9 @@ pub struct Outcome {
     /// CPU per operation in microseconds, by the kind of thread.
     #[serde(default)]
     pub cpu_us_per_op: BTreeMap<Part, f64>,
+    /// How often threads were woken per operation, by their kind.
+    #[serde(default)]
+    pub wakes_per_op: BTreeMap<Part, f64>,
     /// Events that the simulation went through; zero if it was measured.
     pub events: u64,
 }
@@ -234,6 +237,7 @@ pub struct Recorder {
     pub plain_reads: Latencies,
     far_reads: u64,
     used_us: BTreeMap<Part, f64>,
+    woken: BTreeMap<Part, u64>,
     /// Time that applications spent on what their operations need to be there.
     prepared_ns: u64,
 }
@@ -271,6 +275,13 @@ impl Recorder {
     pub fn used(&mut self, part: Part, cpu_us: f64) {
         if self.since.is_some() {
             *self.used_us.entry(part).or_default() += cpu_us;
+        }
+    }
+
+    /// A thread that slept has been woken.
+    pub fn woke(&mut self, part: Part) {
+        if self.since.is_some() {
+            *self.woken.entry(part).or_default() += 1;
         }
     }
 
@@ -341,6 +352,7 @@ impl Recorder {
             wide: Wide { messages_per_op: each(self.wide_messages), bytes_per_op: each(self.wide_bytes) },
             lag,
             cpu_us_per_op: self.used_us.iter().map(|(&part, &used)| (part, each_us(used))).collect(),
+            wakes_per_op: self.woken.iter().map(|(&part, &woken)| (part, each(woken))).collect(),
             events,
         }
     }

@@ -1,23 +1,26 @@
 //! One replica: the shipped [`ReplicaCore`] on a store in memory, with what its node's thread does around it in a turn, and
 //! the mailbox in front of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use metadata::namespace::{Genesis, genesis};
+use metadata::codec::decode_op;
+use metadata::namespace::{Genesis, Namespace, genesis};
+use metadata::op::{FsOp, NewNode};
 use metadata::protocol::{Event, Reply, Request, ToClient};
 use metadata::read::ReadOp;
 use metadata::types::TimeNs;
-use metadata::{MemStore, Overlay};
+use metadata::{MemStore, Overlay, Store};
 use multicast::core::{Core, Durable, SessionChange, Unhurried};
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
-use multicast::{Config, Entry, Message, OrderState, Time, Writes};
+use multicast::{Applied, Change, Config, Entry, Message, OrderState, Time, Writes};
 use replica::{
-    Connection, DIGEST_INTERVAL, Front, Interest, Note, Output, Parked, PendingRead, Plain, ReplicaConfig, ReplicaCore,
+    Apply, Connection, DIGEST_INTERVAL, Front, Interest, Note, Output, Parked, PendingRead, ReplicaConfig, ReplicaCore,
     Tell, Verdict,
 };
 
 use crate::error::{Error, Result};
+use crate::spec::Op;
 
 /// Entries applied in one write of the store, as in the node.
 const APPLY_BATCH_MAX: usize = 512;
@@ -122,6 +125,44 @@ impl Mailbox {
             inputs.append(&mut self.updates);
         }
         inputs
+    }
+}
+
+/// Entries that were executed together, and of what kind those are that change something.
+#[derive(Debug, Default)]
+pub struct Executed {
+    /// All.
+    pub entries: usize,
+    /// Updates.
+    pub updates: BTreeMap<Op, usize>,
+}
+
+impl Apply for Executed {
+    fn apply_next<B: Store>(
+        &mut self,
+        core: &mut Core,
+        now: Time,
+        namespace: &mut Namespace<Overlay<'_, B>>,
+    ) -> Option<Applied> {
+        let applied = core.apply_next(now, namespace)?;
+        if let Change::Executed(command) = &applied.change
+            && let Ok(update) = decode_op(&command.payload)
+        {
+            *self.updates.entry(kind(&update)).or_default() += 1;
+        }
+        Some(applied)
+    }
+}
+
+/// Which operation an update is for.
+fn kind(update: &FsOp) -> Op {
+    match update {
+        FsOp::Create { node: NewNode::Directory { .. }, .. } => Op::Mkdir,
+        FsOp::Create { .. } => Op::Create,
+        FsOp::SetAttr { .. } => Op::Chmod,
+        FsOp::Unlink { .. } => Op::Unlink,
+        FsOp::Rename { .. } => Op::Rename,
+        _ => Op::Write,
     }
 }
 
@@ -368,9 +409,10 @@ impl Member {
     ///
     /// # Errors
     /// If the state is damaged.
-    pub fn apply(&mut self, now: Time) -> Result<usize> {
-        let step = self.core.execute(now, &self.store, &mut Plain).map_err(|error| Error::Broken(error.to_string()))?;
-        let Some(mut step) = step else { return Ok(0) };
+    pub fn apply(&mut self, now: Time) -> Result<Executed> {
+        let mut executed = Executed::default();
+        let step = self.core.execute(now, &self.store, &mut executed);
+        let Some(mut step) = step.map_err(|error| Error::Broken(error.to_string()))? else { return Ok(executed) };
         let before = self.front.applied;
         self.store.apply(std::mem::take(&mut step.writes));
         self.core.publish(step, &mut self.front, &mut self.interest);
@@ -379,7 +421,8 @@ impl Member {
         for read in ready {
             self.serve(read)?;
         }
-        Ok(usize::try_from(self.front.applied.0 - before.0).unwrap_or(usize::MAX))
+        executed.entries = usize::try_from(self.front.applied.0 - before.0).unwrap_or(usize::MAX);
+        Ok(executed)
     }
 
     fn tell(&mut self) {

@@ -12,7 +12,7 @@ mod setup;
 mod traffic;
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
 use multicast::Time;
@@ -70,6 +70,8 @@ pub(crate) struct Frame {
     from: End,
     to: End,
     load: Load,
+    /// The sender's thread, if nothing is between it and the receiver.
+    waker: Option<ThreadId>,
 }
 
 /// What a thread does.
@@ -117,8 +119,8 @@ impl Job {
 }
 
 pub(crate) enum Event {
-    /// What a job is for is done.
-    Done(Job),
+    /// What a thread's job is for is done.
+    Done(ThreadId, Job),
     /// Its thread is free.
     Finished {
         thread: ThreadId,
@@ -182,6 +184,8 @@ pub(crate) struct Node {
     disk: usize,
     /// When its last flush began.
     flushed: u64,
+    /// Replicas that have mail, and are woken when the network's thread has taken all in.
+    burst: BTreeSet<usize>,
 }
 
 /// What the thread of a replica is about to do.
@@ -209,6 +213,8 @@ pub struct World<'a> {
     scheduled: u64,
     random: Random,
     machines: Machines<Job>,
+    /// The thread that does what happens now.
+    waker: Option<ThreadId>,
     nodes: Vec<Node>,
     /// Flushes that each is at.
     disks: Vec<usize>,
@@ -260,6 +266,7 @@ impl World<'_> {
     fn run(mut self, stop: &dyn Fn() -> bool) -> Result<Option<Outcome>> {
         while let Some(Scheduled { at, event, .. }) = self.queue.pop() {
             self.now = at;
+            self.waker = None;
             self.happen(event);
             if let Some(failure) = self.failure.take() {
                 return Err(failure);
@@ -293,13 +300,25 @@ impl World<'_> {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Done(job) => self.complete(job),
+            Event::Done(thread, job) => {
+                self.waker = Some(thread);
+                let end = self.network_of(&job);
+                self.complete(job);
+                if let Some(end) = end
+                    && !self.machines.has_more(thread)
+                {
+                    self.end_burst(end);
+                }
+            }
             Event::Finished { thread, stays } => {
                 self.machines.end(self.now, thread, stays);
                 self.dispatch(thread);
             }
             Event::Arrive(frame) => self.arrive(frame),
-            Event::Leave(node, round) => self.leave(node, round),
+            Event::Leave(node, round) => {
+                self.waker = Some(self.member_at[round.from].1);
+                self.leave(node, round);
+            }
             Event::Flushed(node) => self.flushed(node),
             Event::FlushedHere(member) => self.flushed_here(member),
             Event::Timer(member) => self.wake_for_timer(member),
@@ -322,7 +341,7 @@ impl World<'_> {
 
     /// Gives a thread a job, and begins whatever its machine has a CPU for.
     pub(crate) fn submit(&mut self, thread: ThreadId, job: Job) {
-        self.machines.submit(thread, job);
+        self.machines.submit(self.now, thread, job, self.waker);
         self.dispatch(thread);
     }
 
@@ -331,9 +350,12 @@ impl World<'_> {
             let is_idle = self.machines.has_idle(thread);
             let (cost_us, job) = self.start(job, wake, is_idle);
             self.recorder.used(job.part(), cost_us);
+            if wake != Wake::Awake {
+                self.recorder.woke(job.part());
+            }
             let stays = job.is_alone();
             let after = if stays { self.costs.machine.ahead } else { 0.0 };
-            self.after(ns(cost_us * (1.0 - after)), Event::Done(job));
+            self.after(ns(cost_us * (1.0 - after)), Event::Done(thread, job));
             self.after(ns(cost_us), Event::Finished { thread, stays });
         }
     }
@@ -359,8 +381,8 @@ impl World<'_> {
                     }
             }
             Job::Post(_, round) => {
-                let peers: std::collections::BTreeSet<_> = round.sends.iter().map(|((_, id), _)| id).collect();
-                let mounts: std::collections::BTreeSet<_> = round.tells.iter().map(|(mount, _)| mount).collect();
+                let peers: BTreeSet<_> = round.sends.iter().map(|((_, id), _)| id).collect();
+                let mounts: BTreeSet<_> = round.tells.iter().map(|(mount, _)| mount).collect();
                 let tells = round.tells.len() as f64;
                 (peers.len() + mounts.len()) as f64 * cpu.packet
                     + (round.sends.len() as f64 + tells) * cpu.frame
@@ -400,6 +422,31 @@ impl World<'_> {
         }
     }
 
+    /// Whose network's thread does this.
+    fn network_of(&self, job: &Job) -> Option<End> {
+        match job {
+            Job::Arrived(frame) => Some(frame.to),
+            Job::Post(node, _) => Some(End::Node(*node)),
+            Job::Call(client) => Some(End::Mount(self.clients[*client].mount)),
+            _ => None,
+        }
+    }
+
+    /// The network's thread of a process has nothing to do any more: what it has taken in is looked at, what it has is sent.
+    fn end_burst(&mut self, end: End) {
+        match end {
+            End::Node(node) => {
+                let members = std::mem::take(&mut self.nodes[node].burst);
+                members.into_iter().for_each(|member| self.rest(member));
+            }
+            End::Mount(mount) => {
+                for (to, bytes, load) in std::mem::take(&mut self.mounts[mount].outbox) {
+                    self.transmit(end, End::Node(to), bytes, load);
+                }
+            }
+        }
+    }
+
     fn region(&self, end: End) -> usize {
         match end {
             End::Node(node) => self.nodes[node].region,
@@ -425,6 +472,7 @@ impl World<'_> {
         let sent = self.sent_until.entry(from).or_default();
         *sent = (*sent).max(self.now) + wire;
         let mut at = *sent + ns(self.costs.network.path_us);
+        let nearest = at;
         at += match self.emulation {
             None => self.distances.one_way_ns(a, b),
             Some(thread) => {
@@ -442,10 +490,12 @@ impl World<'_> {
         let last = self.arrived.entry((from, to)).or_default();
         *last = at.max(*last);
         let delay = *last - self.now;
-        self.after(delay, Event::Arrive(Box::new(Frame { from, to, load })));
+        let waker = self.waker.filter(|_| at == nearest);
+        self.after(delay, Event::Arrive(Box::new(Frame { from, to, load, waker })));
     }
 
     fn arrive(&mut self, frame: Box<Frame>) {
+        self.waker = frame.waker;
         let thread = match frame.to {
             End::Node(node) if !self.nodes[node].up => return,
             End::Node(node) => self.nodes[node].net,

@@ -11,6 +11,7 @@ use metadata::types::{FileKind, InodeId, NodeRef};
 use multicast::command::Command;
 use multicast::ids::{GroupId, ReplicaId, SessionId, VectorClock};
 
+use super::Load;
 use super::cpu::ThreadId;
 use crate::random::Random;
 use crate::spec::{Op, Scope};
@@ -31,7 +32,7 @@ pub struct Asked {
 }
 
 /// One mount.
-pub struct Mount {
+pub(crate) struct Mount {
     /// Its region.
     pub region: usize,
     /// Its network thread.
@@ -46,6 +47,10 @@ pub struct Mount {
     pub subscribed: BTreeSet<GroupId>,
     /// Who is primary, as far as it knows.
     pub primaries: BTreeMap<GroupId, ReplicaId>,
+    /// How many applications are in the kernel and in the mount's threads towards it.
+    pub in_kernel: usize,
+    /// What its network's thread is about to send: the node, how many bytes, what.
+    pub outbox: Vec<(usize, usize, Load)>,
     /// Requests under way.
     pub requests: BTreeMap<u64, Asked>,
     next_request: u64,
@@ -65,6 +70,8 @@ impl Mount {
             registered: BTreeSet::new(),
             subscribed: BTreeSet::new(),
             primaries: BTreeMap::new(),
+            in_kernel: 0,
+            outbox: Vec::new(),
             requests: BTreeMap::new(),
             next_request: 1,
             next_sequence: 1,

@@ -7,7 +7,7 @@ use metadata::protocol::{Request, ToClient};
 use multicast::Message;
 use multicast::ids::{GroupId, ReplicaId};
 
-use super::member::{Input, Link, Round, Ticket};
+use super::member::{Executed, Input, Link, Round, Ticket};
 use super::{End, Event, Frame, Job, Load, MS, World, ns};
 use crate::error::Error;
 
@@ -23,7 +23,7 @@ impl World<'_> {
             (Load::Peer(messages), ..) => {
                 for (from, member, bytes) in messages {
                     match Message::decode(&bytes) {
-                        Ok(message) => self.give(member, Input::Message(from, message)),
+                        Ok(message) => self.gather(member, Input::Message(from, message)),
                         Err(error) => self.broke(Error::Broken(error.to_string())),
                     }
                 }
@@ -49,6 +49,15 @@ impl World<'_> {
         }
         self.members[member].put(self.now, input);
         self.rest(member);
+    }
+
+    /// … when the network's thread has taken in what there is.
+    fn gather(&mut self, member: usize, input: Input) {
+        let node = self.member_at[member].0;
+        if self.nodes[node].up {
+            self.members[member].put(self.now, input);
+            self.nodes[node].burst.insert(member);
+        }
     }
 
     /// Lets a replica's thread take its next turn.
@@ -107,7 +116,7 @@ impl World<'_> {
                     Err(error) => self.broke(error),
                 }
             }
-            body => self.give(member, Input::Request(ticket, body)),
+            body => self.gather(member, Input::Request(ticket, body)),
         }
     }
 
@@ -151,18 +160,21 @@ impl World<'_> {
                 Ok(applied) => applied,
                 Err(error) => {
                     self.broke(error);
-                    0
+                    Executed::default()
                 }
             };
-            if applied > 0 {
-                cost += applied as f64 * cpu.execute;
+            if applied.entries > 0 {
+                cost += applied.entries as f64 * cpu.execute;
                 // Clients are told before the state is written.
                 let told = self.members[at].told();
                 self.release(node, at, Ok(told), cost);
-                cost += cpu.store_batch + applied as f64 * cpu.store_update;
+                let updates = applied.updates.iter().map(|(&op, &count)| (count, cpu.store_update_of(op)));
+                let others = applied.entries - applied.updates.values().sum::<usize>();
+                let store = updates.map(|(count, each)| count as f64 * each).sum::<f64>();
+                cost += cpu.store_batch + store + others as f64 * cpu.store_update;
                 self.note_progress(at, ns(cost));
             }
-            if !said && applied == 0 {
+            if !said && applied.entries == 0 {
                 more = false;
                 break;
             }

@@ -1,6 +1,6 @@
 //! Builds the cluster: machines, nodes, groups, mounts, and the directories in which applications work.
 
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
 use metadata::op::{FsOp, NewNode};
@@ -89,7 +89,9 @@ impl<'a> World<'a> {
             queue: BinaryHeap::new(),
             scheduled: 0,
             random: Random::new(seed, 1),
-            machines: Machines::new(),
+            // What the cores are measured on; machines that one rents give a thread any CPU that is free.
+            machines: Machines::new(if point.one_machine { costs.machine.packs } else { 0.0 }),
+            waker: None,
             nodes: Vec::new(),
             disks: Vec::new(),
             node_of: BTreeMap::new(),
@@ -174,6 +176,7 @@ impl<'a> World<'a> {
                     is_logging: false,
                     disk,
                     flushed: 0,
+                    burst: BTreeSet::new(),
                 });
             }
         }

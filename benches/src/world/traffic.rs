@@ -82,7 +82,9 @@ impl World<'_> {
         let turns = match (is_idle, is_cold) {
             (true, _) => cpu.fuse_idle,
             (false, true) => cpu.fuse_cold,
-            (false, false) => 0.0,
+            // With others in the kernel the mount's thread finds their requests, and does not sleep.
+            (false, false) if self.mounts[self.clients[at].mount].in_kernel > 1 => 0.0,
+            (false, false) => cpu.switch,
         };
         let returning = if *returns { waking + cpu.fuse_call } else { 0.0 };
         let let_in = if doing.was_locked_out { waking } else { 0.0 };
@@ -91,6 +93,7 @@ impl World<'_> {
 
     /// The kernel's requests have been answered from memory.
     pub(crate) fn served(&mut self, at: usize) {
+        self.mounts[self.clients[at].mount].in_kernel -= 1;
         if let Some(doing) = &mut self.clients[at].doing {
             doing.steps.pop_front();
             doing.was_locked_out = false;
@@ -141,7 +144,10 @@ impl World<'_> {
             None => return self.finish(at),
             Some(&Step::Lock(lock)) => return self.lock(at, lock),
             Some(&Step::Unlock(lock)) => return self.unlock(at, lock),
-            Some(Step::Kernel { .. }) => (client.fuse, Job::Fuse(at)),
+            Some(Step::Kernel { .. }) => {
+                self.mounts[client.mount].in_kernel += 1;
+                (client.fuse, Job::Fuse(at))
+            }
             Some(Step::Read(..) | Step::Update(_) | Step::Fill) => (self.mounts[client.mount].net, Job::Call(at)),
         };
         self.submit(thread, job);
@@ -256,8 +262,8 @@ impl World<'_> {
         let is_read = matches!(body, Request::Read { .. });
         let request = self.mounts[mount].note(Asked { client: at, attempt, node, at: self.now, opens });
         let bytes = codec::encode_to_node(&ToNode { request, body });
-        let to = End::Node(self.node_of[&node]);
-        self.transmit(End::Mount(mount), to, bytes.len(), Load::Request(bytes, is_read));
+        let load = (self.node_of[&node], bytes.len(), Load::Request(bytes, is_read));
+        self.mounts[mount].outbox.push(load);
     }
 
     /// An answer has come.

@@ -1,8 +1,8 @@
 //! Measures this machine for the lab: the cores by themselves, then a cluster of one node through a mount, thread by thread.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
@@ -17,6 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use super::geo::{machine, now};
+use super::geo_real::perform;
 use crate::exit::{Exit, OrExit, Result};
 
 const REGION: &str = "one";
@@ -27,6 +28,12 @@ const ROUNDS: usize = 3;
 const LOADED: usize = 16;
 const KNOWN_FILES: usize = 16;
 const LEN: usize = 1024;
+/// As many as are removed one after the other within [`MEASURED`], at most.
+const REMOVED_FILES: usize = 1_000;
+/// Threads that work for an operation.
+const PARTS: [Part; 5] = [Part::Kernel, Part::MountNetwork, Part::NodeNetwork, Part::Replica, Part::Log];
+/// Updates that take a replica longer or shorter than an overwrite does.
+const UPDATES: [Op; 5] = [Op::Create, Op::Mkdir, Op::Chmod, Op::Rename, Op::Unlink];
 /// Each halves what is not known of [`geo_bench::costs::Machine::ahead`].
 const OVERLAP_STEPS: u32 = 8;
 /// What was done before has settled.
@@ -56,6 +63,7 @@ pub fn measure(disk: &Path, mount: bool) -> Result<Found> {
     let messages = calibrate::messages().or_exit(Exit::Failed)?;
     let (idle, busy) = calibrate::wake().or_exit(Exit::Failed)?;
     let flushes = calibrate::flushes(disk).or_exit(Exit::Failed)?;
+    costs.machine.packs = calibrate::packs().or_exit(Exit::Failed)?;
     let cpu = &mut costs.cpu_us;
     (cpu.order, cpu.message, cpu.execute) = (cores.order, cores.message, cores.execute);
     (cpu.read, cpu.request) = (cores.read, cores.request);
@@ -91,6 +99,10 @@ fn through_a_mount(disk: &Path, costs: &mut Calibration) -> Result<Vec<String>> 
         rounds.reread.1.push(cluster.run(Op::Reread, (LOADED, round))?);
         rounds.write.0.push(cluster.run(Op::Write, (1, round))?);
         rounds.write.1.push(cluster.run(Op::Write, (LOADED, round))?);
+        rounds.one_folder.push(cluster.run(Op::Create, (LOADED, round))?);
+        for op in UPDATES {
+            rounds.updates.entry(op).or_default().push(cluster.run(op, (1, round))?);
+        }
     }
     drop(cluster);
     work_of_threads(&mut costs.cpu_us, &rounds);
@@ -98,6 +110,25 @@ fn through_a_mount(disk: &Path, costs: &mut Calibration) -> Result<Vec<String>> 
     let mut checks = Vec::new();
     for (op, found) in [(Op::Reread, &rounds.reread), (Op::Write, &rounds.write)] {
         checks.extend(check(costs, op, found)?);
+    }
+    let real = median(rounds.one_folder.iter().map(|found| found.per_second));
+    let cpu_us = median(rounds.one_folder.iter().map(|found| found.machine_us));
+    let found = played(costs, Op::Create, LOADED)?;
+    let (simulated, used) = (found.per_second, found.cpu_us.values().sum::<f64>());
+    checks.push(format!(
+        "create, {LOADED} in one folder: per second: real {real:.0}, simulated {simulated:.0}; CPU in µs per operation: real {cpu_us:.0}, \
+         simulated {used:.0}"
+    ));
+    for (op, found) in &rounds.updates {
+        let (real, played) = (median(found.iter().map(|found| found.median_us)), played(costs, *op, 1)?);
+        let (name, simulated) = (op.name(), played.median_us);
+        let mut line = format!("{name}, one application: median in µs: real {real:.0}, simulated {simulated:.0}");
+        // What the lab's unlinks take is the creates', too.
+        for part in PARTS.into_iter().filter(|_| *op != Op::Unlink) {
+            let simulated = played.cpu_us.get(&part).copied().unwrap_or(0.0);
+            line += &format!("; CPU, {part:?}: {:.0}, {simulated:.0}", Used::median(found, part).cpu_us);
+        }
+        checks.push(line);
     }
     Ok(checks)
 }
@@ -116,15 +147,15 @@ fn check(costs: &Calibration, op: Op, found: &Pair) -> Result<Vec<String>> {
         found.alone(|found| found.machine_us),
         found.among(|found| found.machine_us)
     ));
-    for part in [Part::Kernel, Part::MountNetwork, Part::NodeNetwork, Part::Replica, Part::Log] {
-        let used = |played: &Played| played.cpu_us.get(&part).copied().unwrap_or(0.0);
-        let (alone, among) = (found.alone(|found| found.of(part).cpu_us), found.among(|found| found.of(part).cpu_us));
-        if used(&one) > 0.0 {
-            lines.push(format!(
-                "{name}, CPU of {part:?} per operation in µs: real {alone:.0}, simulated {:.0}; {LOADED}: {among:.0}, {:.0}",
-                used(&one),
-                used(&many)
-            ));
+    for part in PARTS {
+        let told = |real: Used, played: &Played| {
+            let of = |costs: &BTreeMap<Part, f64>| costs.get(&part).copied().unwrap_or(0.0);
+            let (cpu_us, wakes) = (of(&played.cpu_us), of(&played.wakes));
+            format!("real {:.0} ({:.2}), simulated {cpu_us:.0} ({wakes:.2})", real.cpu_us, real.wakes)
+        };
+        if one.cpu_us.get(&part).is_some_and(|&used| used > 0.0) {
+            let (alone, among) = (told(Used::median(&found.0, part), &one), told(Used::median(&found.1, part), &many));
+            lines.push(format!("{name}, {part:?}: CPU in µs (wakings) per operation: {alone}; {LOADED}: {among}"));
         }
     }
     Ok(lines)
@@ -158,11 +189,15 @@ impl Pair {
 struct Rounds {
     reread: Pair,
     write: Pair,
+    /// Alone.
+    updates: BTreeMap<Op, Vec<Measured>>,
+    /// Creates, all in one folder: nothing is taken from them, but the lab is compared with them.
+    one_folder: Vec<Measured>,
 }
 
 /// What work takes while the processors are busy. What it takes longer while they sleep in between is the price of waking them.
 fn work_of_threads(cpu: &mut Cpu, rounds: &Rounds) {
-    let Rounds { reread, write } = rounds;
+    let Rounds { reread, write, updates, .. } = rounds;
     cpu.fuse = reread.among(|found| found.of(Part::Kernel).cpu_us) / REREAD_REQUESTS;
     cpu.fuse_idle = (reread.alone(|found| found.median_us) / (REREAD_REQUESTS - 1.0) - cpu.fuse).max(0.0);
     cpu.fuse_cold = (reread.alone(|found| found.of(Part::Kernel).cpu_us) / REREAD_REQUESTS - cpu.fuse).max(0.0);
@@ -183,6 +218,16 @@ fn work_of_threads(cpu: &mut Cpu, rounds: &Rounds) {
     cpu.log_batch = without(write.among(|found| found.of(Part::Log).cpu_us), batches.max(1e-9));
     let (fixed, own) = write.split(Part::Replica);
     cpu.store_update = (own - cpu.order - cpu.execute).max(0.0);
+    // Those that are alone differ by what they change only; a create is followed by a write.
+    let overwrite = write.alone(|found| found.of(Part::Replica).cpu_us);
+    cpu.store_updates = updates
+        .iter()
+        .map(|(&op, found)| {
+            let others = if op == Op::Create { overwrite } else { 0.0 };
+            let replica = median(found.iter().map(|found| found.of(Part::Replica).cpu_us)) - others;
+            (op, (cpu.store_update + replica - overwrite).max(0.0))
+        })
+        .collect();
     // Two turns and a write of the store: they cannot be told apart.
     (cpu.turn, cpu.store_batch) = (without(fixed, 3.0), fixed / 3.0);
 }
@@ -205,6 +250,7 @@ struct Played {
     per_second: f64,
     median_us: f64,
     cpu_us: BTreeMap<Part, f64>,
+    wakes: BTreeMap<Part, f64>,
 }
 
 fn played(costs: &Calibration, op: Op, clients: usize) -> Result<Played> {
@@ -216,6 +262,7 @@ fn played(costs: &Calibration, op: Op, clients: usize) -> Result<Played> {
         mounts: 1,
         ops: vec![op],
         one_machine: true,
+        one_folder: true,
         duration_ms: 3_000,
         ..Point::default()
     };
@@ -223,7 +270,7 @@ fn played(costs: &Calibration, op: Op, clients: usize) -> Result<Played> {
     let outcome = outcome.ok_or_else(|| anyhow!("the simulation was stopped"))?;
     let found = outcome.of(op, Scope::Local).ok_or_else(|| anyhow!("nothing was simulated"))?;
     let (per_second, median_us) = (found.per_second, found.latency.p50_ms * 1_000.0);
-    Ok(Played { per_second, median_us, cpu_us: outcome.cpu_us_per_op })
+    Ok(Played { per_second, median_us, cpu_us: outcome.cpu_us_per_op, wakes: outcome.wakes_per_op })
 }
 
 /// A cluster of one node with a mount, in a folder of its own.
@@ -268,6 +315,14 @@ struct Used {
     cpu_us: f64,
     /// How often it went to sleep.
     wakes: f64,
+}
+
+impl Used {
+    /// What threads of a kind have used for an operation.
+    fn median(found: &[Measured], part: Part) -> Used {
+        let of = |what: &dyn Fn(Used) -> f64| median(found.iter().map(|found| what(found.of(part))));
+        Used { cpu_us: of(&|used| used.cpu_us), wakes: of(&|used| used.wakes) }
+    }
 }
 
 /// A process's threads by name.
@@ -355,7 +410,7 @@ impl Cluster {
                     let paths = prepare(op, folder, number);
                     made.wait();
                     start.wait();
-                    work(op, &paths?)
+                    work(op, paths?)
                 })
             };
             let handles: Vec<_> = (0..threads).map(work).collect();
@@ -364,21 +419,22 @@ impl Cluster {
             let before = now();
             start.wait();
             let joined = handles.into_iter().map(|handle| handle.join());
-            let results: Vec<std::io::Result<(Latencies, f64)>> = joined
+            let results: Vec<std::io::Result<(Latencies, f64, Duration)>> = joined
                 .map(|result| result.unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked"))))
                 .collect();
             (results, before, now())
         });
-        let (mut all, mut program_us) = (Latencies::default(), 0.0);
+        let (mut all, mut program_us, mut lasted) = (Latencies::default(), 0.0, Duration::ZERO);
         for result in results {
-            let (own, used_us) = result.with_context(|| folder.display().to_string())?;
+            let (own, used_us, took) = result.with_context(|| folder.display().to_string())?;
             all.add(&own);
             program_us += used_us;
+            lasted = lasted.max(took);
         }
         let count = all.count().max(1) as f64;
         Ok(Measured {
             median_us: all.quantile_ms(0.5) * 1_000.0,
-            per_second: count / MEASURED.as_secs_f64(),
+            per_second: count / lasted.as_secs_f64().max(1e-6),
             program_us: program_us / count,
             machine_us: (after.2 - before.2) / count,
             node: after.0.since(&before.0, count),
@@ -416,7 +472,11 @@ fn own_cpu_us() -> f64 {
 }
 
 fn prepare(op: Op, folder: &Path, number: usize) -> std::io::Result<Vec<PathBuf>> {
-    let count = if op == Op::Reread { KNOWN_FILES } else { 1 };
+    let count = match op {
+        Op::Reread => KNOWN_FILES,
+        Op::Unlink => REMOVED_FILES,
+        _ => 1,
+    };
     let paths: Vec<PathBuf> = (0..count).map(|at| folder.join(format!("{number}-{at}"))).collect();
     for path in &paths {
         fs::write(path, [b'x'; LEN])?;
@@ -425,25 +485,24 @@ fn prepare(op: Op, folder: &Path, number: usize) -> std::io::Result<Vec<PathBuf>
     Ok(paths)
 }
 
-fn work(op: Op, paths: &[PathBuf]) -> std::io::Result<(Latencies, f64)> {
+/// What it took, CPU, and how long it lasted.
+fn work(op: Op, mut paths: Vec<PathBuf>) -> std::io::Result<(Latencies, f64, Duration)> {
     let bytes = vec![b'x'; LEN];
-    let (mut latencies, begun) = (Latencies::default(), own_cpu_us());
-    let until = Instant::now() + MEASURED;
-    let mut content = Vec::new();
-    for at in 0.. {
+    let (mut latencies, used, begun) = (Latencies::default(), own_cpu_us(), Instant::now());
+    let (first, count) = (paths[0].clone(), paths.len());
+    for number in 0.. {
         let since = Instant::now();
-        if since >= until {
+        if since >= begun + MEASURED || (op == Op::Unlink && number >= count) {
             break;
         }
-        if op == Op::Reread {
-            content.clear();
-            File::open(&paths[at % paths.len()])?.read_to_end(&mut content)?;
-        } else {
-            OpenOptions::new().write(true).open(&paths[0])?.write_all(&bytes)?;
-        }
+        let fresh = first.with_extension(number.to_string());
+        perform(op, &paths[number % count], &fresh, (number, &bytes))?;
         latencies.record(since.elapsed().as_nanos() as u64);
+        if op == Op::Rename {
+            paths[0] = fresh;
+        }
     }
-    Ok((latencies, own_cpu_us() - begun))
+    Ok((latencies, own_cpu_us() - used, begun.elapsed()))
 }
 
 /// The first of these processes, as `up` names them.

@@ -21,7 +21,7 @@ use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::output::tell;
 
 /// Files that are read, looked at or removed once each, per application.
-const ONCE: usize = 60;
+const ONCE: usize = 400;
 /// Threads that make them.
 const MAKERS: usize = 16;
 /// Applications per region under load.
@@ -404,38 +404,46 @@ impl Worker {
         if once && number >= self.files.len() {
             return Ok(false);
         }
-        match self.op {
-            Op::Create => make(&fresh, bytes)?,
-            Op::Mkdir => fs::create_dir(fresh)?,
-            Op::Read | Op::Reread => {
-                let mut content = Vec::with_capacity(bytes.len());
-                File::open(&self.files[at])?.read_to_end(&mut content)?;
-                if content.len() != bytes.len() {
-                    return Err(io::Error::other(format!("{} bytes instead of {}", content.len(), bytes.len())));
-                }
-            }
-            Op::Stat => {
-                fs::symlink_metadata(&self.files[at])?;
-            }
-            Op::Write => OpenOptions::new().write(true).open(&self.files[at])?.write_all(bytes)?,
-            Op::Chmod => {
-                let mode = if number.is_multiple_of(2) { 0o600 } else { 0o640 };
-                fs::set_permissions(&self.files[at], fs::Permissions::from_mode(mode))?;
-            }
-            Op::Unlink => fs::remove_file(&self.files[at])?,
-            Op::Rename => {
-                fs::rename(&self.files[at], &fresh)?;
-                self.files[at] = fresh;
-            }
+        let to = match self.op {
             Op::Move => {
                 let there = if number.is_multiple_of(2) { &self.other } else { &self.folders[0] };
-                let there = there.join(format!("{}-moved-{number}", self.name));
-                fs::rename(&self.files[at], &there)?;
-                self.files[at] = there;
+                there.join(format!("{}-moved-{number}", self.name))
             }
+            _ => fresh,
+        };
+        let none = PathBuf::new();
+        perform(self.op, self.files.get(at).unwrap_or(&none), &to, (number, bytes))?;
+        if matches!(self.op, Op::Rename | Op::Move) {
+            self.files[at] = to;
         }
         Ok(true)
     }
+}
+
+/// An operation on the file `at`, or on `fresh`, which does not exist yet; `number` is how many came before.
+pub fn perform(op: Op, at: &Path, fresh: &Path, (number, bytes): (usize, &[u8])) -> io::Result<()> {
+    match op {
+        Op::Create => make(fresh, bytes)?,
+        Op::Mkdir => fs::create_dir(fresh)?,
+        Op::Read | Op::Reread => {
+            let mut content = Vec::with_capacity(bytes.len());
+            File::open(at)?.read_to_end(&mut content)?;
+            if content.len() != bytes.len() {
+                return Err(io::Error::other(format!("{} bytes instead of {}", content.len(), bytes.len())));
+            }
+        }
+        Op::Stat => {
+            fs::symlink_metadata(at)?;
+        }
+        Op::Write => OpenOptions::new().write(true).open(at)?.write_all(bytes)?,
+        Op::Chmod => {
+            let mode = if number.is_multiple_of(2) { 0o600 } else { 0o640 };
+            fs::set_permissions(at, fs::Permissions::from_mode(mode))?;
+        }
+        Op::Unlink => fs::remove_file(at)?,
+        Op::Rename | Op::Move => fs::rename(at, fresh)?,
+    }
+    Ok(())
 }
 
 fn make(path: &Path, bytes: &[u8]) -> io::Result<()> {
