@@ -187,7 +187,8 @@ pub struct Outcome {
     /// CPU per operation in microseconds, by the kind of thread.
     #[serde(default)]
     pub cpu_us_per_op: BTreeMap<Part, f64>,
-    /// How often threads were woken per operation, by their kind.
+    /// How often threads were woken per operation, by their kind. A real thread towards the kernel also sleeps between the requests of an
+    /// operation, and a real log's thread while it flushes: these wakings are in no count here.
     #[serde(default)]
     pub wakes_per_op: BTreeMap<Part, f64>,
     /// Events that the simulation went through; zero if it was measured.

@@ -1,8 +1,9 @@
 //! Machines: a number of CPUs, threads with queues of jobs, first come first served.
 //!
 //! Whoever is ready gets the next CPU that is free. Not so on a machine that *packs*: kernels made for virtual machines that share
-//! their host's processors leave a thread on the CPU of whoever wakes it, as long as that one is not busy enough, though another
-//! one sleeps. There each CPU has a queue of its own, and the kernel compares them now and then.
+//! their host's processors put a thread on the CPU of whoever wakes it, as long as that one is not busy enough, though another
+//! one sleeps. Else it stays where it was. There each CPU has a queue of its own, and only that the kernel compares
+//! them now and then brings threads apart again.
 
 use std::collections::VecDeque;
 
@@ -50,7 +51,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// Now and then an idle CPU takes over a half of what waits for another one: returns which one.
+    /// Now and then an idle CPU takes over a half of what waits for another one: returns which one. Unlike a tick, this comes with the
+    /// first thread that waits after a pause.
     fn balance(&mut self, now: u64) -> Option<usize> {
         if now - self.balanced < BALANCE_NS {
             return None;
@@ -218,7 +220,8 @@ impl<J> Machines<J> {
         if found.runs_since.is_some() {
             return queues[found.queue].ready.push_front(thread);
         }
-        // One that takes turns with a program is woken again, and goes where fewer wait.
+        // One that takes turns with a program is woken again, or its time is up: where all are busy it goes where fewer wait. It does not
+        // run away from whoever it has woken to a CPU that sleeps.
         let waiting = |at: &usize| queues[*at].ready.len();
         let fewest = (0..queues.len()).filter(|&at| queues[at].idle == 0).min_by_key(waiting);
         if let Some(fewest) = fewest.filter(|fewest| waiting(fewest) < waiting(&found.queue)) {
@@ -234,7 +237,7 @@ mod tests {
 
     const PACKS: f64 = 0.7;
 
-    /// Two CPUs and as many threads, each of which has run on a CPU of its own: it has one job to do.
+    /// Two CPUs, and a thread placed on each: the first one is at work.
     fn pair(packs: f64) -> (Machines<&'static str>, ThreadId, ThreadId) {
         let mut machines = Machines::new(packs);
         let machine = machines.add_machine(2);

@@ -405,7 +405,7 @@ impl Member {
         }
     }
 
-    /// Applies a batch of what is committed; how many entries that were.
+    /// Applies a batch of what is committed; tells what that was.
     ///
     /// # Errors
     /// If the state is damaged.

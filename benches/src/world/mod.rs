@@ -432,7 +432,8 @@ impl World<'_> {
         }
     }
 
-    /// The network's thread of a process has nothing to do any more: what it has taken in is looked at, what it has is sent.
+    /// The network's thread of a process has nothing to do any more: what it has taken in is looked at, what it has is sent. A node's wakes
+    /// its replicas after so many frames of one connection already.
     fn end_burst(&mut self, end: End) {
         match end {
             End::Node(node) => {

@@ -89,7 +89,7 @@ impl<'a> World<'a> {
             queue: BinaryHeap::new(),
             scheduled: 0,
             random: Random::new(seed, 1),
-            // What the cores are measured on; machines that one rents give a thread any CPU that is free.
+            // Only the machine that costs are measured on is known to pack: it is what a cluster on one machine is compared on.
             machines: Machines::new(if point.one_machine { costs.machine.packs } else { 0.0 }),
             waker: None,
             nodes: Vec::new(),

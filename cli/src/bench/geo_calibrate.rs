@@ -28,11 +28,11 @@ const ROUNDS: usize = 3;
 const LOADED: usize = 16;
 const KNOWN_FILES: usize = 16;
 const LEN: usize = 1024;
-/// As many as are removed one after the other within [`MEASURED`], at most.
+/// So many are removed one after the other; that is all, if it takes less than [`MEASURED`].
 const REMOVED_FILES: usize = 1_000;
 /// Threads that work for an operation.
 const PARTS: [Part; 5] = [Part::Kernel, Part::MountNetwork, Part::NodeNetwork, Part::Replica, Part::Log];
-/// Updates that take a replica longer or shorter than an overwrite does.
+/// Updates that take a replica longer than an overwrite does, or not as long.
 const UPDATES: [Op; 5] = [Op::Create, Op::Mkdir, Op::Chmod, Op::Rename, Op::Unlink];
 /// Each halves what is not known of [`geo_bench::costs::Machine::ahead`].
 const OVERLAP_STEPS: u32 = 8;
@@ -218,7 +218,8 @@ fn work_of_threads(cpu: &mut Cpu, rounds: &Rounds) {
     cpu.log_batch = without(write.among(|found| found.of(Part::Log).cpu_us), batches.max(1e-9));
     let (fixed, own) = write.split(Part::Replica);
     cpu.store_update = (own - cpu.order - cpu.execute).max(0.0);
-    // Those that are alone differ by what they change only; a create is followed by a write.
+    // Alone, they differ by what they change, as far as the lab knows: what one takes less than an overwrite beyond that is left out. A
+    // create is followed by a write.
     let overwrite = write.alone(|found| found.of(Part::Replica).cpu_us);
     cpu.store_updates = updates
         .iter()
