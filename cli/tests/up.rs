@@ -263,7 +263,7 @@ fn lab_agrees_with_a_cluster_on_what_distance_costs() {
     let asked = ["--rtt", "geo3", "--voters", "1", "--ops", "write,stat", "--duration", "1s", "--out", place];
     let arguments = [&["bench", "geo", "--real", &mounts], &asked[..]].concat();
     // It lets everything come to rest several times.
-    succeeded(&arguments, &cluster.globalfs_within(Duration::from_secs(180), &arguments));
+    succeeded(&arguments, &cluster.globalfs_within(Duration::from_secs(300), &arguments));
     let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
     let lines = report["validation"].as_array().unwrap();
     assert!(lines.len() >= 8, "{report}");

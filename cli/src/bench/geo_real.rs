@@ -19,8 +19,10 @@ use super::{geo, geo_calibrate};
 use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::output::tell;
 
-/// Files that are read, looked at or removed once each, per application.
-const ONCE: usize = 400;
+/// Files that are read, looked at or removed once each, per application: in its own region, …
+const ONCE: usize = 200;
+/// … and elsewhere, where each takes long to make and to remove.
+const ONCE_AFAR: usize = 60;
 /// Threads that make them.
 const MAKERS: usize = 16;
 /// Applications per region under load.
@@ -349,7 +351,11 @@ impl Worker {
         let mut worker = Worker { op, size, folders, name, files: Vec::new(), other, chance };
         let once = needs_another_author(op) || op == Op::Unlink;
         let author = if needs_another_author(op) { (region + 1) % regions } else { region };
-        let count = if once { ONCE } else { groups.len() };
+        let count = match scope {
+            _ if !once => groups.len(),
+            Scope::Local => ONCE,
+            _ => ONCE_AFAR,
+        };
         if matches!(op, Op::Create | Op::Mkdir) {
             return Ok(worker);
         }
