@@ -45,7 +45,6 @@ impl Queue {
 
 struct Machine {
     queues: Vec<Queue>,
-    threads: Vec<ThreadId>,
     /// When the queues were compared.
     balanced: u64,
 }
@@ -106,15 +105,13 @@ impl<J> Machines<J> {
     pub fn add_machine(&mut self, cpus: usize) -> usize {
         let (count, each) = if self.packs > 0.0 { (cpus, 1) } else { (1, cpus) };
         let queues = (0..count).map(|_| Queue { idle: each, ready: VecDeque::new() }).collect();
-        self.machines.push(Machine { queues, threads: Vec::new(), balanced: 0 });
+        self.machines.push(Machine { queues, balanced: 0 });
         self.machines.len() - 1
     }
 
     /// Another thread.
     pub fn add_thread(&mut self, machine: usize) -> ThreadId {
-        let found = &mut self.machines[machine];
-        found.threads.push(self.threads.len());
-        let queue = found.threads.len() % found.queues.len();
+        let queue = (self.threads.len() + 1) % self.machines[machine].queues.len();
         self.threads.push(Thread {
             machine,
             queue,
@@ -164,8 +161,8 @@ impl<J> Machines<J> {
 
     /// The share of a CPU that its threads use, but for one of them.
     fn load(&self, now: u64, machine: usize, queue: usize, without: ThreadId) -> f64 {
-        let all = self.machines[machine].threads.iter().filter(|&&thread| thread != without);
-        let here = all.map(|&thread| &self.threads[thread]).filter(|thread| thread.queue == queue);
+        let others = self.threads.iter().enumerate().filter(|(at, _)| *at != without).map(|(_, thread)| thread);
+        let here = others.filter(|thread| thread.machine == machine && thread.queue == queue);
         here.map(|thread| thread.load(now)).sum()
     }
 

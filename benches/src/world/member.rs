@@ -1,7 +1,7 @@
 //! One replica: the shipped [`ReplicaCore`] on a store in memory, with what its node's thread does around it in a turn, and
 //! the mailbox in front of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use metadata::codec::decode_op;
@@ -11,6 +11,7 @@ use metadata::protocol::{Event, Reply, Request, ToClient};
 use metadata::read::ReadOp;
 use metadata::types::TimeNs;
 use metadata::{MemStore, Overlay, Store};
+use multicast::command::Command;
 use multicast::core::{Core, Durable, SessionChange, Unhurried};
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId, VectorClock};
 use multicast::{Applied, Change, Config, Entry, Message, OrderState, Time, Writes};
@@ -133,8 +134,14 @@ impl Mailbox {
 pub struct Executed {
     /// All.
     pub entries: usize,
-    /// Updates.
-    pub updates: BTreeMap<Op, usize>,
+    updates: Vec<Arc<Command>>,
+}
+
+impl Executed {
+    /// Updates, by their kind. They are looked at here, as no replica does that when it executes them.
+    pub fn updates(&self) -> impl Iterator<Item = Op> {
+        self.updates.iter().filter_map(|command| decode_op(&command.payload).ok()).map(|update| kind(&update))
+    }
 }
 
 impl Apply for Executed {
@@ -145,10 +152,8 @@ impl Apply for Executed {
         namespace: &mut Namespace<Overlay<'_, B>>,
     ) -> Option<Applied> {
         let applied = core.apply_next(now, namespace)?;
-        if let Change::Executed(command) = &applied.change
-            && let Ok(update) = decode_op(&command.payload)
-        {
-            *self.updates.entry(kind(&update)).or_default() += 1;
+        if let Change::Executed(command) = &applied.change {
+            self.updates.push(command.clone());
         }
         Some(applied)
     }

@@ -168,10 +168,8 @@ impl World<'_> {
                 // Clients are told before the state is written.
                 let told = self.members[at].told();
                 self.release(node, at, Ok(told), cost);
-                let updates = applied.updates.iter().map(|(&op, &count)| (count, cpu.store_update_of(op)));
-                let others = applied.entries - applied.updates.values().sum::<usize>();
-                let store = updates.map(|(count, each)| count as f64 * each).sum::<f64>();
-                cost += cpu.store_batch + store + others as f64 * cpu.store_update;
+                let updates = applied.updates().map(|op| cpu.store_update_of(op) - cpu.store_update);
+                cost += cpu.store_batch + applied.entries as f64 * cpu.store_update + updates.sum::<f64>();
                 self.note_progress(at, ns(cost));
             }
             if !said && applied.entries == 0 {

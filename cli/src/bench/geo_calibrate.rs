@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use super::geo::{machine, now};
-use super::geo_real::perform;
+use super::geo_op::perform;
 use crate::exit::{Exit, OrExit, Result};
 
 const REGION: &str = "one";

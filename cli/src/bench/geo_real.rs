@@ -1,8 +1,7 @@
 //! The lab's workloads through the kernel, on mounts of a running cluster, beside what the simulation says of them.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -15,6 +14,8 @@ use geo_bench::report::{Checked, Report};
 use geo_bench::spec::{Op, Point, Scope};
 use geo_bench::stats::Latencies;
 
+use super::geo_op::perform;
+use super::workload::write_small;
 use super::{geo, geo_calibrate};
 use crate::exit::{Exit, Failure, OrExit, Result};
 use crate::output::tell;
@@ -416,8 +417,8 @@ impl Worker {
             }
             _ => fresh,
         };
-        let none = PathBuf::new();
-        perform(self.op, self.files.get(at).unwrap_or(&none), &to, (number, bytes))?;
+        let file = self.files.get(at).map_or(Path::new(""), PathBuf::as_path);
+        perform(self.op, file, &to, (number, bytes))?;
         if matches!(self.op, Op::Rename | Op::Move) {
             self.files[at] = to;
         }
@@ -425,39 +426,9 @@ impl Worker {
     }
 }
 
-/// An operation on the file `at`, or on `fresh`, which does not exist yet; `number` is how many came before.
-pub fn perform(op: Op, at: &Path, fresh: &Path, (number, bytes): (usize, &[u8])) -> io::Result<()> {
-    match op {
-        Op::Create => make(fresh, bytes)?,
-        Op::Mkdir => fs::create_dir(fresh)?,
-        Op::Read | Op::Reread => {
-            let mut content = Vec::with_capacity(bytes.len());
-            File::open(at)?.read_to_end(&mut content)?;
-            if content.len() != bytes.len() {
-                return Err(io::Error::other(format!("{} bytes instead of {}", content.len(), bytes.len())));
-            }
-        }
-        Op::Stat => {
-            fs::symlink_metadata(at)?;
-        }
-        Op::Write => OpenOptions::new().write(true).open(at)?.write_all(bytes)?,
-        Op::Chmod => {
-            let mode = if number.is_multiple_of(2) { 0o600 } else { 0o640 };
-            fs::set_permissions(at, fs::Permissions::from_mode(mode))?;
-        }
-        Op::Unlink => fs::remove_file(at)?,
-        Op::Rename | Op::Move => fs::rename(at, fresh)?,
-    }
-    Ok(())
-}
-
-fn make(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    OpenOptions::new().write(true).create_new(true).open(path)?.write_all(bytes)
-}
-
 fn make_all(paths: &[PathBuf], size: usize) -> io::Result<()> {
     let bytes = vec![b'x'; size];
-    let part = |paths: &[PathBuf]| paths.iter().try_for_each(|path| make(path, &bytes));
+    let part = |paths: &[PathBuf]| paths.iter().try_for_each(|path| write_small(path, &bytes));
     let part = &part;
     std::thread::scope(|scope| {
         let handles: Vec<_> =

@@ -2,6 +2,7 @@
 
 pub mod geo;
 pub mod geo_calibrate;
+mod geo_op;
 pub mod geo_real;
 mod run;
 mod workload;

@@ -245,7 +245,8 @@ impl Worker {
     }
 }
 
-fn write_small(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Creates a file with this content.
+pub fn write_small(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.write_all(bytes)
 }
