@@ -1,5 +1,8 @@
 //! A replica that orders, logs and tells, and executes nothing: the node's log, links and mailbox around the bare ordering
 //! core. For measuring what multicast costs by itself; a node is [`crate::Node`].
+//!
+//! The core runs on the network's thread: it is quick, and the only one of its process. A node's replicas have threads of
+//! their own, as they work on a store, too, and must not keep each other or the network waiting.
 
 use std::io;
 use std::sync::Arc;
@@ -64,7 +67,8 @@ pub fn run_bare(config: &BareConfig, clients: &mut dyn Clients) -> Result<()> {
     let wal = Arc::new(open_log(config)?);
     let mailbox = Arc::new(Mailbox::new(group, 1, node.limits.group_message_bytes_max));
     let me = node.node()?.clone();
-    let runtime = net::runtime("net").map_err(|source| Error::Thread { what: "the network's thread", source })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| Error::Thread { what: "the network's thread", source })?;
     let endpoint = {
         let _inside = runtime.enter();
         Endpoint::bind(endpoint_config(node, &me)?)?
@@ -99,7 +103,7 @@ pub fn run_bare(config: &BareConfig, clients: &mut dyn Clients) -> Result<()> {
         more: true,
         trimmed_at: Instant::now(),
     };
-    let ended = replica.run(clients);
+    let ended = runtime.block_on(replica.run(clients));
     wal.abandon();
     runtime.shutdown_timeout(Duration::from_millis(500));
     ended
@@ -149,7 +153,7 @@ struct Bare<'a> {
 }
 
 impl Bare<'_> {
-    fn run(&mut self, clients: &mut dyn Clients) -> Result<()> {
+    async fn run(&mut self, clients: &mut dyn Clients) -> Result<()> {
         let (mut inputs, mut commands) = (Vec::new(), Vec::new());
         loop {
             let now = self.clock.now();
@@ -180,7 +184,7 @@ impl Bare<'_> {
             }
             self.trim();
             let timeout = self.timeout().min(wait);
-            self.mailbox.take(&mut inputs, timeout, self.core.unhurried());
+            self.mailbox.take_in_task(&mut inputs, timeout, self.core.unhurried()).await;
         }
     }
 

@@ -1,4 +1,4 @@
-//! The way into a replica's thread: one queue, emptied in one go, so that a wake-up serves everything that came.
+//! The way into a replica's thread or task: one queue, emptied in one go, so that a wake-up serves everything that came.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use multicast::ids::{GroupId, Incarnation, LogIndex, ReplicaId};
 use multicast::message::Message;
 use multicast::{InstallRefused, MemberChange, Membership};
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 use tokio::sync::oneshot::Sender;
 
 use super::view::PendingRead;
@@ -192,6 +193,8 @@ pub struct Mailbox {
     group: GroupId,
     queue: Mutex<Queue>,
     work: Condvar,
+    /// The same for a task.
+    task_work: Notify,
     requests_max: usize,
     message_bytes_max: usize,
 }
@@ -270,6 +273,50 @@ impl Gathered {
     }
 }
 
+/// How long a replica sleeps.
+struct Nap {
+    until: Instant,
+    /// It looks whether other groups' primaries still tell things.
+    is_watch: bool,
+}
+
+impl Queue {
+    /// Takes what is there, if it is worth it; else says how long to sleep.
+    fn take(&mut self, inputs: &mut Vec<Input>, end: Instant, unhurried: Unhurried) -> Option<Nap> {
+        let now = Instant::now();
+        let (updates_due, told_due) = (self.updates.due(), self.told.due());
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        let is_hurried = self.inputs.len() >= WAITING_MAX || !self.inputs.iter().all(|input| input.can_wait(unhurried));
+        if is_hurried || is_due(updates_due) || is_due(told_due) || now >= end {
+            std::mem::swap(&mut self.inputs, inputs);
+            if is_due(updates_due) {
+                self.updates.take(inputs);
+            }
+            if is_due(told_due) {
+                self.told.take(inputs);
+            }
+            self.requests = self.updates.inputs.len();
+            self.message_bytes = self.told.inputs.iter().map(Input::message_bytes).sum();
+            self.sleeping = None;
+            return None;
+        }
+        let mut until = updates_due.into_iter().chain(told_due).fold(end, Instant::min);
+        let is_watch = self.told.is_worth_waiting() && self.told.since.is_none();
+        if is_watch {
+            // Whoever tells something need not wake it only to make it sleep for a shorter time.
+            until = until.min(now + self.told.patience);
+        }
+        self.sleeping = Some(Sleeping { unhurried, until });
+        Some(Nap { until, is_watch })
+    }
+
+    fn end_nap(&mut self, nap: Nap, timed_out: bool) {
+        if nap.is_watch && timed_out && self.told.since.is_none() {
+            self.told.expect(0);
+        }
+    }
+}
+
 impl Mailbox {
     /// Empty.
     pub fn new(group: GroupId, requests_max: usize, message_bytes_max: usize) -> Mailbox {
@@ -282,15 +329,27 @@ impl Mailbox {
             sleeping: None,
             closed: false,
         };
-        Mailbox { group, queue: Mutex::new(queue), work: Condvar::new(), requests_max, message_bytes_max }
+        Mailbox {
+            group,
+            queue: Mutex::new(queue),
+            work: Condvar::new(),
+            task_work: Notify::new(),
+            requests_max,
+            message_bytes_max,
+        }
     }
 
     /// Queues. At its bound a request is answered `Unavailable`; a message is dropped (its sender repeats it). Everything
     /// else is bounded by what it answers to.
     pub fn push(&self, input: Input) {
         if self.put(input) {
-            self.work.notify_one();
+            self.wake();
         }
+    }
+
+    fn wake(&self) {
+        self.work.notify_one();
+        self.task_work.notify_one();
     }
 
     /// True if the thread must be woken for it.
@@ -332,41 +391,25 @@ impl Mailbox {
         wake
     }
 
-    /// Waits for input, at most so long, and takes it. What can wait does not end the waiting.
+    /// Waits for input, at most so long, and takes it. What can wait does not end the waiting. One thread at a time may wait,
+    /// or one task.
     pub fn take(&self, inputs: &mut Vec<Input>, timeout: Duration, unhurried: Unhurried) {
         let end = Instant::now() + timeout;
         let mut queue = self.queue.lock();
+        while let Some(nap) = queue.take(inputs, end, unhurried) {
+            let timed_out = self.work.wait_until(&mut queue, nap.until).timed_out();
+            queue.end_nap(nap, timed_out);
+        }
+    }
+
+    /// The same in a task, which lets others go first in any case.
+    pub async fn take_in_task(&self, inputs: &mut Vec<Input>, timeout: Duration, unhurried: Unhurried) {
+        let end = Instant::now() + timeout;
+        tokio::task::yield_now().await;
         loop {
-            let now = Instant::now();
-            let Queue { updates, told, .. } = &mut *queue;
-            let (updates_due, told_due) = (updates.due(), told.due());
-            let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
-            let is_hurried =
-                queue.inputs.len() >= WAITING_MAX || !queue.inputs.iter().all(|input| input.can_wait(unhurried));
-            if is_hurried || is_due(updates_due) || is_due(told_due) || now >= end {
-                std::mem::swap(&mut queue.inputs, inputs);
-                if is_due(updates_due) {
-                    queue.updates.take(inputs);
-                }
-                if is_due(told_due) {
-                    queue.told.take(inputs);
-                }
-                queue.requests = queue.updates.inputs.len();
-                queue.message_bytes = queue.told.inputs.iter().map(Input::message_bytes).sum();
-                queue.sleeping = None;
-                return;
-            }
-            let mut until = updates_due.into_iter().chain(told_due).fold(end, Instant::min);
-            let is_watch = queue.told.is_worth_waiting() && queue.told.since.is_none();
-            if is_watch {
-                // Whoever tells something need not wake it only to make it sleep for a shorter time.
-                until = until.min(now + queue.told.patience);
-            }
-            queue.sleeping = Some(Sleeping { unhurried, until });
-            let is_silent = self.work.wait_until(&mut queue, until).timed_out() && queue.told.since.is_none();
-            if is_watch && is_silent {
-                queue.told.expect(0);
-            }
+            let Some(nap) = self.queue.lock().take(inputs, end, unhurried) else { return };
+            let timed_out = tokio::time::timeout_at(nap.until.into(), self.task_work.notified()).await.is_err();
+            self.queue.lock().end_nap(nap, timed_out);
         }
     }
 
@@ -394,7 +437,7 @@ impl Burst {
 
     /// To be called before waiting for anything.
     pub fn wake(&mut self) {
-        self.0.drain(..).for_each(|mailbox| _ = mailbox.work.notify_one());
+        self.0.drain(..).for_each(|mailbox| mailbox.wake());
     }
 }
 
@@ -433,15 +476,21 @@ mod tests {
         Input::Message { from: (GroupId(1), ReplicaId(2)), message, bytes: 10 }
     }
 
-    /// How many inputs a thread gets that begins to wait before `push`, and whether it has waited to the end.
-    fn taken(unhurried: Unhurried, push: impl FnOnce(&Arc<Mailbox>)) -> (usize, bool) {
+    /// How many inputs a thread or a task gets that begins to wait before `push`, and whether it has waited to the end.
+    fn taken_by(is_task: bool, unhurried: Unhurried, push: impl FnOnce(&Arc<Mailbox>)) -> (usize, bool) {
         let mailbox = Arc::new(Mailbox::new(GroupId(1), 10, 1 << 20));
         let patience = Duration::from_millis(200);
         let waiting = {
             let mailbox = mailbox.clone();
             std::thread::spawn(move || {
                 let (mut inputs, begun) = (Vec::new(), Instant::now());
-                mailbox.take(&mut inputs, patience, unhurried);
+                if is_task {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                    let runtime = runtime.expect("a runtime without a network");
+                    runtime.block_on(mailbox.take_in_task(&mut inputs, patience, unhurried));
+                } else {
+                    mailbox.take(&mut inputs, patience, unhurried);
+                }
                 (inputs.len(), begun.elapsed() >= patience)
             })
         };
@@ -453,17 +502,21 @@ mod tests {
     }
 
     #[test]
-    fn thread_sleeps_on_for_what_moves_nothing_on_and_gets_it_with_what_does() {
-        let quiet = |mailbox: &Arc<Mailbox>| {
-            mailbox.push(Input::Persisted(1));
-            mailbox.push(appended(5));
-        };
-        assert_eq!(taken(UNHURRIED, quiet), (2, true));
-        assert!(!taken(UNHURRIED, |mailbox| (0..WAITING_MAX + 1).for_each(|_| mailbox.push(appended(5)))).1);
-        assert!(!taken(UNHURRIED, |mailbox| mailbox.push(appended(6))).1);
-        assert!(!taken(UNHURRIED, |mailbox| mailbox.push(Input::Housekeep)).1);
-        assert!(!taken(Unhurried::default(), |mailbox| mailbox.push(Input::Persisted(1))).1);
-        assert!(!taken(Unhurried::default(), |mailbox| mailbox.push(appended(1))).1);
+    fn sleeper_sleeps_on_for_what_moves_nothing_on_and_gets_it_with_what_does() {
+        for is_task in [false, true] {
+            let quiet = |mailbox: &Arc<Mailbox>| {
+                mailbox.push(Input::Persisted(1));
+                mailbox.push(appended(5));
+            };
+            let is_woken = |unhurried, push: &dyn Fn(&Mailbox)| !taken_by(is_task, unhurried, |mailbox| push(mailbox)).1;
+            assert_eq!(taken_by(is_task, UNHURRIED, quiet), (2, true));
+            let many = |mailbox: &Mailbox| (0..WAITING_MAX + 1).for_each(|_| mailbox.push(appended(5)));
+            assert!(is_woken(UNHURRIED, &many));
+            assert!(is_woken(UNHURRIED, &|mailbox| mailbox.push(appended(6))));
+            assert!(is_woken(UNHURRIED, &|mailbox| mailbox.push(Input::Housekeep)));
+            assert!(is_woken(Unhurried::default(), &|mailbox| mailbox.push(Input::Persisted(1))));
+            assert!(is_woken(Unhurried::default(), &|mailbox| mailbox.push(appended(1))));
+        }
     }
 
     #[test]
@@ -574,7 +627,7 @@ mod tests {
 
     #[test]
     fn burst_wakes_a_thread_once_and_when_dropped_at_the_latest() {
-        let (count, is_late) = taken(Unhurried::default(), |mailbox| {
+        let (count, is_late) = taken_by(false, Unhurried::default(), |mailbox| {
             let mut burst = Burst::default();
             (0..3).for_each(|token| burst.push(mailbox, Input::Persisted(token)));
             assert_eq!(burst.0.len(), 1);
