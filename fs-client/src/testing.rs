@@ -204,7 +204,7 @@ impl State {
             payload: codec::encode_op(op),
         };
         self.now += 1000;
-        let mut contributions = multicast::ByGroup::new();
+        let mut contributions = multicast::Contributions::new();
         if command.is_multi_group() {
             for group in command.groups() {
                 let (namespace, _) = self.groups.get_mut(&group).unwrap();

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use multicast::command::{Command, Key};
 use multicast::ids::{GroupId, SessionId};
-use multicast::{ByGroup, Context, Machine};
+use multicast::{Context, Contributions, Machine};
 use serde::de::DeserializeOwned;
 
 pub use crate::answer::read;
@@ -90,7 +90,7 @@ impl<S: StoreMut> Namespace<S> {
 
     /// Executes a command and gives its encoded [`Outcome`]. `contributions` holds those of all its destinations if there
     /// are several.
-    pub fn execute(&mut self, now: TimeNs, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes {
+    pub fn execute(&mut self, now: TimeNs, command: &Command, contributions: &Contributions) -> Bytes {
         self.execute_beside(now, false, command, contributions)
     }
 
@@ -100,7 +100,7 @@ impl<S: StoreMut> Namespace<S> {
         now: TimeNs,
         is_contended: bool,
         command: &Command,
-        contributions: &ByGroup<Bytes>,
+        contributions: &Contributions,
     ) -> Bytes {
         let outcome = self.run(now, is_contended, command, contributions);
         let own = self.changes.keys.len();
@@ -188,7 +188,7 @@ impl<S: StoreMut> Namespace<S> {
         now: TimeNs,
         is_contended: bool,
         command: &Command,
-        contributions: &ByGroup<Bytes>,
+        contributions: &Contributions,
     ) -> Result<Outcome, Error> {
         let op = match admit(command) {
             Ok(op) => op,
@@ -386,7 +386,7 @@ impl<S: StoreMut> Machine for Namespace<S> {
         self.contribute_beside(context.is_contended, command)
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes {
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &Contributions) -> Bytes {
         let now = TimeNs(i64::try_from(context.time_ns).unwrap_or(i64::MAX));
         self.execute_beside(now, context.is_contended, command, contributions)
     }
@@ -508,7 +508,7 @@ fn admit(command: &Command) -> Result<FsOp, Errno> {
 }
 
 /// Decodes every destination's contribution; `None` if one is missing or makes no sense.
-fn received(command: &Command, contributions: &ByGroup<Bytes>) -> Option<Vec<Contribution>> {
+fn received(command: &Command, contributions: &Contributions) -> Option<Vec<Contribution>> {
     let decode = |group| codec::decode_contribution(contributions.get(group)?).ok();
     command.groups().map(decode).collect()
 }

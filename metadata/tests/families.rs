@@ -156,7 +156,7 @@ mod create {
         let mut cluster = cluster(2);
         let op = create_op(ROOT, "eu", NewNode::Directory { placement: Some(GroupId(1)) }, GroupId(1));
         let command = cluster.command(S, &op);
-        let contributions: multicast::ByGroup<_> = [GroupId(0), GroupId(1)]
+        let contributions: multicast::Contributions = [GroupId(0), GroupId(1)]
             .into_iter()
             .map(|group| (group, cluster.on(group, |namespace| namespace.contribute(&command))))
             .collect();
@@ -209,7 +209,7 @@ mod create {
         let op = |entry: &str| create_op(ROOT, entry, NewNode::Directory { placement: Some(GroupId(1)) }, GroupId(1));
         let shard = metadata::birth::BirthShard::of_name(ROOT.ino, b"a");
         let keys = op("a").destinations()[1].footprint.clone();
-        assert_eq!(keys, vec![(key_births(GroupId(1), shard), multicast::command::Mode::Write)]);
+        assert_eq!(keys[..], [(key_births(GroupId(1), shard), multicast::command::Mode::Write)]);
     }
 
     #[test]

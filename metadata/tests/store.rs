@@ -11,7 +11,7 @@ use metadata::op::{Change, FsOp, NewNode};
 use metadata::store::{Row, row_hash, stored_digest};
 use metadata::types::TimeNs;
 use metadata::{MemStore, Namespace, Overlay, Store, StoreMut};
-use multicast::ByGroup;
+use multicast::Contributions;
 use multicast::ids::{GroupId, SessionId};
 use proptest::prelude::*;
 use support::{Cluster, ROOT};
@@ -96,7 +96,7 @@ fn digest_depends_on_the_state_alone() {
         let session = SessionId(1);
         cluster.open_session(session);
         let make = |namespace: &mut Namespace<Overlay<'_, MemStore>>, command: &_, at| {
-            namespace.execute(TimeNs(at), command, &ByGroup::new());
+            namespace.execute(TimeNs(at), command, &Contributions::new());
         };
         let commands: Vec<_> = (0..20)
             .map(|at| {
@@ -161,7 +161,7 @@ fn failing_store_is_told_and_never_answered_over() {
         let store = Failing { store: cluster.stores[&GroupId(0)].clone(), reads_left: Cell::new(reads) };
         let Ok(overlay) = Overlay::new(&store) else { continue };
         let Ok(mut namespace) = Namespace::open(GroupId(0), overlay) else { continue };
-        let outcome = namespace.execute(TimeNs(9), &command, &ByGroup::new());
+        let outcome = namespace.execute(TimeNs(9), &command, &Contributions::new());
         match namespace.failure() {
             Some(error) => assert_eq!(*error, Error::StoreFailed("the disk is on fire".into())),
             None => {
@@ -204,7 +204,7 @@ fn rows_that_cannot_be_there_are_not_looked_for() {
         let command = cluster.command(session, op);
         let base = Noting { store: cluster.stores[&GroupId(0)].clone(), missed: RefCell::default() };
         let mut namespace = Namespace::open(GroupId(0), Overlay::new(&base).unwrap()).unwrap();
-        let outcome = namespace.execute(TimeNs(9), &command, &ByGroup::new());
+        let outcome = namespace.execute(TimeNs(9), &command, &Contributions::new());
         assert!(metadata::codec::decode_outcome(&outcome).unwrap().is_ok());
         base.missed.into_inner()
     };
@@ -226,7 +226,7 @@ fn corrupt_row_is_an_error_that_names_it() {
     let command = cluster.command(SessionId(1), &op);
     let overlay = Overlay::new(&cluster.stores[&GroupId(0)]).unwrap();
     let mut namespace = Namespace::open(GroupId(0), overlay).unwrap();
-    namespace.execute(TimeNs(9), &command, &ByGroup::new());
+    namespace.execute(TimeNs(9), &command, &Contributions::new());
     assert_eq!(namespace.failure(), Some(&Error::CorruptRow { key }));
 }
 

@@ -269,7 +269,7 @@ fn requests() -> Vec<Request> {
         id: CommandId { session, sequence: 3 },
         acknowledged_below: 2,
         clock: clock.clone(),
-        destinations: vec![Destination { group, footprint: vec![(Key(4), Mode::Add)] }],
+        destinations: vec![Destination { group, footprint: vec![(Key(4), Mode::Add)].into() }],
         payload: name("payload"),
     };
     let read = |op| Request::Read { group, session, clock: clock.clone(), linearizable: true, op };
@@ -484,7 +484,7 @@ fn understated_footprint_is_malformed() {
     command.destinations[0].footprint.pop();
     let before = cluster.stores.clone();
     let outcome =
-        cluster.on(GroupId(0), |namespace| namespace.execute(TimeNs(1), &command, &multicast::ByGroup::new()));
+        cluster.on(GroupId(0), |namespace| namespace.execute(TimeNs(1), &command, &multicast::Contributions::new()));
     assert_eq!(decode_outcome(&outcome).unwrap(), Err(OpError::Errno(Errno::Malformed)));
     assert_eq!(before, cluster.stores);
 }
@@ -541,7 +541,7 @@ proptest! {
             return Ok(());
         }
         let groups: Vec<GroupId> = command.groups().collect();
-        let mut contributions = multicast::ByGroup::new();
+        let mut contributions = multicast::Contributions::new();
         for &group in groups.iter().filter(|_| groups.len() > 1) {
             let own = cluster.on(group, |namespace| namespace.contribute(&command));
             contributions.insert(group, if honest { own } else { Bytes::from(junk.clone()) });

@@ -109,7 +109,7 @@ impl Cluster {
             let sequence = self.next;
             self.next += 1;
             let footprint = vec![(Key(sequence), Mode::Write)];
-            let destination = |group| Destination { group: GroupId(group), footprint: footprint.clone() };
+            let destination = |group| Destination { group: GroupId(group), footprint: footprint.clone().into() };
             let command = Arc::new(Command {
                 id: CommandId { session: SESSION, sequence },
                 acknowledged_below: begin,

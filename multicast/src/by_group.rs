@@ -1,31 +1,34 @@
-//! A map from groups to something, for few groups: one piece of memory, where a tree would take a large node for each.
+//! A map from groups to something, for few groups: one piece of memory or none of its own, where a tree would take a large
+//! node for each.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smallvec::SmallVec;
 
 use crate::ids::GroupId;
 
 /// So much room is made on the word of whoever sends it.
 const ROOM_MAX: usize = 8;
 
-/// Values by group, in the order of the groups. Encoded like any other map; in another order it is refused.
+/// Values by group, in the order of the groups. So many are `INLINE`, where the map itself is. Encoded like any other map; in
+/// another order it is refused.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ByGroup<V>(Vec<(GroupId, V)>);
+pub struct ByGroup<V, const INLINE: usize = 0>(SmallVec<[(GroupId, V); INLINE]>);
 
-impl<V> ByGroup<V> {
+impl<V, const INLINE: usize> ByGroup<V, INLINE> {
     /// Empty.
     #[must_use]
-    pub const fn new() -> Self {
-        ByGroup(Vec::new())
+    pub fn new() -> Self {
+        ByGroup(SmallVec::new())
     }
 
     /// Empty, with room for so many.
     #[must_use]
     pub(crate) fn with_room(count: usize) -> Self {
-        ByGroup(Vec::with_capacity(count))
+        ByGroup(SmallVec::with_capacity(count))
     }
 
     /// How many there are.
@@ -83,19 +86,19 @@ impl<V> ByGroup<V> {
     }
 }
 
-impl<V> Default for ByGroup<V> {
+impl<V, const INLINE: usize> Default for ByGroup<V, INLINE> {
     fn default() -> Self {
         ByGroup::new()
     }
 }
 
-impl<V: fmt::Debug> fmt::Debug for ByGroup<V> {
+impl<V: fmt::Debug, const INLINE: usize> fmt::Debug for ByGroup<V, INLINE> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.iter()).finish()
     }
 }
 
-impl<V> FromIterator<(GroupId, V)> for ByGroup<V> {
+impl<V, const INLINE: usize> FromIterator<(GroupId, V)> for ByGroup<V, INLINE> {
     fn from_iter<T: IntoIterator<Item = (GroupId, V)>>(values: T) -> Self {
         let values = values.into_iter();
         let mut map = ByGroup::with_room(values.size_hint().1.unwrap_or_default().min(ROOM_MAX));
@@ -104,29 +107,30 @@ impl<V> FromIterator<(GroupId, V)> for ByGroup<V> {
     }
 }
 
-impl<V: Serialize> Serialize for ByGroup<V> {
+impl<V: Serialize, const INLINE: usize> Serialize for ByGroup<V, INLINE> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter())
     }
 }
 
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for ByGroup<V> {
+impl<'de, V: Deserialize<'de>, const INLINE: usize> Deserialize<'de> for ByGroup<V, INLINE> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(Ascending(PhantomData))
     }
 }
 
-struct Ascending<V>(PhantomData<V>);
+struct Ascending<V, const INLINE: usize>(PhantomData<V>);
 
-impl<'de, V: Deserialize<'de>> Visitor<'de> for Ascending<V> {
-    type Value = ByGroup<V>;
+impl<'de, V: Deserialize<'de>, const INLINE: usize> Visitor<'de> for Ascending<V, INLINE> {
+    type Value = ByGroup<V, INLINE>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a map by group, in order")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ByGroup<V>, A::Error> {
-        let mut values: Vec<(GroupId, V)> = Vec::with_capacity(map.size_hint().unwrap_or_default().min(ROOM_MAX));
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut values: SmallVec<[(GroupId, V); INLINE]> =
+            SmallVec::with_capacity(map.size_hint().unwrap_or_default().min(ROOM_MAX));
         while let Some((group, value)) = map.next_entry::<GroupId, V>()? {
             if values.last().is_some_and(|(last, _)| *last >= group) {
                 return Err(A::Error::custom("groups out of order"));

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ids::{CommandId, GroupId, VectorClock};
@@ -36,13 +37,17 @@ impl Mode {
     }
 }
 
+/// Keys with how they are touched. Most commands touch no more than fit in without memory of their own.
+pub type Footprint = SmallVec<[(Key, Mode); 4]>;
+
 /// One destination group of a command and what the command touches there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Destination {
     /// The group.
     pub group: GroupId,
     /// The keys, sorted, each once with its strongest mode.
-    pub footprint: Vec<(Key, Mode)>,
+    #[serde(deserialize_with = "crate::record::deserialize_few")]
+    pub footprint: Footprint,
 }
 
 /// A command as its client sent it. Its payload means nothing here.

@@ -106,6 +106,10 @@ impl fmt::Display for CommandId {
     }
 }
 
+/// What a vector clock says of each group. Few clusters have clocks of more groups than fit in, and clocks are copied, sent
+/// and dropped with each command.
+type Components<V> = ByGroup<V, 3>;
+
 /// "Has seen": group → log index. A missing group stands for index zero.
 ///
 /// Beside what was seen of each group's log it knows, for each group, the newest command of several groups which that one has
@@ -114,8 +118,8 @@ impl fmt::Display for CommandId {
 /// everybody else: a client knows what its own have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VectorClock {
-    seen: ByGroup<LogIndex>,
-    effects: ByGroup<Effect>,
+    seen: Components<LogIndex>,
+    effects: Components<Effect>,
 }
 
 /// The newest effect, and the newest one by anybody else.
@@ -240,7 +244,7 @@ impl VectorClock {
     }
 }
 
-fn raise(components: &mut ByGroup<LogIndex>, group: GroupId, index: LogIndex) -> bool {
+fn raise(components: &mut Components<LogIndex>, group: GroupId, index: LogIndex) -> bool {
     match components.get_mut(group) {
         Some(component) => {
             let news = index > *component;

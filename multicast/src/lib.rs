@@ -33,7 +33,7 @@ pub use crate::core::Core;
 pub use by_group::ByGroup;
 pub use config::{Config, Limits, Timing};
 pub use error::{Error, ErrorClass};
-pub use machine::{Context, Inert, Machine};
+pub use machine::{Context, Contributions, Inert, Machine};
 pub use membership::{ChangeRefused, ForceRefused, Member, MemberChange, MemberRole, Membership};
 pub use message::Message;
 pub use order::OrderState;

@@ -10,6 +10,9 @@ use crate::ids::{GroupId, LogIndex, SessionId, Timestamp};
 /// empty contribution where it expects something as a "no".
 pub const CONTRIBUTION_BYTES_MAX: usize = 1 << 20;
 
+/// What each destination gives to a command of several groups; no memory of its own for two.
+pub type Contributions = ByGroup<Bytes, 2>;
+
 /// Where and when something executes: the same on every replica of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
@@ -38,7 +41,7 @@ pub trait Machine {
 
     /// Executes a command and returns its encoded outcome. `contributions` is empty for a command of one group; else it
     /// holds those of *all* destinations, this group's own included, and is the same map in every destination.
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes;
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &Contributions) -> Bytes;
 
     /// A session was opened in this group.
     fn session_opened(&mut self, context: &Context, session: SessionId);
@@ -59,7 +62,7 @@ impl Machine for Inert {
         Bytes::new()
     }
 
-    fn execute(&mut self, _: &Context, _: &Command, _: &ByGroup<Bytes>) -> Bytes {
+    fn execute(&mut self, _: &Context, _: &Command, _: &Contributions) -> Bytes {
         Bytes::new()
     }
 

@@ -152,6 +152,7 @@ pub enum Message {
     /// Prepare this, please.
     Propose {
         /// The command.
+        #[serde(deserialize_with = "crate::record::deserialize_shared")]
         command: Arc<Command>,
     },
     /// What the sender's log says about a command.

@@ -1,9 +1,13 @@
 //! What a group's log holds. Applying the records in order is the only way that replicated state changes.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use smallvec::{Array, SmallVec};
 
 use crate::by_group::ByGroup;
 use crate::command::Command;
@@ -84,6 +88,7 @@ pub struct Contribution {
     /// Where in that group's log it was computed: whoever sees the effect has seen that group up to there …
     pub index: LogIndex,
     /// … and what that group's state depended on there.
+    #[serde(deserialize_with = "crate::record::deserialize_shared")]
     pub depends_on: Arc<VectorClock>,
 }
 
@@ -95,6 +100,7 @@ pub enum Record {
     /// A command of this group alone: executes.
     Single {
         /// The command.
+        #[serde(deserialize_with = "crate::record::deserialize_shared")]
         command: Arc<Command>,
         /// Its place in the order.
         timestamp: Timestamp,
@@ -102,6 +108,7 @@ pub enum Record {
     /// A command of several groups: locks its keys; the timestamp is a fact once this is committed.
     Prepare {
         /// The command.
+        #[serde(deserialize_with = "crate::record::deserialize_shared")]
         command: Arc<Command>,
         /// This group's proposal.
         timestamp: Timestamp,
@@ -266,6 +273,38 @@ impl<B: BufMut> postcard::ser_flavors::Flavor for Behind<'_, B> {
         self.pass_on();
         Ok(())
     }
+}
+
+/// A sequence of few. However many its sender claims, memory is taken as they come.
+pub(crate) fn deserialize_few<'de, A: Array<Item: Deserialize<'de>>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<SmallVec<A>, D::Error> {
+    struct Few<A>(PhantomData<A>);
+
+    impl<'de, A: Array<Item: Deserialize<'de>>> Visitor<'de> for Few<A> {
+        type Value = SmallVec<A>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a sequence")
+        }
+
+        fn visit_seq<S: SeqAccess<'de>>(self, mut sequence: S) -> Result<SmallVec<A>, S::Error> {
+            let mut few = SmallVec::new();
+            while let Some(item) = sequence.next_element()? {
+                few.push(item);
+            }
+            Ok(few)
+        }
+    }
+
+    deserializer.deserialize_seq(Few(PhantomData))
+}
+
+/// What is shared is made where it stays: serde itself would make a box first, and copy it.
+pub(crate) fn deserialize_shared<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Arc<T>, D::Error> {
+    T::deserialize(deserializer).map(Arc::new)
 }
 
 /// Decodes a postcard value behind a version byte; all of the bytes must be used.

@@ -17,7 +17,7 @@ use multicast::ids::{Ballot, CommandId, GroupId, Incarnation, LogIndex, ReplicaI
 use multicast::message::Facts;
 use multicast::record::{Contribution, Rejection};
 use multicast::{
-    ByGroup, Config, Context, Core, Entry, Machine, Member, MemberRole, Membership, Message, OrderState, Output,
+    Config, Context, Contributions, Core, Entry, Machine, Member, MemberRole, Membership, Message, OrderState, Output,
     Position, Record, Refusal, Time,
 };
 
@@ -260,8 +260,8 @@ impl Machine for Lenient {
         self.0.contribute(context, command)
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, _: &ByGroup<Bytes>) -> Bytes {
-        self.0.execute(context, command, &ByGroup::new())
+    fn execute(&mut self, context: &Context, command: &Command, _: &Contributions) -> Bytes {
+        self.0.execute(context, command, &Contributions::new())
     }
 
     fn session_opened(&mut self, context: &Context, session: SessionId) {

@@ -26,8 +26,8 @@ use proptest::prelude::*;
 fn sample_command() -> Arc<Command> {
     let footprint = vec![(Key(3), Mode::Read), (Key(300), Mode::Add), (Key(u64::MAX), Mode::Write)];
     let destinations = vec![
-        Destination { group: GroupId(0), footprint },
-        Destination { group: GroupId(2), footprint: vec![(Key(5), Mode::Write)] },
+        Destination { group: GroupId(0), footprint: footprint.into() },
+        Destination { group: GroupId(2), footprint: vec![(Key(5), Mode::Write)].into() },
     ];
     Arc::new(Command {
         id: CommandId { session: SessionId(0x0102_0304_0506_0708), sequence: 9 },

@@ -96,7 +96,7 @@ fn single_group_command_costs_microseconds() {
                         id: CommandId { session, sequence },
                         acknowledged_below: (round * batch).max(1),
                         clock: VectorClock::new(),
-                        destinations: vec![Destination { group: GROUP, footprint }],
+                        destinations: vec![Destination { group: GROUP, footprint: footprint.into() }],
                         payload: Bytes::from(vec![7; 200]),
                     })
                 })

@@ -19,7 +19,7 @@ const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 
 fn command(sequence: u64, groups: &[GroupId], key: u64, clock: VectorClock) -> Arc<Command> {
     let footprint = vec![(Key(key), Mode::Write)];
-    let destinations = groups.iter().map(|&group| Destination { group, footprint: footprint.clone() }).collect();
+    let destinations = groups.iter().map(|&group| Destination { group, footprint: footprint.clone().into() }).collect();
     let id = CommandId { session: SESSION, sequence };
     Arc::new(Command { id, acknowledged_below: 0, clock, destinations, payload: Bytes::from_static(b"payload") })
 }

@@ -17,7 +17,7 @@ const B: GroupId = GroupId(1);
 const SESSION: SessionId = SessionId(7);
 
 fn write(sequence: u64, groups: &[GroupId]) -> Arc<Command> {
-    let footprint = |&group: &GroupId| Destination { group, footprint: vec![(Key(1), Mode::Write)] };
+    let footprint = |&group: &GroupId| Destination { group, footprint: vec![(Key(1), Mode::Write)].into() };
     Arc::new(Command {
         id: CommandId { session: SESSION, sequence },
         acknowledged_below: 0,

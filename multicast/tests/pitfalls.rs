@@ -14,7 +14,7 @@ use multicast::command::{Command, Destination, Key, Mode};
 use multicast::core::{SessionChange, Wait};
 use multicast::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
 use multicast::record::{Contribution, Rejection};
-use multicast::{ByGroup, Context, Decline, Machine, Message, OrderState, Record, Refusal};
+use multicast::{Context, Contributions, Decline, Machine, Message, OrderState, Record, Refusal};
 
 const A: GroupId = GroupId(0);
 const B: GroupId = GroupId(1);
@@ -26,8 +26,10 @@ fn command(sequence: u64, footprints: &[(GroupId, u64, Mode)]) -> Arc<Command> {
 }
 
 fn command_of(session: SessionId, sequence: u64, footprints: &[(GroupId, u64, Mode)]) -> Arc<Command> {
-    let destinations =
-        footprints.iter().map(|&(group, key, mode)| Destination { group, footprint: vec![(Key(key), mode)] }).collect();
+    let destinations = footprints
+        .iter()
+        .map(|&(group, key, mode)| Destination { group, footprint: vec![(Key(key), mode)].into() })
+        .collect();
     Arc::new(Command {
         id: CommandId { session, sequence },
         acknowledged_below: 0,
@@ -548,7 +550,7 @@ impl Machine for Contended {
         Bytes::new()
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, _: &ByGroup<Bytes>) -> Bytes {
+    fn execute(&mut self, context: &Context, command: &Command, _: &Contributions) -> Bytes {
         self.0.push((command.id.sequence, context.is_contended));
         Bytes::new()
     }

@@ -82,7 +82,7 @@ impl World {
             id,
             acknowledged_below: self.sequence.saturating_sub(500),
             clock,
-            destinations: vec![Destination { group, footprint: vec![(Key(self.sequence), Mode::Write)] }],
+            destinations: vec![Destination { group, footprint: vec![(Key(self.sequence), Mode::Write)].into() }],
             payload: Bytes::from_static(b"payload"),
         });
         let primary = self.sim.primary(group).unwrap();

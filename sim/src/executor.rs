@@ -5,7 +5,7 @@ use bytes::Bytes;
 use metadata::{Namespace, Overlay, Store, StoreMut, codec};
 use multicast::command::Command;
 use multicast::ids::{GroupId, SessionId};
-use multicast::{Applied, ByGroup, Context, Core, Machine, Time};
+use multicast::{Applied, Context, Contributions, Core, Machine, Time};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::checks::ledger::{Entry, Ledger};
@@ -86,7 +86,7 @@ impl<S: StoreMut> Machine for Executor<'_, S> {
         self.namespace.contribute(&self.restored(command))
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes {
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &Contributions) -> Bytes {
         let command = &self.restored(command);
         let mut context = *context;
         if self.bug == Some(Bug::OwnTime) {

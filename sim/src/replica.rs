@@ -14,7 +14,7 @@ use metadata::{Namespace, Overlay, WriteSet, codec};
 use multicast::command::{Command, Key};
 use multicast::core::{Core, Durable, SessionChange};
 use multicast::ids::{CommandId, GroupId, Incarnation, LogIndex, ReplicaId, SessionId};
-use multicast::{ByGroup, Config, Event, Message, OrderState, Record, Time, Writes};
+use multicast::{Config, Contributions, Event, Message, OrderState, Record, Time, Writes};
 
 use crate::checks::ledger::Ledger;
 use crate::checks::quorum::Seen;
@@ -516,7 +516,7 @@ impl Live {
             let Ok(overlay) = Overlay::new(&self.store) else { continue };
             let Ok(mut namespace) = Namespace::open(group, overlay) else { continue };
             let now = TimeNs(i64::try_from(timestamp.0).unwrap_or(i64::MAX));
-            let outcome: Bytes = namespace.execute(now, &command, &ByGroup::new());
+            let outcome: Bytes = namespace.execute(now, &command, &Contributions::new());
             if let Ok(outcome) = codec::decode_outcome(&outcome) {
                 let dependencies = self.core.ordering().order().depends_on().clone();
                 let position = Position { index: entry.index, dependencies, settled: LogIndex::ZERO };

@@ -134,7 +134,7 @@ impl Load {
             (1..count).map(|at| (self.group + 1 + (first + at - 1) % others) % self.point.groups).collect();
         groups.push(self.group);
         groups.sort_unstable();
-        let destination = |group| Destination { group: GroupId(group), footprint: vec![(key, Mode::Write)] };
+        let destination = |group| Destination { group: GroupId(group), footprint: vec![(key, Mode::Write)].into() };
         commands.push(Arc::new(Command {
             id: CommandId { session: Load::session(self.group), sequence },
             acknowledged_below: self.under_way.first_key_value().map_or(sequence, |(&first, _)| first),

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use metadata::namespace::{Genesis, genesis};
 use metadata::types::TimeNs;
 use metadata::{MemStore, Namespace, codec};
-use multicast::ByGroup;
+use multicast::Contributions;
 use multicast::command::Command;
 use multicast::ids::{CommandId, GroupId, SessionId, VectorClock};
 
@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
     let mut namespace = Namespace::open(GroupId::GLOBAL, store).expect("a new volume opens");
     namespace.session_opened(SessionId(1));
     let part = namespace.contribute(&command);
-    let outcome = namespace.execute(TimeNs(2), &command, &ByGroup::from_iter([(GroupId::GLOBAL, part)]));
+    let outcome = namespace.execute(TimeNs(2), &command, &Contributions::from_iter([(GroupId::GLOBAL, part)]));
     assert!(codec::decode_outcome(&outcome).is_ok());
     assert!(namespace.failure().is_none());
 });

@@ -102,7 +102,7 @@ impl Cluster {
         let command = self.command(session, op);
         self.changes.clear();
         let groups: Vec<GroupId> = command.groups().collect();
-        let mut contributions = multicast::ByGroup::new();
+        let mut contributions = multicast::Contributions::new();
         if command.is_multi_group() {
             for &group in &groups {
                 let before = self.stores[&group].clone();

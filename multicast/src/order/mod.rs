@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::by_command::ByCommand;
 use crate::by_group::ByGroup;
 use crate::command::{Command, Key};
 use crate::ids::{CommandId, GroupId, LogIndex, SessionId, Timestamp, VectorClock};
-use crate::machine::{CONTRIBUTION_BYTES_MAX, Context, Machine};
+use crate::machine::{CONTRIBUTION_BYTES_MAX, Context, Contributions, Machine};
 use crate::membership::Membership;
 use crate::output::{Applied, Change, Elsewhere, Reply};
 use crate::record::{Contribution, Record, Refusal, Rejection};
@@ -58,6 +59,7 @@ pub struct OrderState {
 /// A command of several groups between its `Prepare` and its `Finish` or `Abort`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Prepared {
+    #[serde(deserialize_with = "crate::record::deserialize_shared")]
     pub(crate) command: Arc<Command>,
     /// What the id is bound to: follows from the command, and is asked for more often.
     #[serde(skip)]
@@ -82,7 +84,8 @@ pub(crate) struct Committed {
 pub(crate) struct Settled {
     pub(crate) binding: u64,
     /// All destinations.
-    pub(crate) groups: Vec<GroupId>,
+    #[serde(deserialize_with = "crate::record::deserialize_few")]
+    pub(crate) groups: SmallVec<[GroupId; 4]>,
     pub(crate) verdict: Verdict,
 }
 
@@ -176,7 +179,7 @@ impl OrderState {
         let binding = command.binding();
         let reply = match self.standing(command.id, binding) {
             Standing::New => {
-                let outcome = machine.execute(&self.context_of(timestamp, command), command, &ByGroup::new());
+                let outcome = machine.execute(&self.context_of(timestamp, command), command, &Contributions::new());
                 self.merge_dependencies(&command.clock);
                 self.store_reply(command.id, binding, Ok(outcome.clone()), command.acknowledged_below);
                 let reply = Reply { id: command.id, index: self.applied, result: Ok(outcome), elsewhere: Vec::new() };
@@ -260,7 +263,7 @@ impl OrderState {
             return (Change::Skipped(id), None);
         };
         let (command, binding) = (prepared.command, prepared.binding);
-        let mut values = ByGroup::with_room(foreign.len() + 1);
+        let mut values = Contributions::with_room(foreign.len() + 1);
         values.insert(own, contribution.value.clone());
         self.merge_dependencies(&command.clock);
         let others = || foreign.iter().filter(|(group, _)| *group != own);
@@ -294,7 +297,7 @@ impl OrderState {
         if reason != Refusal::BeyondWindow {
             self.store_reply(id, binding, Err(Rejection { by: self.group, reason }), 0);
         }
-        self.settled.insert(id, Settled { binding, groups: groups.to_vec(), verdict: Verdict::Refused(reason) });
+        self.settled.insert(id, Settled { binding, groups: groups.into(), verdict: Verdict::Refused(reason) });
         self.dirty.insert(RowKey::Settled(id));
         Change::Refused(id)
     }

@@ -93,6 +93,7 @@ const DIRTY_ROOM: usize = 1024;
 struct Meta {
     applied: LogIndex,
     clock: Timestamp,
+    #[serde(deserialize_with = "crate::record::deserialize_shared")]
     depends_on: Arc<VectorClock>,
 }
 

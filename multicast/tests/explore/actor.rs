@@ -10,7 +10,9 @@ use multicast::core::{Durable, SessionChange};
 use multicast::explore::Kept;
 use multicast::ids::{GroupId, LogIndex, ReplicaId, SessionId};
 use multicast::planted::Planted;
-use multicast::{ByGroup, Config, Context, Core, Decline, Event, Machine, Message, OrderState, Output, Time, Writes};
+use multicast::{
+    Config, Context, Contributions, Core, Decline, Event, Machine, Message, OrderState, Output, Time, Writes,
+};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::patterns::{COMMANDS_MAX, SESSION};
@@ -69,7 +71,7 @@ impl Machine for Notes {
         Bytes::copy_from_slice(&[context.group.0 as u8, self.seen(at)])
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes {
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &Contributions) -> Bytes {
         let at = command.payload[0];
         if self.executed & (1 << at) != 0 {
             self.wrong(format!("command {at} executed twice in {}", context.group));

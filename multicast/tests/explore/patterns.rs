@@ -69,7 +69,7 @@ impl Pattern {
         let command = |(at, shape): (usize, &Shape)| {
             let destinations = (0..self.groups).filter(|group| shape.groups & (1 << group) != 0).map(|group| {
                 let footprint = footprints[group as usize][at].clone();
-                Destination { group: GroupId(u16::from(group)), footprint }
+                Destination { group: GroupId(u16::from(group)), footprint: footprint.into() }
             });
             Arc::new(Command {
                 id: CommandId { session: SESSION, sequence: at as u64 + 1 },

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use multicast::command::{Command, Key, Mode};
 use multicast::ids::{CommandId, GroupId, LogIndex, SessionId};
-use multicast::{ByGroup, Context, Machine};
+use multicast::{Context, Contributions, Machine};
 use xxhash_rust::xxh3::xxh3_64;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Machine for TestMachine {
         Bytes::from(self.observed(context, command))
     }
 
-    fn execute(&mut self, context: &Context, command: &Command, contributions: &ByGroup<Bytes>) -> Bytes {
+    fn execute(&mut self, context: &Context, command: &Command, contributions: &Contributions) -> Bytes {
         let seen = self.observed(context, command);
         if let Some(own) = contributions.get(context.group) {
             // Its keys were locked since: nothing that it depends on may have changed.

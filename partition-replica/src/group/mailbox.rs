@@ -508,7 +508,8 @@ mod tests {
                 mailbox.push(Input::Persisted(1));
                 mailbox.push(appended(5));
             };
-            let is_woken = |unhurried, push: &dyn Fn(&Mailbox)| !taken_by(is_task, unhurried, |mailbox| push(mailbox)).1;
+            let is_woken =
+                |unhurried, push: &dyn Fn(&Mailbox)| !taken_by(is_task, unhurried, |mailbox| push(mailbox)).1;
             assert_eq!(taken_by(is_task, UNHURRIED, quiet), (2, true));
             let many = |mailbox: &Mailbox| (0..WAITING_MAX + 1).for_each(|_| mailbox.push(appended(5)));
             assert!(is_woken(UNHURRIED, &many));

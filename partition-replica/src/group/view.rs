@@ -301,7 +301,7 @@ pub(super) mod tests {
     use metadata::outcome::Done;
     use metadata::types::{FileKind, InodeId, NodeRef, TimeNs};
     use metadata::{Namespace, Overlay, WriteSet};
-    use multicast::ByGroup;
+    use multicast::Contributions;
     use multicast::command::Command;
     use multicast::ids::{CommandId, LogIndex, VectorClock};
 
@@ -511,7 +511,7 @@ pub(super) mod tests {
         };
         namespace.session_opened(SessionId(1));
         namespace.session_opened(SessionId(2));
-        let outcome = namespace.execute(TimeNs(2), &command, &ByGroup::new());
+        let outcome = namespace.execute(TimeNs(2), &command, &Contributions::new());
         let writes = namespace.into_store().into_writes();
         view.state.write(writes, &[], view.front().applied).unwrap();
         metadata::codec::decode_outcome(&outcome).unwrap().unwrap()
@@ -564,7 +564,7 @@ pub(super) mod tests {
             payload: metadata::codec::encode_op(&op),
         };
         let mut namespace = Namespace::open(GROUP, Overlay::new(&view.state).unwrap()).unwrap();
-        let outcome = namespace.execute(TimeNs(2), &command, &ByGroup::new());
+        let outcome = namespace.execute(TimeNs(2), &command, &Contributions::new());
         let Ok(Ok(Done::Node { attr, .. })) = metadata::codec::decode_outcome(&outcome) else { panic!("not created") };
         view.state.write(namespace.into_store().into_writes(), &[], LogIndex(4)).unwrap();
         advance(view, 5, &[(metadata::footprint::key_inode(attr.ino), 5)], &[]);

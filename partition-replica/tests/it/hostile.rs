@@ -54,22 +54,22 @@ fn commands_that_make_no_sense_change_nothing() {
     let mut client = Client::open(&cluster, 1);
     let destinations = [
         vec![],
-        vec![Destination { group: GroupId(0), footprint: vec![] }],
+        vec![Destination { group: GroupId(0), footprint: vec![].into() }],
         vec![
-            Destination { group: GroupId(0), footprint: vec![] },
-            Destination { group: GroupId(0), footprint: vec![] },
+            Destination { group: GroupId(0), footprint: vec![].into() },
+            Destination { group: GroupId(0), footprint: vec![].into() },
         ],
         vec![
-            Destination { group: GroupId(1), footprint: vec![] },
-            Destination { group: GroupId(0), footprint: vec![] },
+            Destination { group: GroupId(1), footprint: vec![].into() },
+            Destination { group: GroupId(0), footprint: vec![].into() },
         ],
         vec![
-            Destination { group: GroupId(0), footprint: vec![] },
-            Destination { group: GroupId(999), footprint: vec![] },
+            Destination { group: GroupId(0), footprint: vec![].into() },
+            Destination { group: GroupId(999), footprint: vec![].into() },
         ],
         vec![
-            Destination { group: GroupId(0), footprint: vec![] },
-            Destination { group: GroupId(3), footprint: vec![] },
+            Destination { group: GroupId(0), footprint: vec![].into() },
+            Destination { group: GroupId(3), footprint: vec![].into() },
         ],
     ];
     let before = client.lookup(&cluster, 1, ROOT, "x");

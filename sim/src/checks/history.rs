@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
 use metadata::outcome::{Done, Outcome};
-use multicast::command::{Key, Mode};
+use multicast::command::{Footprint, Key, Mode};
 use multicast::ids::{CommandId, GroupId};
 
 use super::ledger::{Execution, Ledger, Seen};
@@ -172,7 +172,7 @@ struct Touched {
 
 /// The footprint that the command should have had in the group where it was executed.
 #[must_use]
-pub fn footprint(execution: &Execution) -> Vec<(Key, Mode)> {
+pub fn footprint(execution: &Execution) -> Footprint {
     let destinations = execution.op.destinations();
     let own = destinations.into_iter().find(|destination| destination.group == execution.group);
     own.map(|destination| destination.footprint).unwrap_or_default()

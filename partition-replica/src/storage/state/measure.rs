@@ -48,7 +48,7 @@ fn measure_memory_of_many_inodes() {
                 destinations: op.destinations(),
                 payload: codec::encode_op(&op),
             };
-            let outcome = namespace.execute(TimeNs(5), &command, &multicast::ByGroup::new());
+            let outcome = namespace.execute(TimeNs(5), &command, &multicast::Contributions::new());
             assert!(codec::decode_outcome(&outcome).unwrap().is_ok());
         }
         state.write(namespace.into_store().into_writes(), &[], LogIndex(batch as u64 + 1)).unwrap();
@@ -110,7 +110,7 @@ fn measure_execution_of_creates() {
                     destinations: op.destinations(),
                     payload: codec::encode_op(&op),
                 };
-                let outcome = namespace.execute(TimeNs(5), &command, &multicast::ByGroup::new());
+                let outcome = namespace.execute(TimeNs(5), &command, &multicast::Contributions::new());
                 assert!(codec::decode_outcome(&outcome).unwrap().is_ok());
             }
             let writes = namespace.into_store().into_writes();
