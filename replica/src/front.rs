@@ -49,6 +49,7 @@ pub struct PendingRead<T> {
 
 /// What becomes of a read that was tried.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "an answer leaves at once, and there is one for nearly every question")]
 pub enum Verdict {
     /// The state must move on first.
     Wait,
