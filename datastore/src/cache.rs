@@ -84,7 +84,18 @@ pub struct Cache {
 struct Shared {
     config: CacheConfig,
     index: Mutex<Index>,
-    _lock: File,
+    _lock: Locked,
+}
+
+/// The folder is this process's as long as this lives.
+#[derive(Debug)]
+struct Locked(File);
+
+impl Drop for Locked {
+    /// Not left to closing the file: a child that this process has forked and that has not begun its program yet has it open, too.
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 #[derive(Debug)]
@@ -141,7 +152,7 @@ impl Cache {
             }
             index.make_room(&config, 0, &mut victims);
         }
-        let cache = Cache { shared: Arc::new(Shared { config, index: Mutex::new(index), _lock: lock }) };
+        let cache = Cache { shared: Arc::new(Shared { config, index: Mutex::new(index), _lock: Locked(lock) }) };
         cache.unlink(&victims);
         Ok(cache)
     }

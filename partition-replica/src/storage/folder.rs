@@ -93,10 +93,7 @@ pub struct DataFolder {
 
 /// A data directory that no other process uses as long as this lives.
 #[derive(Debug)]
-pub struct FolderLock {
-    /// The lock goes with it.
-    _file: File,
-}
+pub struct FolderLock(File);
 
 impl FolderLock {
     /// Locks the directory, which must exist, or says that another process has it.
@@ -105,10 +102,17 @@ impl FolderLock {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(Error::file(&lock_path))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(FolderLock { _file: lock }),
+            Ok(()) => Ok(FolderLock(lock)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path: path.into() }),
             Err(error) => Err(Error::File { path: lock_path, source: error.into() }),
         }
+    }
+}
+
+impl Drop for FolderLock {
+    /// Not left to closing the file: a child that this process has forked and that has not begun its program yet has it open, too.
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
