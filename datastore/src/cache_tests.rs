@@ -122,6 +122,16 @@ fn cache_folder_in_use_is_a_clear_error() {
 }
 
 #[test]
+fn cache_folder_is_free_once_closed_though_a_forked_child_has_its_lock_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(config(folder.path())).unwrap();
+    // As a child has it until it begins its program.
+    let _inherited = cache.shared._lock.0.try_clone().unwrap();
+    drop(cache);
+    Cache::open(config(folder.path())).unwrap();
+}
+
+#[test]
 fn cache_used_by_many_threads_stays_whole() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open(CacheConfig { bytes_max: 50_000, ..config(folder.path()) }).unwrap();

@@ -106,8 +106,8 @@ impl fmt::Display for CommandId {
     }
 }
 
-/// What a vector clock says of each group. Few clusters have clocks of more groups than fit in, and clocks are copied, sent
-/// and dropped with each command.
+/// What a vector clock says of each group. That of a command knows few groups as a rule, and is copied, sent and dropped with
+/// it; one of more than fit in has memory of its own.
 type Components<V> = ByGroup<V, 3>;
 
 /// "Has seen": group → log index. A missing group stands for index zero.

@@ -1,8 +1,9 @@
 //! A replica that orders, logs and tells, and executes nothing: the node's log, links and mailbox around the bare ordering
 //! core. For measuring what multicast costs by itself; a node is [`crate::Node`].
 //!
-//! The core runs on the network's thread: it is quick, and the only one of its process. A node's replicas have threads of
-//! their own, as they work on a store, too, and must not keep each other or the network waiting.
+//! The core runs on the network's thread: it is quick, and the only one of its process. A follower flushes there, too, and takes
+//! nothing in meanwhile. A node's replicas have threads of their own, as they work on a store, too, and must not keep each other
+//! or the network waiting.
 
 use std::io;
 use std::sync::Arc;
@@ -234,7 +235,8 @@ impl Bare<'_> {
         Ok(any)
     }
 
-    /// As a node does it: a follower writes in this thread, as it has nothing better to do. A primary has while the disk flushes.
+    /// As a node does it: a follower writes in its own thread, which saves changes of threads. A primary has better to do while the disk
+    /// flushes.
     fn persist(&mut self, token: u64, records: Vec<WalRecord>) {
         let waits = self.config.flush && self.core.primary() == Some(self.config.node.number);
         if !waits && self.wal.write_here(&records) {

@@ -230,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn folder_is_free_once_closed_though_a_forked_child_has_its_lock_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(folder.path()).unwrap();
+        // As a child has it until it begins its program.
+        let _inherited = lock.0.try_clone().unwrap();
+        assert!(FolderLock::take(folder.path()).is_err());
+        drop(lock);
+        FolderLock::take(folder.path()).unwrap();
+    }
+
+    #[test]
     fn folder_in_use_or_of_another_node_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let open = |cluster, authority, node| {
